@@ -1,0 +1,132 @@
+"""Every field of a config, once, and the recipes that set them.
+
+A config file names a network; after a colon comes the recipe (`paper` where there is
+none), and any field can be changed behind that:
+
+    python -m resnet_jax.main --config=configs/v1_20.py:keras --config.epochs=10
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from resnet_jax import UserError
+
+
+def get_config(recipe: str, version: int, depth: int, scan: bool = False) -> ConfigDict:
+    """A network's config under a recipe: 'paper', 'keras' or 'smoke'."""
+    recipes = {"paper": paper, "keras": keras, "smoke": smoke}
+    if recipe not in recipes:
+        close = difflib.get_close_matches(recipe, recipes, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(
+            f"recipe {recipe!r} (after the colon in --config) is not known: {hint}"
+            f"choose one of {', '.join(recipes)}"
+        )
+    config = default()
+    config.model.update(version=version, depth=depth, scan=scan)
+    recipes[recipe](config)
+    return config
+
+
+def default() -> ConfigDict:
+    """All fields. What a comment calls 'off' costs nothing at run time."""
+    config = ConfigDict()
+    config.seed = 0
+    config.epochs = 164
+    config.steps = 0  # 0: `epochs` decides; positive: this many updates instead
+    config.batch_size = 128  # over all devices
+    config.steps_per_call = (
+        0  # updates in one call to the device; 0: 10 on CPU, else 100
+    )
+    config.eval_every = 1  # epochs; the last one is always evaluated
+    config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': on each device
+    config.label_smoothing = 0.0
+
+    config.model = ConfigDict()
+    config.model.version = 1
+    config.model.depth = 20
+    config.model.variant = "paper"  # 'keras': the network of the Keras example
+    config.model.block = ""  # '': the version's own; else 'basic', 'bottleneck'
+    config.model.activation = ""  # '': the version's own; else 'post', 'pre'
+    config.model.shortcut = ""  # '': the version's own; 'A': zero-padded, 'B': 1x1
+    config.model.residual = True  # False: the plain network, without shortcuts
+    config.model.width = 16
+    config.model.dtype = "float32"  # of the computation; 'bfloat16' on GPU and TPU
+    config.model.scan = False  # loop over equal blocks: compiles fast at any depth
+    config.model.remat = False  # less memory for a third more time
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "cifar10"
+    config.dataset.data_dir = ""  # '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.dataset.mirror = ""  # base URL of the archive; '': the official host
+    config.dataset.image_size = 0  # pixels to resize to; 0: as stored
+    config.dataset.train_split = "train"
+    config.dataset.validation_split = ""  # for choosing, as 'train[45000:]'
+    config.dataset.eval_split = "test"  # reported at the end
+
+    config.augment = ConfigDict()
+    config.augment.normalization = (
+        "pixel_mean"  # or 'mean', 'mean_std': of the channels
+    )
+    config.augment.crop = 0.125  # padding on each side by image size (4 of 32); 0: off
+    config.augment.shift = 0.0  # Keras's shift, by image size; 0: off
+    config.augment.flip = True  # left to right, half of the images
+
+    config.optimizer = ConfigDict()
+    # sgd adam adamw rmsprop adagrad adadelta lars lion
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9  # of sgd, lars and rmsprop
+    config.optimizer.nesterov = False
+    config.optimizer.epsilon = 1e-8  # of adam, adamw and rmsprop
+    config.optimizer.weight_decay = 1e-4  # the gradient is weight_decay * parameter
+    config.optimizer.decay = "coupled"  # before the optimizer, or 'decoupled' from it
+    config.optimizer.decay_on = "all"  # or 'kernels', or 'convolutions' alone
+    config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: off
+    config.optimizer.accumulate = 1  # gradients of this many parts of a batch are added
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "step"  # or 'cosine', 'onecycle', 'constant'
+    config.schedule.boundaries = (0.5, 0.75)  # of 'step', as fractions of the run
+    config.schedule.factors = (0.1, 0.01)  # of the learning rate behind each boundary
+    config.schedule.warmup_epochs = 0.0
+    config.schedule.warmup = "linear"  # from the factor up, or 'constant' at the factor
+    config.schedule.warmup_factor = 0.1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 10  # epochs; the end of the run is always saved
+    config.checkpoint.keep = 2  # newest ones; the best by validation is kept besides
+    return config
+
+
+def paper(config: ConfigDict) -> None:
+    """He et al. 2015, section 4.2, and 2016, appendix: 64,000 updates on CIFAR."""
+    if config.model.depth >= 110:
+        # "We use 0.01 to warm up the training ... (about 400 iterations)".
+        config.schedule.warmup_epochs = 400 * 128 / 50000
+        config.schedule.warmup = "constant"
+
+
+def keras(config: ConfigDict) -> None:
+    """The Keras example cifar10_resnet.py, its network included."""
+    config.epochs = 200
+    config.batch_size = 32
+    config.model.variant = "keras"
+    config.augment.update(crop=0.0, shift=0.1)
+    config.optimizer.update(name="adam", learning_rate=1e-3, epsilon=1e-7)
+    # l2(1e-4) adds 1e-4 * w^2 to the loss: its gradient is 2e-4 * w.
+    config.optimizer.update(weight_decay=2e-4, decay_on="convolutions")
+    # The example compares `epoch > 80` and so on, counting from 0.
+    config.schedule.boundaries = (81 / 200, 121 / 200, 161 / 200, 181 / 200)
+    config.schedule.factors = (0.1, 0.01, 0.001, 0.0005)
+
+
+def smoke(config: ConfigDict) -> None:
+    """A minute on a laptop: real digits, 8x8 pixels, no download."""
+    config.dataset.name = "digits"
+    config.batch_size = 64
+    config.epochs = max(1, 20 * 56 // max(config.model.depth, 56))
+    config.augment.update(normalization="mean_std", flip=False)
+    config.optimizer.nesterov = True
+    config.schedule.update(name="cosine", warmup_epochs=config.epochs / 20)

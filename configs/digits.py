@@ -1,0 +1,14 @@
+"""Version 2, depth 56, on scikit-learn's 1,797 real digits: nothing to download.
+
+    python -m resnet_jax.main --config=configs/digits.py
+
+590,186 parameters.
+"""
+
+from configs import common
+
+
+def get_config(recipe="smoke"):
+    config = common.get_config(recipe, version=2, depth=56)
+    config.dataset.name = "digits"
+    return config

@@ -1,0 +1,18 @@
+"""ResNet version 2, depth 1001: pre-activation bottleneck blocks.
+
+    python -m resnet_jax.main --config=configs/v2_1001.py
+
+10,327,706 parameters (10 classes).
+
+The equal blocks of a stage run in a loop (`model.scan`), so that it compiles in
+seconds. `--config.model.remat=true` makes it fit a small device.
+
+Published CIFAR-10 test accuracy, by recipe:
+    paper: 95.08% (He et al. 2016, table 4)
+"""
+
+from configs import common
+
+
+def get_config(recipe="paper"):
+    return common.get_config(recipe, version=2, depth=1001, scan=True)

@@ -1,0 +1,130 @@
+"""Checks a config, field by field, and builds the network that it describes."""
+
+from ml_collections import ConfigDict
+
+from resnet_jax import UserError, data, models, optimizers
+
+_CHOICES = {
+    "parallel": ("jit", "pmap"),
+    "model.version": (1, 2),
+    "model.variant": ("paper", "keras"),
+    "model.block": ("", "basic", "bottleneck"),
+    "model.activation": ("", "post", "pre"),
+    "model.shortcut": ("", "A", "B"),
+    "model.dtype": ("float32", "bfloat16"),
+    "augment.normalization": ("mean", "mean_std", "pixel_mean"),
+    "optimizer.name": tuple(optimizers.OPTIMIZERS),
+    "optimizer.decay": ("coupled", "decoupled"),
+    "optimizer.decay_on": ("all", "kernels", "convolutions"),
+    "schedule.name": ("step", "cosine", "onecycle", "constant"),
+    "schedule.warmup": ("linear", "constant"),
+}
+# Field: (smallest value, largest value, whether the smallest itself is allowed).
+_RANGES = {
+    "seed": (0, 2**32 - 1, True),
+    "epochs": (1, 10**6, True),
+    "steps": (0, 10**9, True),
+    "batch_size": (1, 10**6, True),
+    "steps_per_call": (0, 10**6, True),
+    "eval_every": (1, 10**6, True),
+    "label_smoothing": (0, 0.999, True),
+    "model.width": (1, 4096, True),
+    "dataset.image_size": (0, 4096, True),
+    "augment.crop": (0, 1, True),
+    "augment.shift": (0, 1, True),
+    "optimizer.learning_rate": (0, 1e6, False),
+    "optimizer.momentum": (0, 1, True),
+    "optimizer.epsilon": (0, 1, False),
+    "optimizer.weight_decay": (0, 1, True),
+    "optimizer.clip_norm": (0, 1e6, True),
+    "optimizer.accumulate": (1, 10**6, True),
+    "schedule.warmup_epochs": (0, 10**6, True),
+    "schedule.warmup_factor": (0, 1, True),
+    "checkpoint.every": (1, 10**6, True),
+    "checkpoint.keep": (1, 10**6, True),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field before any device or file is touched.
+
+    Raises:
+      UserError: a sentence that names the field, its value and what would do.
+    """
+    for field, choices in _CHOICES.items():
+        value = get(config, field)
+        if value not in choices:
+            shown = ", ".join(repr(choice) for choice in choices if choice != "")
+            _refuse(field, value, f"choose one of {shown}")
+    for field, (low, high, inclusive) in _RANGES.items():
+        value = get(config, field)
+        if not (low <= value <= high) or (value == low and not inclusive):
+            bound = "at least" if inclusive else "more than"
+            _refuse(field, value, f"give {bound} {low} and at most {high}")
+    model = config.model
+    try:
+        build_network(config, num_classes=10)
+    except ValueError as error:
+        name = "depth" if "depth" in str(error) else "variant"
+        _refuse(f"model.{name}", model[name], str(error))
+    if config.augment.crop and config.augment.shift:
+        _refuse("augment.shift", config.augment.shift, "set it or augment.crop to 0")
+    if config.batch_size % config.optimizer.accumulate:
+        _refuse(
+            "optimizer.accumulate",
+            config.optimizer.accumulate,
+            f"choose a divisor of batch_size ({config.batch_size})",
+        )
+    _validate_schedule(config.schedule)
+    data.check(config.dataset)
+
+
+def _validate_schedule(schedule: ConfigDict) -> None:
+    if schedule.name == "onecycle" and schedule.warmup_epochs:
+        _refuse(
+            "schedule.warmup_epochs",
+            schedule.warmup_epochs,
+            "set it to 0, since 'onecycle' has a warm-up of its own",
+        )
+    fractions = tuple(schedule.boundaries)
+    if not all(0 < fraction < 1 for fraction in fractions):
+        _refuse("schedule.boundaries", fractions, "give fractions between 0 and 1")
+    if list(fractions) != sorted(set(fractions)):
+        _refuse("schedule.boundaries", fractions, "give them in rising order")
+    factors = tuple(schedule.factors)
+    if len(factors) != len(fractions) or any(factor < 0 for factor in factors):
+        _refuse(
+            "schedule.factors",
+            factors,
+            f"give one number from 0 up for each of the {len(fractions)} boundaries",
+        )
+
+
+def _refuse(field: str, value, fix: str) -> None:
+    raise UserError(f"config.{field}={value!r}: {fix}")
+
+
+def get(config: ConfigDict, field: str):
+    """The value of a dotted field, as `optimizer.learning_rate`."""
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:
+    """The network that `config.model` describes."""
+    model = config.model
+    return models.resnet(
+        model.version,
+        model.depth,
+        num_classes,
+        variant=model.variant,
+        shortcut=model.shortcut or None,
+        residual=model.residual,
+        activation=model.activation or None,
+        block=model.block or None,
+        width=model.width,
+        dtype=model.dtype,
+        scan=model.scan,
+        remat=model.remat,
+    )

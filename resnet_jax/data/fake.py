@@ -1,0 +1,28 @@
+"""Random pixels and labels in the shape of CIFAR-10, to measure speed with."""
+
+import numpy as np
+
+from resnet_jax.data.source import Source
+
+SIZES = {"train": 50_000, "test": 10_000}
+
+
+def source() -> Source:
+    """Random uint8 images `[32, 32, 3]` with random labels of 10 classes.
+
+    There is nothing to learn in them: for speed tests only. An example depends on its
+    split alone, so a small slice costs little and is the same in every run.
+    """
+
+    def examples(split, indices):
+        rng = np.random.default_rng(list(SIZES).index(split))
+        labels = rng.integers(10, size=SIZES[split])
+        images = rng.integers(256, size=(indices.stop, 32, 32, 3), dtype=np.uint8)
+        return zip(images[indices.start :], labels[indices], strict=True)
+
+    return Source(
+        name="fake (random pixels, for speed only)",
+        class_names=tuple(str(label) for label in range(10)),
+        sizes=SIZES,
+        examples=examples,
+    )

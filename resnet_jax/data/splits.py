@@ -1,0 +1,124 @@
+"""TFDS's split syntax: `train`, `train[:45000]`, `train[-10%:]`, `train+test`.
+
+The rules are those of TFDS (https://www.tensorflow.org/datasets/splits), without
+shards, and hold for every source, so that `digits` needs no TFDS.
+"""
+
+import difflib
+import re
+
+from resnet_jax import UserError
+
+_BOUND = r"-?\d+(?:_\d+)*%?"
+_PART = re.compile(rf"([\w-]+)(?:\[({_BOUND})?:({_BOUND})?\])?")
+
+
+def parse(spec: str, field: str) -> list[tuple[str, str, str]]:
+    """Reads a split, for example 'train[:45000]' or 'train+test'.
+
+    Args:
+      spec: The split as the user wrote it.
+      field: The config field it comes from, for the error.
+
+    Returns:
+      A (name, start, stop) for each term, the bounds as written, '' where left out.
+
+    Raises:
+      UserError: The syntax is wrong.
+    """
+    parts = []
+    for term in spec.split("+"):
+        match = _PART.fullmatch(term.strip())
+        name, start, stop = match.groups("") if match else ("", "", "")
+        # TFDS takes a plain bound beside a percentage for one, which no one expects.
+        mixed = start and stop and start.endswith("%") != stop.endswith("%")
+        if not match or mixed:
+            raise UserError(
+                f"{field}={spec!r} is not a split: write for example train, "
+                "train[:45000], train[80%:90%] or train+test."
+            )
+        parts.append((name, start, stop))
+    return parts
+
+
+def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, range]]:
+    """Says which examples of which splits a split means.
+
+    Args:
+      spec: The split as the user wrote it.
+      field: The config field it comes from, for the errors.
+      sizes: The number of examples in each split of the source.
+
+    Returns:
+      (split, indices) for each term.
+
+    Raises:
+      UserError: The syntax is wrong, there is no such split, a bound lies beyond its
+        end, or nothing is left.
+    """
+    selections = []
+    for name, start, stop in parse(spec, field):
+        if name not in sizes:
+            near = difflib.get_close_matches(name, sizes, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"{field}={spec!r}: there is no split {name!r}.{hint} "
+                f"The splits are {', '.join(sizes)}."
+            )
+        size = sizes[name]
+        try:
+            indices = range(_index(start or "0", size), _index(stop or "100%", size))
+        except IndexError as error:
+            raise UserError(
+                f"{field}={spec!r}: {error} is beyond the {size} examples of {name!r}."
+            ) from None
+        if not indices:
+            raise UserError(f"{field}={spec!r}: {name}[{start}:{stop}] is empty.")
+        selections.append((name, indices))
+    return selections
+
+
+def _index(bound: str, size: int) -> int:
+    """The index that a bound means; percents round to the nearest, as in TFDS."""
+    number = int(bound.rstrip("%"))
+    limit = 100 if bound.endswith("%") else size
+    if abs(number) > limit:
+        raise IndexError(bound)
+    index = round(number * size / 100) if bound.endswith("%") else number
+    return index + size if number < 0 else index
+
+
+def check_disjoint(
+    train: list[tuple[str, range]],
+    validation: list[tuple[str, range]],
+    sizes: dict[str, int],
+) -> None:
+    """Sees that no example is both trained on and used for choosing.
+
+    Args:
+      train: What `select` made of `train_split`.
+      validation: And of `validation_split`.
+      sizes: The number of examples in each split of the source.
+
+    Raises:
+      UserError: Some are; the sentence says what to give instead.
+    """
+    for name, held_out in validation:
+        for other, indices in train:
+            first = max(held_out.start, indices.start)
+            last = min(held_out.stop, indices.stop)
+            if name != other or first >= last:
+                continue
+            rest = [f"{name}[:{held_out.start}]"] if held_out.start else []
+            if held_out.stop < sizes[name]:
+                rest.append(f"{name}[{held_out.stop}:]")
+            fix = (
+                f"dataset.train_split={'+'.join(rest)}"
+                if rest
+                else f"dataset.train_split={name}[:90%] and "
+                f"dataset.validation_split={name}[90%:]"
+            )
+            raise UserError(
+                "dataset.train_split and dataset.validation_split share "
+                f"{last - first} examples of {name!r}: give for example {fix}."
+            )

@@ -1,0 +1,194 @@
+"""TFDS sets, read from their prepared array_record files without TensorFlow.
+
+TFDS is imported inside the functions that need it, because `digits` and `fake` do not.
+"""
+
+import difflib
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from resnet_jax import UserError
+from resnet_jax.data import prepare
+from resnet_jax.data.source import Source
+
+CHUNK = 1000  # examples read at once: one by one takes twice as long
+_NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def source(name: str, data_dir: str, mirror: str) -> Source:
+    """Opens a TFDS image-classification set, and prepares it first if need be.
+
+    Args:
+      name: TFDS's name for it: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
+      data_dir: As in `data_directory`.
+      mirror: As in `prepare.prepare`.
+
+    Raises:
+      UserError: There is no such set, it is damaged or not for image classification,
+        or it cannot be read or prepared without TensorFlow.
+    """
+    directory = locate(name, data_dir)
+    if not directory:
+        directory = prepare.prepare(name, data_directory(data_dir), mirror)
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    logging.getLogger("absl").addFilter(_is_news)
+    try:
+        builder = tfds.builder_from_directory(directory, file_format="array_record")
+    except Exception as error:  # Whatever TFDS's readers of JSON and protobuf raise.
+        raise _damaged(directory, f"TFDS cannot read it: {error}") from None
+    features, splits = dict(builder.info.features.items()), builder.info.splits
+    image, label = features.get("image"), features.get("label")
+    if not (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and isinstance(label, tfds.features.ClassLabel)
+    ):
+        raise UserError(
+            f"dataset.name={name} has no 8-bit 'image' with one class as 'label' (but "
+            f"{', '.join(sorted(features))}): choose an image-classification set."
+        )
+    for split in splits.values():
+        for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+            found = ArrayRecordReader(str(path)).num_records()
+            if found != length:
+                raise _damaged(
+                    directory, f"{path.name} holds {found} examples, not {length}"
+                )
+
+    def examples(split, indices):
+        data = builder.as_data_source(split)
+        for start in range(0, len(indices), CHUNK):
+            try:
+                chunk = data.__getitems__(indices[start : start + CHUNK])
+            except RuntimeError as error:  # array_record found a wrong checksum.
+                raise _damaged(directory, str(error)) from None
+            for example in chunk:
+                yield example["image"], example["label"]
+
+    return Source(
+        name=name,
+        class_names=tuple(label.names),
+        sizes={split.name: split.num_examples for split in splits.values()},
+        examples=examples,
+    )
+
+
+def data_directory(data_dir: str) -> Path:
+    """The directory of prepared sets: as given, $TFDS_DATA_DIR or TFDS's default.
+
+    Raises:
+      UserError: It is given and not there.
+    """
+    given, origin = data_dir, "dataset.data_dir"
+    if not given:
+        given, origin = os.environ.get("TFDS_DATA_DIR", ""), "TFDS_DATA_DIR"
+    if not given:
+        return Path("~/tensorflow_datasets").expanduser()
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"{origin}={given} is not a directory on this machine: create it "
+            "(mkdir -p), or leave it out to use ~/tensorflow_datasets."
+        )
+    return path
+
+
+def locate(name: str, data_dir: str) -> Path | None:
+    """Where a set lies prepared; None if it is not but `prepare` can do it.
+
+    Args:
+      name: As in `source`.
+      data_dir: As in `data_directory`.
+
+    Raises:
+      UserError: There is no such set, what is there cannot be read, or nothing is there
+        and preparing it takes TensorFlow.
+    """
+    root = data_directory(data_dir)
+    match = _NAME.fullmatch(name)
+    if match:
+        base, config, version = match.groups()
+        folder = root / base / (config or "")
+        versions = _versions(folder)
+        if version:
+            versions = [path for path in versions if path.name == version]
+        if versions:
+            _check_readable(versions[-1], base)
+            return versions[-1]
+        configs = [
+            f"{base}/{path.name}" for path in folder.glob("*") if _versions(path)
+        ]
+        if configs:
+            raise UserError(
+                f"dataset.name={name} comes in several kinds: choose one of "
+                f"{', '.join(sorted(configs))}."
+            )
+    if name in prepare.NAMES:
+        return None
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if match and base in known:
+        raise UserError(
+            f"dataset.name={name} is not prepared in {root}, and preparing it takes "
+            f"TensorFlow: {_elsewhere(base)}."
+        )
+    near = difflib.get_close_matches(
+        name, [*prepare.NAMES, "digits", "fake", *known], 1
+    )
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(
+        f"dataset.name={name} is not known, nor prepared in {root}.{hint} Without "
+        f"TensorFlow there are {', '.join(prepare.NAMES)}, digits and fake."
+    )
+
+
+def _versions(folder: Path) -> list[Path]:
+    """The directories of prepared versions, the newest last."""
+    paths = [path for path in folder.glob("*") if _VERSION.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: [int(n) for n in path.name.split(".")])
+
+
+def _check_readable(directory: Path, base: str) -> None:
+    """Sees that the set was written to its end, and in a format that we can read."""
+    for file in ("dataset_info.json", "features.json"):
+        if not (directory / file).is_file():
+            raise _damaged(directory, f"there is no {file}")
+    try:
+        info = json.loads((directory / "dataset_info.json").read_text())
+    except ValueError as error:
+        raise _damaged(directory, f"dataset_info.json: {error}") from None
+    # TFDS did not write the format down when there was only this one.
+    formats = [info.get("fileFormat", "tfrecord")]
+    formats += info.get("alternativeFileFormats", [])
+    if "array_record" not in formats:
+        raise UserError(
+            f"{directory} is in {formats[0]} format, which cannot be read without "
+            f"TensorFlow: {_elsewhere(base)}."
+        )
+
+
+def _elsewhere(base: str) -> str:
+    return (
+        f"run `tfds build {base} --file_format=array_record --data_dir=DIR` once where "
+        "TensorFlow is installed, and give --config.dataset.data_dir=DIR"
+    )
+
+
+def _damaged(directory: Path, what: str) -> UserError:
+    return UserError(
+        f"{directory} is damaged or half-written ({what}): delete it and run again."
+    )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leaves out TFDS's advice to install OpenCV, given at the first image."""
+    return "OpenCV is not installed" not in str(record.msg)

@@ -1,0 +1,151 @@
+"""Exact evaluation: every example counts once, whatever the batch size and devices.
+
+python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from resnet_jax import UserError, command_line, data, models, workdir
+from resnet_jax import parallel as parallel_lib
+from resnet_jax.augment import normalize, statistics
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import build_network
+from resnet_jax.parallel import Parallel
+
+
+class Evaluator:
+    """Evaluates a network on one split, which it keeps on the devices."""
+
+    def __init__(
+        self,
+        net: models.ResNet,
+        split: data.Split,
+        normalization: tuple[np.ndarray, np.ndarray],
+        batch_size: int,
+        parallel: Parallel,
+    ):
+        self._parallel = parallel
+        self._examples = len(split.labels)
+        self._batches = -(-self._examples // batch_size)
+        self._class_sizes = np.bincount(split.labels, minlength=net.num_classes)
+        self._split = parallel.replicate(split)
+        self._positions = parallel.shard(np.arange(batch_size, dtype=np.int32))
+        self._call = None
+
+        def evaluate_call(variables, split: data.Split, positions):
+            def add(number, sums):
+                place = number * batch_size + positions
+                # The last batch is filled up with examples that do not count.
+                counts = place < self._examples
+                place = jnp.minimum(place, self._examples - 1)
+                labels = split.labels[place]
+                images = normalize(split.images[place], *normalization)
+                logits = net.apply(variables, images, train=False)
+                loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                score = jnp.take_along_axis(logits, labels[:, None], axis=1)
+                correct = counts & (logits.argmax(-1) == labels)
+                top5 = counts & ((logits > score).sum(-1) < 5)
+                batch = {
+                    "loss": jnp.where(counts, loss, 0).sum(),
+                    "top5": top5.sum(),
+                    "correct": jnp.zeros(net.num_classes, jnp.int32)
+                    .at[labels]
+                    .add(correct.astype(jnp.int32)),
+                }
+                return jax.tree.map(jnp.add, sums, batch)
+
+            zeros = {
+                "loss": jnp.float32(0),
+                "top5": jnp.int32(0),
+                "correct": jnp.zeros(net.num_classes, jnp.int32),
+            }
+            sums = jax.lax.fori_loop(0, self._batches, add, zeros)
+            return jax.lax.psum(sums, axis) if (axis := parallel.axis_name) else sums
+
+        self._function = evaluate_call
+
+    def compile(self, variables) -> None:
+        """Compiles for variables like these, placed by `Parallel.replicate`."""
+        self._call = self._parallel.compile(
+            self._function, variables, self._split, self._positions, sharded=(2,)
+        )
+
+    def __call__(self, variables) -> dict:
+        """Returns accuracy, loss, the number of examples, and each class's accuracy.
+
+        With more than ten classes, the accuracy of the five highest logits too.
+        """
+        sums = self._parallel.fetch(self._call(variables, self._split, self._positions))
+        correct = sums["correct"]
+        metrics = {
+            "accuracy": int(correct.sum()) / self._examples,
+            "loss": float(sums["loss"]) / self._examples,
+            "examples": self._examples,
+            "class_accuracy": correct / np.maximum(self._class_sizes, 1),
+        }
+        if len(correct) > 10:
+            metrics["top5_accuracy"] = int(sums["top5"]) / self._examples
+        return metrics
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates a run's network on the split that its config reports, and prints it."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "Directory of a run.", flag_values=values)
+        flags.DEFINE_enum(
+            "checkpoint",
+            "latest",
+            ["latest", "best"],
+            "The newest checkpoint, or the best by validation.",
+            flag_values=values,
+        )
+
+    values = command_line.parse(argv, __doc__, define)
+    if not values.workdir:
+        raise UserError("--workdir is missing: give the directory of a run")
+    directory = Path(values.workdir)
+    config = workdir.read_config(directory)
+    parallel_lib.split_cpu(config.batch_size)
+    parallel_lib.use_compilation_cache()
+    checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
+    best = values.checkpoint == "best"
+    step = checkpoints.best_step if best else checkpoints.latest_step
+    if step is None:
+        reason = "the run had no validation split" if best else "it has saved none yet"
+        raise UserError(
+            f"--workdir={directory} has no {values.checkpoint} checkpoint: {reason}"
+        )
+    dataset = data.load(config.dataset)
+    net = build_network(config, dataset.num_classes)
+    like = models.unstack(models.variable_shapes(net, dataset.image_shape))
+    trees, _ = checkpoints.restore(step, {"variables": like})
+    checkpoints.close()
+
+    parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
+    normalization = statistics(config.augment.normalization, dataset.train.images)
+    variables = trees["variables"]
+    variables = parallel.replicate(models.stack(variables) if net.scan else variables)
+    evaluator = Evaluator(net, dataset.eval, normalization, config.batch_size, parallel)
+    evaluator.compile(variables)
+    metrics = evaluator(variables)
+    print(f"{directory} at step {step:,}, {dataset.name} {config.dataset.eval_split}")
+    width = max(map(len, ("top-5 accuracy", *dataset.class_names)))
+    rows = [("examples", f"{metrics['examples']:,}")]
+    rows += [("loss", f"{metrics['loss']:.4f}")]
+    rows += [("accuracy", f"{metrics['accuracy']:.2%}")]
+    if "top5_accuracy" in metrics:
+        rows += [("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")]
+    accuracies = zip(dataset.class_names, metrics["class_accuracy"], strict=True)
+    rows += [(name, f"{accuracy:.2%}") for name, accuracy in accuracies]
+    print("\n".join(f"  {name:<{width}}  {value:>8}" for name, value in rows))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

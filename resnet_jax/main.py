@@ -1,0 +1,37 @@
+"""Trains a network.
+
+    python -m resnet_jax.main --config=configs/v2_56.py
+
+The same command again resumes a run that was interrupted.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from resnet_jax import command_line, report, train, workdir
+
+
+def main(argv: list[str]) -> None:
+    """Trains as the command line says, and draws the curves."""
+
+    def define(values: flags.FlagValues) -> None:
+        command_line.define_config(values, argv)
+        flags.DEFINE_string(
+            "workdir",
+            None,
+            "The run's directory; else runs/CONFIG[-RECIPE][-DATASET]/seed<seed>.",
+            flag_values=values,
+        )
+
+    values = command_line.parse(argv, __doc__, define)
+    config = command_line.checked_config(values)
+    config_flag = config_flags.get_config_filename(values["config"])
+    directory = Path(values.workdir or workdir.default(config_flag, config))
+    train.train_and_evaluate(config, directory)
+    report.draw_curves(directory)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,304 @@
+"""ResNet versions 1 and 2 of any depth, and the rules for their depths.
+
+Version 1: He et al. 2015, "Deep Residual Learning for Image Recognition",
+arXiv 1512.03385, section 4.2. Version 2: He et al. 2016, "Identity Mappings in Deep
+Residual Networks", arXiv 1603.05027, as in KaimingHe/resnet-1k-layers. The 'keras'
+variant: keras-team/keras, examples/cifar10_resnet.py.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from resnet_jax import layers
+from resnet_jax.blocks import Images, PostActivationBlock, PreActivationBlock
+
+STAGES = 3
+# Depth counts the stem, the classifier and the convolutions of the blocks' branches.
+_CONVS_A_BLOCK = {"basic": 2, "bottleneck": 3}
+
+
+class ResNet(nn.Module):
+    """A residual network for small images; build it with `resnet`.
+
+    The stages' blocks are named `stage<s>_block<b>`, counted from 1. Under `scan` the
+    blocks of a stage after its first, which are equal, are stacked along a new first
+    axis of each array in `stage<s>_blocks`; `stack` and `unstack` convert.
+    """
+
+    block: str
+    activation: str
+    shortcut: str | None
+    blocks_per_stage: int
+    num_classes: int
+    width: int
+    keras: bool
+    dtype: DTypeLike
+    scan: bool
+    remat: bool
+
+    @nn.compact
+    def __call__(
+        self, images: Images, train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        x = images.astype(self.dtype)
+        x = self._conv(self.width, 3, 1, name="stem_conv")(x)
+        if self.activation == "post" or self.keras:
+            x = self._norm(name="stem_bn")(x, use_running_average=not train)
+            x = nn.relu(x)
+        for stage in range(STAGES):
+            x = self._block(stage, first=True)(name=f"stage{stage + 1}_block1")(
+                x, train
+            )
+            block, rest = self._block(stage, first=False), self.blocks_per_stage - 1
+            if self.scan and rest:
+                name = f"stage{stage + 1}_blocks"
+                x = _scan(block(name=name), x, train, rest)
+            else:
+                for b in range(rest):
+                    x = block(name=f"stage{stage + 1}_block{b + 2}")(x, train)
+        if self.activation == "pre":
+            x = self._norm(name="final_bn")(x, use_running_average=not train)
+            x = nn.relu(x)
+        x = x.mean(axis=(1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
+        kernel_init = layers.keras_he_normal if self.keras else layers.torch_uniform
+        return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
+
+    @property
+    def _conv(self):
+        def conv(features, size, stride, name):
+            return nn.Conv(
+                features,
+                (size, size),
+                strides=stride,
+                # Torch pads both sides alike, Keras only the far side at stride 2.
+                padding="SAME" if self.keras else size // 2,
+                use_bias=self.keras,
+                dtype=self.dtype,
+                kernel_init=layers.keras_he_normal if self.keras else layers.he_normal,
+                conv_general_dilated=layers.convolve,
+                name=name,
+            )
+
+        return conv
+
+    @property
+    def _norm(self):
+        momentum, epsilon = (0.99, 1e-3) if self.keras else (0.9, 1e-5)
+        return partial(
+            nn.BatchNorm, momentum=momentum, epsilon=epsilon, dtype=self.dtype
+        )
+
+    def _block(self, stage: int, first: bool):
+        """The constructor of a stage's first block, or of its others."""
+        stride = 2 if first and stage > 0 else 1
+        width = self.width * 2**stage
+        if self.block == "basic":
+            branch = ((3, width, stride), (3, width, 1))
+        else:
+            inner = width * 2 if self.keras and stage > 0 else width
+            branch = ((1, inner, stride), (3, inner, 1), (1, 4 * width, 1))
+        pre = self.activation == "pre"
+        block = PreActivationBlock if pre else PostActivationBlock
+        if self.remat:
+            block = nn.remat(block, static_argnums=(2,), prevent_cse=not self.scan)
+        build = partial(block, branch, self.shortcut, self._conv, self._norm)
+        if not self.keras:
+            return build
+        if pre:
+            return partial(
+                build,
+                first_preactivation=not (first and stage == 0),
+                shared_preactivation=False,
+            )
+        return partial(build, projection_norm=False)
+
+
+def _scan(block: nn.Module, x: Images, train: bool, length: int) -> Images:
+    x, _ = nn.scan(
+        lambda block, x, _: (block(x, train), None),
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+        length=length,
+    )(block, x, None)
+    return x
+
+
+def resnet(
+    version: int,
+    depth: int,
+    num_classes: int,
+    *,
+    variant: str = "paper",
+    shortcut: str | None = None,
+    residual: bool = True,
+    activation: str | None = None,
+    block: str | None = None,
+    width: int = 16,
+    dtype: DTypeLike = jnp.float32,
+    scan: bool = False,
+    remat: bool = False,
+) -> ResNet:
+    """Builds a network: `net.apply(variables, images, train=...)` gives its logits.
+
+    Args:
+      version: 1 (basic blocks, post-activation, shortcut A) or 2 (bottleneck blocks,
+        pre-activation, shortcut B). The next arguments change this one by one.
+      depth: layers with weights on the longest path; see `blocks_per_stage`.
+      num_classes: length of the logits.
+      variant: 'paper', or 'keras' for the network of the Keras example.
+      shortcut: 'A' (subsample, pad channels with zeros) or 'B' (1x1 projection: with
+        BatchNorm in post-activation networks, plain on the shared pre-activation in
+        the others), where the shape changes; elsewhere it is the identity.
+      residual: False leaves all shortcuts out (the plain network).
+      activation: 'post' or 'pre'.
+      block: 'basic' (two 3x3) or 'bottleneck' (1x1, 3x3, 1x1).
+      width: channels of the stem; 16 in the papers.
+      dtype: of the computation. Parameters, BatchNorm statistics and logits are
+        float32 all the same (float64 logits where `dtype` is float64).
+      scan: equal blocks run in a loop that compiles once, for very deep networks.
+      remat: a block's activations are computed again in the backward pass, not kept.
+
+    Returns:
+      A linen module. Images are float [batch, height, width, channels] of any size
+      from 8x8 and any number of channels; logits float32 [batch, num_classes].
+
+    Raises:
+      ValueError: a choice is not one of those above, or the depth does not fit.
+    """
+    _choice("version", version, (1, 2))
+    _choice("variant", variant, ("paper", "keras"))
+    keras = variant == "keras"
+    if keras and (block or activation or shortcut):
+        raise ValueError(
+            "variant 'keras' fixes block, activation and shortcut: leave them out, "
+            "or choose variant 'paper'"
+        )
+    block = block or ("basic" if version == 1 else "bottleneck")
+    activation = activation or ("post" if version == 1 else "pre")
+    shortcut = shortcut or ("A" if version == 1 and not keras else "B")
+    _choice("activation", activation, ("post", "pre"))
+    _choice("shortcut", shortcut, ("A", "B"))
+    if width < 1:
+        raise ValueError(f"width {width} is not a positive number of channels")
+    return ResNet(
+        block=block,
+        activation=activation,
+        shortcut=shortcut if residual else None,
+        blocks_per_stage=blocks_per_stage(block, depth),
+        num_classes=num_classes,
+        width=width,
+        keras=keras,
+        dtype=dtype,
+        scan=scan,
+        remat=remat,
+    )
+
+
+def _choice(name: str, value, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"{name} {value!r} is not one of {', '.join(map(repr, choices))}"
+        )
+
+
+def blocks_per_stage(block: str, depth: int) -> int:
+    """The n of the depth rules: 6n+2 for basic blocks, 9n+2 for bottlenecks.
+
+    Raises:
+      ValueError: no n fits; the sentence gives the rule and the nearest depths.
+    """
+    _choice("block", block, tuple(_CONVS_A_BLOCK))
+    layers_per_n = STAGES * _CONVS_A_BLOCK[block]
+    n, remainder = divmod(depth - 2, layers_per_n)
+    if n >= 1 and not remainder:
+        return n
+    n = max(n, 1)
+    below, above = (m * layers_per_n + 2 for m in (n, n + 1))
+    raise ValueError(
+        f"depth {depth} does not fit {block} blocks, whose depths are "
+        f"{layers_per_n}n+2: the nearest are {below} and {above}"
+    )
+
+
+def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
+    """Draws a network's variables for images of shape [height, width, channels].
+
+    Always draws them on a CPU and for the stacked blocks, whatever `net.scan` is: the
+    program compiles in seconds at any depth, and the values do not depend on the
+    accelerator or on `scan`.
+
+    Returns:
+      {'params': ..., 'batch_stats': ...} of float32 NumPy arrays, named as `net` does.
+    """
+    # Random-number code is long and runs once: compile it without optimisation.
+    init = jax.jit(
+        net.clone(scan=True).init,
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        images = jnp.zeros((1, *image_shape), net.dtype)
+        variables = jax.device_get(init(key, images))
+    return variables if net.scan else unstack(variables)
+
+
+def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
+    """What `initialize` returns, as `jax.ShapeDtypeStruct`s: nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), net.dtype)
+    return jax.eval_shape(net.init, jax.random.key(0), images)
+
+
+def unstack(tree):
+    """Gives the blocks stacked under `scan` names of their own, anywhere in `tree`.
+
+    `tree` is variables, gradients, or a state that holds such dicts (Optax's too).
+    """
+
+    def split(node):
+        if not isinstance(node, dict):
+            return node
+        unrolled = {}
+        for name, value in node.items():
+            if not _is_stack(name):
+                unrolled[name] = split(value)
+                continue
+            for b in range(jax.tree.leaves(value)[0].shape[0]):
+                block = jax.tree.map(lambda leaf, b=b: leaf[b], value)
+                unrolled[f"{name.removesuffix('s')}{b + 2}"] = block
+        return unrolled
+
+    return jax.tree.map(split, tree, is_leaf=lambda node: isinstance(node, dict))
+
+
+def stack(tree):
+    """Undoes `unstack`: a stage's blocks after its first are stacked under one name."""
+
+    def join(node):
+        if not isinstance(node, dict):
+            return node
+        stacked, groups = {}, {}
+        for name, value in node.items():
+            stage, _, number = name.partition("_block")
+            if stage.startswith("stage") and number.isdigit() and int(number) > 1:
+                groups.setdefault(f"{stage}_blocks", {})[int(number)] = value
+            else:
+                stacked[name] = join(value)
+        for name, blocks in groups.items():
+            ordered = [blocks[number] for number in sorted(blocks)]
+            stacked[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
+        return stacked
+
+    return jax.tree.map(join, tree, is_leaf=lambda node: isinstance(node, dict))
+
+
+def _is_stack(name: str) -> bool:
+    return name.startswith("stage") and name.endswith("_blocks")
+
+
+def count_parameters(params) -> int:
+    """Number of trainable values in a tree of arrays or of `jax.ShapeDtypeStruct`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

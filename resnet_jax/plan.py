@@ -1,0 +1,66 @@
+"""How many updates a run makes, and where its epochs and its calls end."""
+
+import dataclasses
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from resnet_jax import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How many updates, and where calls end: a function of the config alone."""
+
+    examples: int
+    batch_size: int
+    total_steps: int
+    steps_per_call: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, examples: int) -> "Plan":
+        """The plan for a training split of this many examples.
+
+        Raises:
+          UserError: a batch is larger than the split, or the run is too long to count.
+        """
+        if config.batch_size > examples:
+            raise UserError(
+                f"config.batch_size={config.batch_size} is larger than the training "
+                f"split, which has {examples:,} examples: choose a smaller one"
+            )
+        total = config.steps or math.ceil(config.epochs * examples / config.batch_size)
+        if total * config.batch_size >= 2**31:
+            raise UserError(
+                f"{total:,} steps of {config.batch_size} examples are over 2^31 "
+                "examples: lower config.epochs or config.steps"
+            )
+        default = 10 if jax.default_backend() == "cpu" else 100
+        return cls(examples, config.batch_size, total, config.steps_per_call or default)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.examples / self.batch_size
+
+    @property
+    def total_epochs(self) -> float:
+        return self.total_steps / self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from 1, that the update number `step` belongs to."""
+        return (step - 1) * self.batch_size // self.examples + 1
+
+    def epoch_end(self, epoch: int) -> int:
+        """The number of the last update of an epoch, or of the run."""
+        end = math.ceil(epoch * self.examples / self.batch_size)
+        return min(end, self.total_steps)
+
+    def call_end(self, step: int) -> int:
+        """Where the call that starts after update `step` ends.
+
+        At fixed multiples and at epochs' ends, wherever the run was resumed, so that
+        the numbers reported of each call are the same too.
+        """
+        multiple = (step // self.steps_per_call + 1) * self.steps_per_call
+        return min(multiple, self.epoch_end(self.epoch(step + 1)))

@@ -1,0 +1,182 @@
+"""What the devices do: one update, and many updates in one call.
+
+Everything drawn at random at a step is a function of (seed, step), so a run that was
+interrupted ends as one that was not.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Int, UInt8
+from ml_collections import ConfigDict
+
+from resnet_jax import data, models
+from resnet_jax.augment import augment, normalize
+from resnet_jax.plan import Plan
+
+
+class TrainState(struct.PyTreeNode):
+    """What training changes. `step` counts the updates done."""
+
+    step: Int[Array, ""]
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict:
+        """What the network's `apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def split(self) -> dict:
+        """The two trees of a checkpoint."""
+        optimizer = {"step": self.step, "opt_state": self.opt_state}
+        return {"variables": self.variables, "optimizer": optimizer}
+
+    @classmethod
+    def join(cls, trees: dict) -> "TrainState":
+        """Undoes `split`."""
+        return cls(**trees["variables"], **trees["optimizer"])
+
+
+class Batch(struct.PyTreeNode):
+    """Stored images, their labels, and their places in the whole batch."""
+
+    images: UInt8[Array, "batch height width channels"]
+    labels: Int[Array, "batch"]
+    positions: Int[Array, "batch"]
+
+
+def create_state(
+    net: models.ResNet,
+    tx: optax.GradientTransformation,
+    seed: int,
+    image_shape: tuple[int, int, int],
+) -> TrainState:
+    """A new run's state, as NumPy arrays on the host."""
+    variables = models.initialize(net, jax.random.key(seed), image_shape)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    opt_state = jax.device_get(jax.jit(tx.init)(params))
+    return TrainState(np.zeros((), np.int32), params, batch_stats, opt_state)
+
+
+def make_train_step(
+    net: models.ResNet,
+    tx: optax.GradientTransformation,
+    config: ConfigDict,
+    normalization: tuple[np.ndarray, np.ndarray],
+) -> Callable:
+    """Builds `train_step(state, batch, rng, *, axis_name=None)`, one update.
+
+    It is pure, and returns the new state and the step's metrics, float32 scalars:
+    loss and accuracy on the batch before the update, and the gradient's norm. With
+    `axis_name`, gradients, metrics and BatchNorm statistics are averaged over it.
+    """
+
+    def loss(params, batch_stats, images, labels):
+        logits, changed = net.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        targets = jax.nn.one_hot(labels, net.num_classes, dtype=logits.dtype)
+        targets = optax.smooth_labels(targets, config.label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        accuracy = (logits.argmax(-1) == labels).mean()
+        metrics = {"loss": loss, "accuracy": accuracy}
+        return loss, (changed["batch_stats"], metrics)
+
+    def gradients(params, batch_stats, images, labels):
+        """Of one part of the batch: gradients, new statistics, metrics."""
+        gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
+            params, batch_stats, images, labels
+        )
+        return gradient, batch_stats, metrics
+
+    def accumulated(params, batch_stats, images, labels):
+        """The same of all parts: one after another, at a part's memory."""
+        parts = config.optimizer.accumulate
+
+        def add(carry, part):
+            batch_stats, total = carry
+            gradient, batch_stats, metrics = gradients(params, batch_stats, *part)
+            return (
+                batch_stats,
+                jax.tree.map(jnp.add, total, (gradient, metrics)),
+            ), None
+
+        # Every `parts`-th example makes a part, so that each device keeps its own.
+        split = [
+            x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)
+        ]
+        shapes = jax.eval_shape(
+            gradients, params, batch_stats, split[0][0], split[1][0]
+        )
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2])
+        )
+        (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, zeros), tuple(split))
+        gradient, metrics = jax.tree.map(lambda x: x / parts, total)
+        return gradient, batch_stats, metrics
+
+    def train_step(state: TrainState, batch: Batch, rng, *, axis_name=None):
+        images = normalize(batch.images, *normalization)
+        images = augment(config.augment, images, rng, batch.positions)
+        compute = gradients if config.optimizer.accumulate == 1 else accumulated
+        gradient, batch_stats, metrics = compute(
+            state.params, state.batch_stats, images, batch.labels
+        )
+        if axis_name:
+            gradient, batch_stats, metrics = jax.lax.pmean(
+                (gradient, batch_stats, metrics), axis_name
+            )
+        metrics["gradient_norm"] = optax.global_norm(gradient)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return train_step
+
+
+def make_train_call(
+    train_step: Callable, plan: Plan, seed: int, axis_name: str | None
+) -> Callable:
+    """Builds `train_call(state, split, positions, stop)`: updates until step `stop`.
+
+    The whole training split is on the device. Update s takes places s*B to s*B+B-1 of
+    the epochs' permutations laid end to end, B being the batch size. Returns the new
+    state and the sums of the steps' metrics.
+    """
+    epochs_a_call = plan.steps_per_call * plan.batch_size // plan.examples + 2
+
+    def train_call(state: TrainState, split: data.Split, positions, stop):
+        order_key, draws_key = jax.random.split(
+            jax.random.fold_in(jax.random.key(seed), 1)
+        )
+        first_epoch = state.step * plan.batch_size // plan.examples
+        orders = jax.vmap(
+            lambda epoch: jax.random.permutation(
+                jax.random.fold_in(order_key, epoch), plan.examples
+            )
+        )(first_epoch + jnp.arange(epochs_a_call))
+
+        def update(step, carry):
+            state, sums = carry
+            epoch, place = jnp.divmod(step * plan.batch_size + positions, plan.examples)
+            chosen = orders[epoch - first_epoch, place]
+            batch = Batch(split.images[chosen], split.labels[chosen], positions)
+            rng = jax.random.fold_in(draws_key, step)
+            state, metrics = train_step(state, batch, rng, axis_name=axis_name)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        zeros = dict.fromkeys(("loss", "accuracy", "gradient_norm"), jnp.float32(0))
+        # The number of steps is no constant of the program: one compilation serves
+        # calls of every length, and a step's bits do not depend on the length.
+        return jax.lax.fori_loop(state.step, stop, update, (state, zeros))
+
+    return train_call

@@ -1,0 +1,149 @@
+"""What a network consists of and costs, layer by layer, with no data and no device.
+
+python -m resnet_jax.summary --config=configs/v2_56.py
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import ConfigDict
+
+from resnet_jax import command_line, models
+from resnet_jax.config import build_network
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution, BatchNorm or Dense layer, or as many equal ones.
+
+    Attributes:
+      name: path in the tree of parameters; `block2-6` stands for five blocks.
+      output_shape: of one image.
+      parameters: trainable values of one of them.
+      macs: multiply-accumulates of one of them for one image, in a forward pass.
+      copies: how many.
+    """
+
+    name: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    copies: int
+
+
+def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]:
+    """The layers of a network in the order in which they run."""
+    net = net.clone(scan=True, remat=False)  # traces equal blocks once
+    found = {}
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        module = context.module
+        if isinstance(module, nn.Conv | nn.BatchNorm | nn.Dense):
+            params = jax.tree.leaves(module.variables["params"])
+            kernel = module.variables["params"].get("kernel")
+            macs = (
+                kernel.size * math.prod(output.shape[1:-1]) if kernel is not None else 0
+            )
+            copies, name = 1, "/".join(module.path)
+            if "_blocks" in name:
+                copies = net.blocks_per_stage - 1
+                last = f"-{copies + 1}" if copies > 1 else ""
+                name = name.replace("_blocks", f"_block2{last}")
+            parameters = sum(leaf.size for leaf in params)
+            found[name] = Layer(name, output.shape[1:], parameters, macs, copies)
+        return output
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    return list(found.values())
+
+
+def cost(net: models.ResNet, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """'params' and 'macs': trainable values, and multiply-accumulates of the
+    convolutions and the classifier for one image forward.
+    """
+    found = layers(net, image_shape)
+    return {
+        "params": sum(layer.parameters * layer.copies for layer in found),
+        "macs": sum(layer.macs * layer.copies for layer in found),
+    }
+
+
+def activation_bytes(net: models.ResNet, found: list[Layer], batch_size: int) -> int:
+    """Bytes of the layers' outputs for a batch, which the backward pass reads.
+
+    Under `net.remat` those of the blocks' ends, and of the largest block in full. What
+    a compiled step takes is of this order: XLA computes some of them again, and needs
+    temporary memory besides.
+    """
+    sizes, ends, inside = [], {}, {}
+    for layer in found:
+        size = math.prod(layer.output_shape) * jnp.dtype(net.dtype).itemsize
+        block, _, inner = layer.name.partition("/")
+        if net.remat and inner:
+            ends[block] = size * layer.copies
+            inside[block] = inside.get(block, 0) + size
+        else:
+            sizes.append(size * layer.copies)
+    total = sum(sizes) + sum(ends.values()) + max(inside.values(), default=0)
+    return total * batch_size
+
+
+def table(
+    config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
+) -> str:
+    """The layers of a config's network and their totals, as text."""
+    net = build_network(config, num_classes)
+    found = layers(net, image_shape)
+    lines = [f"{'layer':<30} {'output':>12} {'parameters':>14} {'MACs':>17}"]
+    for layer in found:
+        times = f"{layer.copies} x " if layer.copies > 1 else ""
+        lines.append(
+            f"{layer.name:<30} {'x'.join(map(str, layer.output_shape)):>12} "
+            f"{times + format(layer.parameters, ','):>14} "
+            f"{times + format(layer.macs, ',') if layer.macs else '':>17}"
+        )
+    memory = activation_bytes(net, found, config.batch_size)
+    total = cost(net, image_shape)
+    totals = {
+        "parameters": f"{total['params']:,}",
+        "MACs an image, forward": f"{total['macs']:,}",
+        f"activations of {config.batch_size} images": f"{memory / 2**20:,.1f} MiB "
+        f"({config.model.dtype}{', remat' if net.remat else ''})",
+    }
+    lines += ["", *(f"{name:<30} {value}" for name, value in totals.items())]
+    return "\n".join(lines)
+
+
+def describe(net: models.ResNet) -> str:
+    """A network in a few words, as 'bottleneck blocks, pre-activation, shortcut B'."""
+    variant = ", Keras variant" if net.keras else ""
+    shortcut = f"shortcut {net.shortcut}" if net.shortcut else "no shortcuts"
+    return f"{net.block} blocks, {net.activation}-activation, {shortcut}{variant}"
+
+
+def main(argv: list[str]) -> None:
+    """Prints the layers of the network of `--config`."""
+
+    def define(values: flags.FlagValues) -> None:
+        command_line.define_config(values, argv)
+        for name, default, what in (
+            ("num_classes", 10, "Classes to tell apart."),
+            ("image_size", 32, "Height and width of an image, in pixels."),
+            ("channels", 3, "Channels of an image."),
+        ):
+            flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
+
+    values = command_line.parse(argv, __doc__, define)
+    config = command_line.checked_config(values)
+    shape = (values.image_size, values.image_size, values.channels)
+    print(table(config, values.num_classes, shape))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

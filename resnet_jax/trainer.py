@@ -1,0 +1,119 @@
+"""A config's network, data and programs, placed on the devices and ready to run."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import data, models, optimizers
+from resnet_jax.augment import statistics
+from resnet_jax.config import build_network
+from resnet_jax.evaluate import Evaluator
+from resnet_jax.parallel import Parallel
+from resnet_jax.plan import Plan
+from resnet_jax.step import TrainState, create_state, make_train_call, make_train_step
+
+
+class Trainer:
+    """Runs a config's updates and evaluations; it holds no state of the training.
+
+    Attributes:
+      plan: how many updates, and where calls end.
+      parallel: the devices.
+      net: the network.
+      learning_rate: of each update, a function of the number of updates done.
+      compile_seconds: spent in compiling so far.
+    """
+
+    def __init__(self, config: ConfigDict, dataset: data.Dataset):
+        """Raises UserError where the batch does not suit the data or the devices."""
+        self._config = config
+        self._dataset = dataset
+        self.plan = Plan.of(config, len(dataset.train.labels))
+        self.parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
+        self.net = build_network(config, dataset.num_classes)
+        self.learning_rate = optimizers.schedule(
+            config.schedule,
+            config.optimizer.learning_rate,
+            self.plan.total_steps,
+            self.plan.steps_per_epoch,
+        )
+        self._tx = optimizers.optimizer(config.optimizer, self.learning_rate)
+        self.compile_seconds = 0.0
+
+    def new_state(self) -> TrainState:
+        """The state of step 0: NumPy arrays, blocks under their unrolled names."""
+        config, shape = self._config, self._dataset.image_shape
+        return models.unstack(create_state(self.net, self._tx, config.seed, shape))
+
+    def place(self, state: TrainState) -> TrainState:
+        """Puts a state as `new_state` and `fetch` return it on the devices."""
+        return self.parallel.replicate(models.stack(state) if self.net.scan else state)
+
+    def fetch(self, state: TrainState) -> TrainState:
+        """Copies a state from the devices, into the form of `new_state`."""
+        return models.unstack(self.parallel.fetch(state))
+
+    def compile(self, state: TrainState) -> None:
+        """Places the data and compiles what `train` and `evaluate` run.
+
+        Args:
+          state: on the devices.
+        """
+        config, dataset, parallel = self._config, self._dataset, self.parallel
+        normalization = statistics(config.augment.normalization, dataset.train.images)
+        train_step = make_train_step(self.net, self._tx, config, normalization)
+        train_call = make_train_call(
+            train_step, self.plan, config.seed, parallel.axis_name
+        )
+        self._data = (
+            parallel.replicate(dataset.train),
+            parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
+        )
+        start = time.perf_counter()
+        self._train_call = parallel.compile(
+            train_call,
+            *(state, *self._data, parallel.replicate(np.int32(0))),
+            sharded=(2,),
+            donated=(0,),
+        )
+        self._evaluators = {
+            name: Evaluator(self.net, split, normalization, config.batch_size, parallel)
+            for name, split in (
+                ("validation", dataset.validation),
+                ("test", dataset.eval),
+            )
+            if split
+        }
+        for evaluator in self._evaluators.values():
+            evaluator.compile(state.variables)
+        self.compile_seconds += time.perf_counter() - start
+
+    def train(
+        self, state: TrainState, start: int, stop: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Makes the updates from step `start` to `stop`: one call to the devices.
+
+        `state` is used up. Returns the new one, and the means of the steps' metrics.
+        """
+        stop_array = self.parallel.replicate(np.int32(stop))
+        state, sums = self._train_call(state, *self._data, stop_array)
+        sums = self.parallel.fetch(sums)
+        return state, {
+            name: float(total) / (stop - start) for name, total in sums.items()
+        }
+
+    def evaluate(self, state: TrainState, every_split: bool) -> dict[str, Any]:
+        """Evaluates, on validation alone where there is any unless on `every_split`.
+
+        Returns:
+          What `Evaluator` does, named as 'validation_loss' and 'test_loss'.
+        """
+        names = list(self._evaluators) if every_split else list(self._evaluators)[:1]
+        return {
+            f"{name}_{metric}": value
+            for name in names
+            for metric, value in self._evaluators[name](state.variables).items()
+        }

@@ -1,0 +1,197 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax import UserError, data
+from resnet_jax.data import tfds as sets
+from tests.data.conftest import CIFAR10_NAMES
+
+VERSION = Path("cifar10") / "3.0.2"
+
+
+@pytest.fixture
+def prepared(config, tiny, tmp_path):
+    """The directory of a prepared CIFAR-10 with 40 and 10 examples."""
+    tiny("cifar10").write(tmp_path)
+    data.load(config("cifar10"))
+    return tmp_path / VERSION
+
+
+def overwrite_middle(path):
+    content = bytearray(path.read_bytes())
+    content[40_000:40_100] = bytes(100)
+    path.write_bytes(content)
+
+
+def train_file(directory):
+    return directory / "cifar10-train.array_record-00000-of-00001"
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (
+            lambda d: train_file(d).write_bytes(train_file(d).read_bytes()[:50_000]),
+            "cifar10-train.array_record-00000-of-00001 holds 0 examples, not 40",
+        ),
+        (lambda d: train_file(d).unlink(), "holds 0 examples, not 40"),
+        (lambda d: overwrite_middle(train_file(d)), "Corrupted"),
+        (
+            lambda d: shutil.copy(
+                d / "cifar10-test.array_record-00000-of-00001", train_file(d)
+            ),
+            "holds 10 examples, not 40",
+        ),
+        (lambda d: (d / "features.json").unlink(), "there is no features.json"),
+        (lambda d: (d / "dataset_info.json").unlink(), "no dataset_info.json"),
+        (lambda d: (d / "dataset_info.json").write_text("{"), "dataset_info.json: Exp"),
+        (lambda d: (d / "features.json").write_text("{"), "TFDS cannot read it"),
+    ],
+)
+def test_damaged(config, prepared, damage, what):
+    damage(prepared)
+    with pytest.raises(UserError) as error:
+        data.load(config("cifar10"))
+    assert str(error.value).startswith(f"{prepared} is damaged or half-written (")
+    assert what in str(error.value)
+    assert str(error.value).endswith("delete it and run again.")
+
+
+def test_other_format(config, prepared):
+    path = prepared / "dataset_info.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    with pytest.raises(
+        UserError, match=r"is in tfrecord format, .*tfds build cifar10 --"
+    ):
+        data.check(config("cifar10"))
+    del info["fileFormat"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match="is in tfrecord format"):
+        data.load(config("cifar10"))
+
+
+def test_the_newest_version_or_the_one_asked_for(config, prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "cifar10" / "3.0.10")
+    newest = sets.locate("cifar10", str(tmp_path))
+    assert newest == tmp_path / "cifar10" / "3.0.10"
+    assert sets.locate("cifar10:3.0.2", str(tmp_path)) == prepared
+    assert len(data.load(config("cifar10:3.0.2")).eval.labels) == 10
+
+
+def test_a_missing_split(config, prepared):
+    with pytest.raises(
+        UserError, match=r"no split 'valid'. The splits are train, test"
+    ):
+        data.load(config("cifar10", train_split="valid"))
+
+
+def test_parts_across_chunks_are_in_order(config, prepared, monkeypatch):
+    whole = data.load(config("cifar10")).train
+    monkeypatch.setattr(sets, "CHUNK", 7)
+    part = data.load(config("cifar10", train_split="train[3:25]")).train
+    np.testing.assert_array_equal(part.images, whole.images[3:25])
+    np.testing.assert_array_equal(part.labels, whole.labels[3:25])
+
+
+def write_set(root, name, features, examples, config=None):
+    """Writes a TFDS set with the given features, as other programs would."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
+        pkg_dir_path = Path()
+        _log_download_bytes = _log_download_done = lambda self: None
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: enumerate(examples) for split in ("train", "test")}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Builder.name = name
+    tfds.disable_progress_bar()
+    Builder(data_dir=root, file_format="array_record").download_and_prepare()
+
+
+def picture(*shape):
+    return Image.fromarray(np.full(shape, 7, np.uint8))
+
+
+def test_a_set_of_ones_own(config, tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 1)),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+    }
+    examples = [
+        {"image": picture(9, 6), "label": "dog"},
+        {"image": picture(5, 5), "label": "cat"},
+    ]
+    write_set(tmp_path, "pets", features, examples)
+    with pytest.raises(UserError, match=r"pets differ in size .*dataset.image_size"):
+        data.load(config("pets"))
+    pets = data.load(config("pets", image_size=4))
+    assert pets.class_names == ("cat", "dog")
+    assert pets.train.images.shape == (2, 4, 4, 1)
+    assert (pets.train.images == 7).all()
+    assert sorted(pets.train.labels) == [0, 1]
+
+
+def test_configs(config, tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(5, 5, 3)),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    examples = [{"image": picture(5, 5, 3), "label": 2}]
+    write_set(tmp_path, "kinds", features, examples, config="small")
+    with pytest.raises(UserError, match=r"comes in several kinds: .* kinds/small"):
+        data.check(config("kinds"))
+    kinds = data.load(config("kinds/small"))
+    assert kinds.class_names == ("0", "1", "2")
+    assert kinds.train.labels.tolist() == [2]
+
+
+@pytest.mark.parametrize("missing", ["image", "label"])
+def test_not_for_image_classification(config, tmp_path, missing):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(5, 5, 3)),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    features["number"] = features.pop(missing)
+    example = {"image": picture(5, 5, 3), "label": 2}
+    example["number"] = example.pop(missing)
+    write_set(tmp_path, "other", features, [example])
+    with pytest.raises(
+        UserError, match=r"no 8-bit 'image' .*\(but .*number.*\): choose"
+    ):
+        data.load(config("other"))
+
+
+REAL = Path(os.environ.get("TFDS_DATA_DIR") or "nowhere")
+
+
+@pytest.mark.skipif(
+    not (REAL / VERSION).is_dir(), reason="no prepared CIFAR-10 in TFDS_DATA_DIR"
+)
+def test_real_cifar10(config):
+    cifar = data.load(config("cifar10", data_dir=str(REAL), train_split="train[:100]"))
+    assert cifar.class_names == CIFAR10_NAMES
+    assert cifar.image_shape == (32, 32, 3)
+    assert np.bincount(cifar.eval.labels).tolist() == [1000] * 10
