@@ -35,8 +35,8 @@ def statistics(
 
 def normalize(
     images: UInt8[Array, "batch height width channels"],
-    mean: Float[Array, "..."],
-    scale: Float[Array, "..."],
+    mean: Float[np.ndarray, "..."],
+    scale: Float[np.ndarray, "..."],
 ) -> Float[Array, "batch height width channels"]:
     """Subtracts the mean and divides by the scale that `statistics` gives."""
     return (images.astype(jnp.float32) / 255 - mean) / scale

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from resnet_jax import layers
 
 Images = Float[Array, "batch height width channels"]
+Output = Float[Array, "batch out_height out_width features"]
 # A branch's convolutions: (kernel size, features, stride) each.
 Branch = tuple[tuple[int, int, int], ...]
 
@@ -22,7 +23,7 @@ class PostActivationBlock(nn.Module):
     projection_norm: bool = True
 
     @nn.compact
-    def __call__(self, x: Images, train: bool) -> Images:
+    def __call__(self, x: Images, train: bool) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             y = self.conv(features, size, stride, name=f"conv{i}")(y)
@@ -60,7 +61,7 @@ class PreActivationBlock(nn.Module):
     shared_preactivation: bool = True
 
     @nn.compact
-    def __call__(self, x: Images, train: bool) -> Images:
+    def __call__(self, x: Images, train: bool) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             if i > 1 or self.first_preactivation:

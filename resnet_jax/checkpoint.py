@@ -17,22 +17,22 @@ class Checkpoints:
     it takes to go on training.
     """
 
-    def __init__(self, directory: Path, keep: int):
-        """Opens a directory, in which the newest `keep` and the best one stay."""
-        keeping = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(keep),
+    def __init__(self, directory: Path, keep: int, best: bool):
+        """Opens a directory, in which the newest `keep` stay; with `best`, that too."""
+        kept = [checkpoint_managers.LatestN(keep)]
+        if best:
+            kept.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["validation_accuracy"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+                    get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        self._best = best
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keeping, cleanup_tmp_directories=True
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+                best_fn=_accuracy if best else None,
+                cleanup_tmp_directories=True,
             ),
             item_names=("variables", "optimizer", "record"),
         )
@@ -43,14 +43,8 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best validation accuracy; None without validation."""
-        steps = [
-            step for step in self._manager.all_steps() if self._metric(step) is not None
-        ]
-        return max(steps, key=self._metric, default=None)
-
-    def _metric(self, step: int) -> float | None:
-        return (self._manager.metrics(step) or {}).get("validation_accuracy")
+        """The step with the best validation accuracy; None without `best`."""
+        return self._manager.best_step() if self._best else None
 
     def save(
         self,
@@ -60,9 +54,7 @@ class Checkpoints:
         validation_accuracy: float | None,
     ) -> None:
         """Saves in the background; the arrays must stay unchanged meanwhile."""
-        metrics = None
-        if validation_accuracy is not None:
-            metrics = {"validation_accuracy": validation_accuracy}
+        metrics = {"validation_accuracy": validation_accuracy} if self._best else None
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave(record)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
@@ -79,3 +71,7 @@ class Checkpoints:
         """Waits until all is saved."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _accuracy(metrics: dict) -> float:
+    return metrics["validation_accuracy"]

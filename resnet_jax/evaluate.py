@@ -114,7 +114,11 @@ def main(argv: list[str]) -> None:
     config = workdir.read_config(directory)
     parallel_lib.split_cpu(config.batch_size)
     parallel_lib.use_compilation_cache()
-    checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        directory / "checkpoints",
+        config.checkpoint.keep,
+        best=bool(config.dataset.validation_split),
+    )
     best = values.checkpoint == "best"
     step = checkpoints.best_step if best else checkpoints.latest_step
     if step is None:

@@ -5,13 +5,13 @@ interrupted ends as one that was not.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Int, UInt8
 from ml_collections import ConfigDict
 
 from resnet_jax import data, models
@@ -20,9 +20,9 @@ from resnet_jax.plan import Plan
 
 
 class TrainState(struct.PyTreeNode):
-    """What training changes. `step` counts the updates done."""
+    """What training changes: arrays on the host, on devices, or their shapes."""
 
-    step: Int[Array, ""]
+    step: Any  # int32 [], updates done
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
@@ -43,12 +43,12 @@ class TrainState(struct.PyTreeNode):
         return cls(**trees["variables"], **trees["optimizer"])
 
 
-class Batch(struct.PyTreeNode):
-    """Stored images, their labels, and their places in the whole batch."""
+class Batch(NamedTuple):
+    """Examples as they are stored."""
 
-    images: UInt8[Array, "batch height width channels"]
-    labels: Int[Array, "batch"]
-    positions: Int[Array, "batch"]
+    images: Any  # uint8 [batch, height, width, channels]
+    labels: Any  # int32 [batch]
+    positions: Any  # int32 [batch], places in the whole batch over all devices
 
 
 def create_state(
@@ -135,7 +135,7 @@ def make_train_step(
             gradient, batch_stats, metrics = jax.lax.pmean(
                 (gradient, batch_stats, metrics), axis_name
             )
-        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics

@@ -42,7 +42,11 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     plan = trainer.plan
 
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
+        checkpoints = Checkpoints(
+            directory / "checkpoints",
+            config.checkpoint.keep,
+            best=dataset.validation is not None,
+        )
         stack.callback(checkpoints.close)
         state, step, best = trainer.new_state(), checkpoints.latest_step or 0, -1.0
         if step:
@@ -50,10 +54,16 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
             state, best = TrainState.join(trees), record["best"]
             for name, seconds in record["clock"].items():
                 clock[name] += seconds
-        finished = step == plan.total_steps and workdir.read_summary(directory)
-        if finished:
-            print(f"finished  at step {step:,} of {step:,}: {_result(finished)}")
-            return finished
+        if step > plan.total_steps:
+            raise UserError(
+                f"--workdir={directory} is at step {step:,}, but config.epochs or "
+                f"config.steps ends the run at {plan.total_steps:,}: give more, or "
+                "another --workdir"
+            )
+        done = workdir.read_summary(directory)
+        if done and done["steps"] == step == plan.total_steps:
+            print(f"finished  at step {step:,} of {step:,}: {_result(done)}")
+            return done
         workdir.write_json(directory / "config.json", json.loads(config.to_json()))
         print(_banner(config, dataset, trainer))
         for change in changed:
@@ -82,15 +92,14 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
                 continue
             # Evaluate, then save: a checkpoint knows how good it is.
             last = step == plan.total_steps
+            save = last or epoch % config.checkpoint.every == 0
             metrics = {}
-            if last or epoch % config.eval_every == 0:
+            if save or epoch % config.eval_every == 0:
                 metrics = trainer.evaluate(state, every_split=last)
             recorder.epoch_row(step, epoch, metrics)
-            accuracy = metrics.get("validation_accuracy")
-            better = accuracy is not None and accuracy > best
-            if better:
-                best = accuracy
-            if last or better or epoch % config.checkpoint.every == 0:
+            accuracy = metrics.get("validation_accuracy", -1.0)
+            if save or accuracy > best:
+                best = max(best, accuracy)
                 now = clock | {"total": clock["total"] + time.perf_counter()}
                 record = {"clock": now, "best": best}
                 saved = trainer.fetch(state)

@@ -59,7 +59,7 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
         raise UserError(
             f"--workdir={workdir}: {parent} cannot be written: give another directory"
         )
-    if not (workdir / "checkpoints").exists():
+    if not any((workdir / "checkpoints").glob("[0-9]*")):  # nothing to lose
         if workdir.exists() and any(workdir.iterdir()) and not is_run(workdir):
             raise UserError(
                 f"--workdir={workdir} holds other files: give a new or empty directory"

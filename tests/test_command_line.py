@@ -1,0 +1,343 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from resnet_jax import UserError, command_line, main, summary
+
+ROOT = Path(__file__).parents[1]
+DIGITS = f"--config={ROOT}/configs/digits.py"
+V1_20 = f"--config={ROOT}/configs/v1_20.py"
+
+# ml_collections loads config files so.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """An empty current directory, and a home with nothing in it."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    # Files of one name would be one module, with what the last one left in it.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    return directory
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs the command, which must fail as bad use does; returns its sentence."""
+
+    def run(*arguments, command=main.main):
+        before = sorted(tmp_path.rglob("*"))
+        assert command_line.call(command, ["command", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        # Python's own ways of writing strings and errors, which are no sentences.
+        for debris in ("\\n", "\\'", "<class", "object has no attribute"):
+            assert debris not in error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return run
+
+
+def assert_names(sentence, *texts):
+    for text in texts:
+        assert text in sentence
+
+
+def test_no_config(refused):
+    assert_names(refused(), "--config is missing", "--config=configs/")
+
+
+@pytest.mark.parametrize("file", ["nope.py", "configs/v2_65.py:keras", "."])
+def test_config_file_that_is_not_there(refused, file):
+    assert_names(refused(f"--config={file}"), f"--config={file}")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("def get_config():\n    return 1 / 0\n", "division by zero"),
+        ("def get_config(recipe='paper'):\n    return 1 / 0\n", "division by zero"),
+        ("def get_config(:\n", "line 1"),
+        ("import not_a_module\n", "not_a_module"),
+        ("settings = 3\n", "get_config"),
+        ("open('missing.txt')\n", "missing.txt"),
+        ("def get_config():\n    return None\n", ""),
+        ("def get_config():\n    return 3\n", ""),
+    ],
+    ids=[
+        "error",
+        "error in a recipe",
+        "syntax",
+        "import",
+        "no get_config",
+        "file that it reads",
+        "returns None",
+        "returns a number",
+    ],
+)
+def test_config_file_with_an_error_in_it(refused, place, text, cause):
+    (place / "mine.py").write_text(text)
+    assert_names(refused("--config=mine.py"), "mine.py", cause)
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--config.epoch", "epochs"),
+        ("--config.bach_size", "batch_size"),
+        ("--config.model.dept", "depth"),
+        ("--config.optimizer.learningrate", "learning_rate"),
+        ("--config.modle.depth", "model"),
+    ],
+)
+def test_misspelt_field_is_named_with_the_nearest(refused, flag, hint):
+    sentence = refused(DIGITS, f"{flag}=3")
+    assert_names(sentence, f"{flag} is not a field", f'Did you mean "{hint}"')
+
+
+@pytest.mark.parametrize(
+    "flag", ["--config.zzz", "--config.model.zzz", "--config.model.depth.zzz"]
+)
+def test_field_like_no_other_is_named(refused, flag):
+    assert_names(refused(DIGITS, f"{flag}=3"), f"{flag} is not a field")
+
+
+def test_misspelt_flag(refused):
+    sentence = refused(DIGITS, "--wrkdir=run")
+    assert_names(sentence, "wrkdir", "Did you mean: workdir")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", "ten"),
+        ("epochs", "1.5"),
+        ("epochs", ""),
+        ("seed", "nan"),
+        ("model.depth", "20.0"),
+        ("model.scan", "maybe"),
+        ("optimizer.learning_rate", "fast"),
+        ("schedule.boundaries", "(0.5,x)"),
+        ("schedule.factors", "(0.1,x)"),
+        ("model", "3"),
+    ],
+)
+def test_value_of_another_type_is_named(refused, field, value):
+    sentence = refused(DIGITS, f"--config.{field}={value}")
+    assert f"config.{field}=" in sentence
+    assert value.strip("()").split(",")[-1] in sentence
+
+
+def test_value_that_is_left_out(refused):
+    assert "--config.epochs" in refused(DIGITS, "--config.epochs")
+    assert "--workdir" in refused(DIGITS, "--workdir")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stray"),
+    [
+        (["--config.model.scan", "false"], "false"),
+        (["run"], "run"),
+        (["--workdir=run", "epochs=3"], "epochs=3"),
+    ],
+)
+def test_argument_of_no_flag_is_refused(refused, arguments, stray):
+    assert_names(refused(DIGITS, *arguments), repr(stray), "equals sign")
+
+
+def test_config_needs_an_equals_sign(refused):
+    sentence = refused("--config", DIGITS.partition("=")[2])
+    assert "--config=FILE" in sentence
+
+
+def test_field_before_its_config_is_named(refused):
+    assert "--config.epochs=3" in refused("--config.epochs=3", DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([f"{V1_20}:kears"], ["'kears'", "did you mean 'keras'"]),
+        ([DIGITS, "--config.optimizer.name=sdg"], ["optimizer.name='sdg'", "'sgd'"]),
+        ([DIGITS, "--config.schedule.name=cos"], ["schedule.name='cos'", "'cosine'"]),
+        ([DIGITS, "--config.model.depth=57"], ["model.depth=57", "56 and 65"]),
+        ([V1_20, "--config.model.depth=21"], ["model.depth=21", "20 and 26"]),
+        ([DIGITS, "--config.optimizer.momentum=nan"], ["optimizer.momentum=nan"]),
+        ([DIGITS, "--config.batch_size=0"], ["batch_size=0", "at least 1"]),
+        (
+            [DIGITS, "--config.dataset.name=cifr10"],
+            ["dataset.name=cifr10", "Did you mean cifar10?"],
+        ),
+        (
+            [V1_20, "--config.dataset.data_dir=not/there"],
+            ["dataset.data_dir=not/there", "not a directory"],
+        ),
+        (
+            [DIGITS, "--config.dataset.eval_split=test[:"],
+            ["dataset.eval_split='test[:'", "not a split"],
+        ),
+        (
+            [DIGITS, "--config.dataset.eval_split=tset"],
+            ["dataset.eval_split='tset'", "Did you mean 'test'?"],
+        ),
+        (
+            [DIGITS, "--config.dataset.validation_split=train[1400:]"],
+            ["dataset.train_split", "dataset.validation_split", "37 examples"],
+        ),
+        (
+            [DIGITS, "--config.batch_size=1440"],
+            ["config.batch_size=1440", "1,437 examples"],
+        ),
+        (
+            [DIGITS, "--config.steps=1000000000"],
+            ["1,000,000,000 steps", "config.steps"],
+        ),
+    ],
+    ids=lambda value: value[0].split("=")[0],
+)
+def test_value_that_cannot_be_is_named(refused, arguments, named):
+    assert_names(refused(*arguments, "--workdir=run"), *named)
+
+
+def test_batch_that_does_not_divide_among_the_devices(refused):
+    count = len(jax.devices())
+    if count == 1:
+        pytest.skip("one device")
+    size = 8 * count + 1
+    sentence = refused(DIGITS, f"--config.batch_size={size}", "--workdir=run")
+    assert_names(sentence, f"batch_size={size}", f"{8 * count} and {9 * count}")
+
+
+@pytest.mark.parametrize("workdir", ["file", "file/run", "file/a/b"])
+def test_workdir_that_is_a_file_or_below_one(refused, place, workdir):
+    (place / "file").write_text("mine")
+    sentence = refused(DIGITS, f"--workdir={workdir}")
+    assert_names(sentence, f"--workdir={workdir}", "file is a file")
+    assert (place / "file").read_text() == "mine"
+
+
+def test_workdir_that_cannot_be_written(refused, place):
+    (place / "closed").mkdir(mode=0o500)
+    if os.access(place / "closed", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    sentence = refused(DIGITS, "--workdir=closed/run")
+    assert_names(sentence, "--workdir=closed/run", "cannot be written")
+
+
+def test_workdir_with_other_files(refused, place):
+    (place / "thesis").mkdir()
+    (place / "thesis" / "chapter.tex").write_text("mine")
+    sentence = refused(DIGITS, "--workdir=thesis")
+    assert_names(sentence, "--workdir=thesis", "other files")
+
+
+def test_without_workdir_nothing_is_made_either(refused, place):
+    refused(DIGITS, "--config.dataset.eval_split=tset")
+    assert not (place / "runs").exists()
+
+
+def test_other_commands_refuse_as_the_first_does(refused):
+    sentence = refused(DIGITS, "--config.model.depth=57", command=summary.main)
+    assert "model.depth=57" in sentence
+    assert "--image_size=0" in refused(DIGITS, "--image_size=0", command=summary.main)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [DIGITS, "--help"]])
+def test_help_prints_the_command_and_its_flags(capsys, place, arguments):
+    with pytest.raises(SystemExit) as raised:
+        command_line.call(main.main, ["main", *arguments])
+    assert raised.value.code in (0, None)
+    output = capsys.readouterr()
+    assert not output.err
+    assert "Trains a network." in output.out
+    assert "python -m resnet_jax.main --config=configs/v2_56.py" in output.out
+    for flag in ("--config: ", "--workdir: ", "--help: "):
+        assert output.out.count(flag) == 1
+    assert not list(place.iterdir())
+
+
+def test_call_returns_the_status_of_the_error(capsys):
+    class StoppedError(UserError):
+        exit_status = 1
+
+    def stop(argv):
+        raise StoppedError(f"{argv[1]} stopped")
+
+    assert command_line.call(stop, ["name", "it"]) == 1
+    assert capsys.readouterr().err == "error: it stopped\n"
+    assert command_line.call(lambda argv: None, ["name"]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_call_lets_errors_of_the_program_through():
+    def broken(argv):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        command_line.call(broken, ["name"])
+
+
+def test_fields_are_changed_in_the_order_of_the_command_line():
+    def define(values):
+        command_line.define_config(values, argv)
+        flags.DEFINE_string("workdir", None, "Where.", flag_values=values)
+
+    argv = ["main", f"{V1_20}:keras", "--config.epochs=3", "--workdir=a=b"]
+    argv += ["--config.model.scan", "--config.schedule.boundaries=(0.2,0.4)"]
+    argv += ["--config.schedule.factors=(1,0.5)", "--config.epochs=4"]
+    values = command_line.parse(argv, "", define)
+    config = command_line.checked_config(values)
+    assert values.workdir == "a=b"
+    assert config.epochs == 4
+    assert config.model.scan is True
+    assert config.model.variant == "keras"
+    assert tuple(config.schedule.boundaries) == (0.2, 0.4)
+    assert tuple(config.schedule.factors) == (1, 0.5)
+
+
+def python(place, *arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config=nope.py"], "nope.py"),
+        ([DIGITS, "--config.model.dept=20"], "--config.model.dept"),
+    ],
+)
+def test_process_ends_with_status_2_and_one_line(place, arguments, named):
+    ended = python(place, "resnet_jax.main", *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert named in ended.stderr
+    assert not ended.stdout
+    assert not list(place.iterdir())
+
+
+def test_process_that_helps_ends_with_status_0(place):
+    ended = python(place, "resnet_jax.main", "--help")
+    assert ended.returncode == 0
+    assert "--workdir" in ended.stdout
+    assert not ended.stderr

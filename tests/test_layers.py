@@ -1,0 +1,196 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from resnet_jax import layers
+
+# Values are under test, not speed: compile without optimisation.
+QUICK = {"xla_backend_optimization_level": 0}
+DIMENSIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+
+def reference(images, kernel, strides, padding, **settings):
+    return lax.conv_general_dilated(
+        images, kernel, strides, padding, **DIMENSIONS, **settings
+    )
+
+
+def project(images, kernel, strides, padding, **settings):
+    return layers.convolve(images, kernel, strides, padding, **DIMENSIONS, **settings)
+
+
+def draw(seed: int, *shape: int, dtype=np.float64) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def assert_close(actual, expected, tolerance=1e-12):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(
+            a, b, rtol=tolerance, atol=tolerance * np.abs(b).max()
+        )
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def derivatives(convolution, strides, padding):
+    """Jits values, gradients in both arguments, and products with the Hessian."""
+
+    def loss(arguments):
+        # Not linear in the output, so that no second derivative is zero.
+        return jnp.sum(jnp.sin(convolution(*arguments, strides, padding)))
+
+    def slope(arguments, direction):
+        gradient = jax.grad(loss)(arguments)
+        return sum(jnp.vdot(g, d) for g, d in zip(gradient, direction, strict=True))
+
+    def all_orders(arguments, direction):
+        return (
+            convolution(*arguments, strides, padding),
+            jax.grad(loss)(arguments),
+            jax.grad(slope)(arguments, direction),
+        )
+
+    return jax.jit(all_orders, compiler_options=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "strides", "padding"),
+    [
+        *(
+            (size, (k, k), (stride, stride), padding)
+            for size in ((6, 6), (7, 5))
+            for k in (1, 3)
+            for stride in (1, 2)
+            for padding in ((((k // 2, k // 2),) * 2), "SAME")
+        ),
+        ((7, 5), (1, 1), (2, 2), ((1, 1), (2, 0))),
+        ((7, 5), (3, 3), (3, 1), ((0, 2), (3, 1))),
+        ((7, 5), (3, 1), (2, 1), "VALID"),
+        ((7, 5), (2, 4), (1, 2), "SAME"),
+    ],
+    ids=str,
+)
+def test_values_and_derivatives_are_those_of_lax(size, kernel_size, strides, padding):
+    arguments = (draw(0, 2, *size, 3), draw(1, *kernel_size, 3, 4))
+    direction = (draw(2, 2, *size, 3), draw(3, *kernel_size, 3, 4))
+    actual = derivatives(project, strides, padding)(arguments, direction)
+    expected = derivatives(reference, strides, padding)(arguments, direction)
+    assert all(np.abs(part).max() > 0.1 for part in jax.tree.leaves(expected))
+    assert_close(actual, expected)
+
+
+def scanned(convolution, strides, padding):
+    """A loss of a loop over kernels, each applied to what the last one gave."""
+
+    def loss(images, kernels, last):
+        def body(images, kernel):
+            images = jnp.tanh(convolution(images, kernel, (1, 1), padding))
+            return images, images.mean()
+
+        images, means = lax.scan(body, images, kernels)
+        return jnp.sum(convolution(images, last, strides, padding) ** 2) + means.sum()
+
+    return loss
+
+
+@pytest.mark.parametrize(("kernel_size", "strides"), [(1, (2, 2)), (3, (2, 2))])
+def test_derivatives_in_a_loop_are_those_of_lax(kernel_size, strides):
+    arguments = (
+        draw(0, 2, 7, 6, 3),
+        draw(1, 4, kernel_size, kernel_size, 3, 3),
+        draw(2, kernel_size, kernel_size, 3, 5),
+    )
+
+    def first_and_second(convolution):
+        gradient = jax.grad(scanned(convolution, strides, "SAME"), argnums=(0, 1, 2))
+
+        def slope(*arguments):
+            leaves = gradient(*arguments)
+            return sum(jnp.vdot(a, jnp.cos(a)) for a in leaves)
+
+        both = jax.jit(
+            lambda *x: (gradient(*x), jax.grad(slope, argnums=(0, 1, 2))(*x)),
+            compiler_options=QUICK,
+        )
+        return both(*arguments)
+
+    assert_close(first_and_second(project), first_and_second(reference), 1e-10)
+
+
+def test_gradients_of_each_example_are_those_of_lax():
+    images, kernel = draw(0, 3, 6, 6, 2), draw(1, 3, 3, 2, 4)
+
+    def of_each(convolution):
+        def loss(kernel, image):
+            return jnp.sum(jnp.sin(convolution(image[None], kernel, (2, 2), "SAME")))
+
+        return jax.vmap(jax.grad(loss), (None, 0))(kernel, images)
+
+    assert_close(of_each(project), of_each(reference))
+
+
+@pytest.mark.parametrize(
+    ("channels", "settings"),
+    [
+        (4, {"feature_group_count": 2}),
+        (2, {"rhs_dilation": (2, 2)}),
+        (2, {"lhs_dilation": (2, 1)}),
+        (2, {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1)}),
+        (2, {"feature_group_count": 1, "precision": None}),
+    ],
+    ids=str,
+)
+def test_settings_of_nn_conv_are_kept(channels, settings):
+    images, kernel = draw(0, 2, 8, 7, channels), draw(1, 3, 3, 2, 4)
+    padding = ((1, 1), (0, 1))
+    actual, expected = (
+        convolution(images, kernel, (1, 1), padding, **settings)
+        for convolution in (project, reference)
+    )
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_type_of_the_arguments_is_kept(dtype, kernel_size):
+    images = jnp.asarray(draw(0, 2, 6, 6, 3), dtype)
+    kernel = jnp.asarray(draw(1, kernel_size, kernel_size, 3, 4), dtype)
+
+    def loss(images, kernel):
+        output = project(images, kernel, (2, 2), "SAME")
+        assert output.dtype == dtype
+        return jnp.sum(output.astype(jnp.float32) ** 2)
+
+    gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1)), images, kernel)
+    assert [(g.shape, g.dtype) for g in gradients] == [
+        (images.shape, dtype),
+        (kernel.shape, dtype),
+    ]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+@pytest.mark.parametrize(
+    ("channels", "features", "stride", "before"),
+    [(4, 8, 2, 2), (4, 16, 1, 6), (3, 8, 2, 2), (4, 4, 2, 0)],
+)
+def test_shortcut_a_subsamples_and_pads_channels_with_zeros(
+    size, channels, features, stride, before
+):
+    images = draw(0, 2, *size, channels)
+    height, width = (-(-pixels // stride) for pixels in size)
+    expected = np.zeros((2, height, width, features))
+    for row in range(height):
+        for column in range(width):
+            for channel in range(channels):
+                expected[:, row, column, before + channel] = images[
+                    :, stride * row, stride * column, channel
+                ]
+    actual = layers.zero_padded_shortcut(jnp.asarray(images), features, stride)
+    np.testing.assert_array_equal(actual, expected)

@@ -1,0 +1,220 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from resnet_jax import UserError, data, train
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.metrics import read_rows
+from resnet_jax.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+
+
+def digits_config(**changes) -> ConfigDict:
+    """v1-8 on digits, twelve steps, at a rate that does not depend on how many."""
+    config = common.get_config("smoke", version=1, depth=8)
+    config.update(steps=12, steps_per_call=4)
+    config.schedule.update(name="constant", warmup_epochs=0.0)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def saved_arrays(directory: Path, config: ConfigDict) -> list[np.ndarray]:
+    """All arrays of a run's newest checkpoint."""
+    like = Trainer(config, data.load(config.dataset)).new_state().split()
+    checkpoints = Checkpoints(directory / "checkpoints", keep=1, best=False)
+    trees, _ = checkpoints.restore(checkpoints.latest_step, like)
+    checkpoints.close()
+    return jax.tree.leaves(trees)
+
+
+def same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return all(
+        a.dtype == b.dtype and np.array_equal(a, b)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "scan"), [("jit", False), ("jit", True), ("pmap", False)]
+)
+def test_stopping_half_way_changes_no_bit(tmp_path, mode, scan):
+    config = digits_config(**{"parallel": mode, "model.scan": scan, "model.depth": 14})
+    train.train_and_evaluate(config, tmp_path / "straight")
+    half = config.copy_and_resolve_references()
+    half.steps = 8
+    train.train_and_evaluate(half, tmp_path / "halves")
+    train.train_and_evaluate(config, tmp_path / "halves")
+
+    straight = saved_arrays(tmp_path / "straight", config)
+    assert same_bits(straight, saved_arrays(tmp_path / "halves", config))
+    rows = [
+        [row for row in read_rows(tmp_path / run) if "train_loss" in row]
+        for run in ("straight", "halves")
+    ]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [4, 8, 12]
+
+
+@pytest.mark.slow
+def test_killed_run_ends_as_one_that_was_not(tmp_path):
+    """By the command line, killed -9 once a checkpoint is there; all files alike."""
+    changes = ["epochs=6", "checkpoint.every=1", "model.depth=8", "model.version=1"]
+    changes += ["model.width=8", "batch_size=128"]
+    command = [sys.executable, "-m", "resnet_jax.main"]
+    command += [f"--config={ROOT}/configs/digits.py"]
+    command += [f"--config.{change}" for change in changes]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+
+    def start(name):
+        return subprocess.Popen(
+            [*command, f"--workdir={tmp_path / name}"], cwd=ROOT, env=environment
+        )
+
+    assert start("straight").wait() == 0
+    killed = start("killed")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    while not list(checkpoints.glob("[0-9]*")):
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    assert start("killed").wait() == 0
+
+    files = [(tmp_path / name / "metrics.jsonl") for name in ("straight", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    config = common.get_config("smoke", version=1, depth=8)
+    config.update(epochs=6, batch_size=128)
+    config.model.width = 8
+    arrays = [saved_arrays(tmp_path / name, config) for name in ("straight", "killed")]
+    assert same_bits(*arrays)
+
+
+def test_run_leaves_a_complete_summary(tmp_path, capsys):
+    config = digits_config(steps=30, **{"model.depth": 8})
+    summary = train.train_and_evaluate(config, tmp_path / "run")
+    on_disk = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert on_disk == summary
+    assert summary["test_examples"] == 360
+    assert 0.1 < summary["test_accuracy"] <= 1
+    assert set(summary["test_class_accuracy"]) == set("0123456789")
+    assert summary["params"] == 75002
+    assert summary["macs"] > 0
+    assert summary["steps"] == 30
+    assert summary["device_count"] == 8
+    assert summary["seed"] == 0
+    assert {"jax", "flax", "optax", "python"} <= set(summary["versions"])
+    assert summary["images_per_second"] > 0
+    assert summary["seconds"] > summary["compile_seconds"] > 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"workdir   {tmp_path / 'run'}\n")
+    for told in ("75,002 parameters", "digits: 1,437", "8 x cpu", "epoch 2,"):
+        assert told in output
+
+    again = train.train_and_evaluate(config, tmp_path / "run")
+    assert again == summary
+    assert "finished" in capsys.readouterr().out
+
+
+def test_rows_are_finite_numbers_with_rising_steps(tmp_path):
+    train.train_and_evaluate(digits_config(steps=25), tmp_path)
+    rows = read_rows(tmp_path)
+    steps = [row["step"] for row in rows if "train_loss" in row]
+    assert steps == [4, 8, 12, 16, 20, 23, 24, 25]
+    assert [row["step"] for row in rows if "test_loss" in row] == [23, 25]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path):
+    config = digits_config(**{"optimizer.learning_rate": 1e6, "steps": 40})
+    with pytest.raises(train.DivergedError, match=r"between steps .* and") as raised:
+        train.train_and_evaluate(config, tmp_path)
+    assert "optimizer.learning_rate" in str(raised.value)
+    assert raised.value.exit_status == 1
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_best_by_validation_is_kept_beside_the_newest(tmp_path):
+    config = digits_config(steps=0, epochs=4, **{"checkpoint.keep": 1})
+    config.dataset.update(train_split="train[:1024]", validation_split="train[1024:]")
+    summary = train.train_and_evaluate(config, tmp_path)
+    assert summary["validation_examples"] == 413
+    rows = [row for row in read_rows(tmp_path) if "validation_accuracy" in row]
+    assert len(rows) == 4
+    assert [row["step"] for row in rows if "test_accuracy" in row] == [64]
+    best = max(rows, key=lambda row: row["validation_accuracy"])
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1, best=True)
+    assert checkpoints.best_step == best["step"]
+    assert checkpoints.latest_step == 64
+    checkpoints.close()
+
+
+def test_other_config_is_refused_and_longer_run_goes_on(tmp_path, capsys):
+    config = digits_config(steps=8)
+    train.train_and_evaluate(config, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    other = digits_config(steps=8, seed=1, **{"optimizer.learning_rate": 0.2})
+    with pytest.raises(UserError, match=r"learning_rate 0.1 -> 0.2; seed 0 -> 1"):
+        train.train_and_evaluate(other, tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=r"step 8"):
+        train.train_and_evaluate(digits_config(steps=4), tmp_path)
+    assert train.train_and_evaluate(digits_config(steps=12), tmp_path)["steps"] == 12
+    assert "steps 8 -> 12" in capsys.readouterr().out
+
+
+def test_scan_may_change_when_a_run_goes_on(tmp_path):
+    rolled = digits_config(steps=8, **{"model.depth": 14, "model.scan": True})
+    train.train_and_evaluate(rolled, tmp_path)
+    unrolled = digits_config(steps=12, **{"model.depth": 14})
+    assert train.train_and_evaluate(unrolled, tmp_path)["steps"] == 12
+
+
+def test_training_and_verbs_never_load_tensorflow(tmp_path):
+    script = (
+        "import sys\n"
+        "from resnet_jax import command_line, evaluate, main, summary\n"
+        f"config = '--config={ROOT}/configs/digits.py'\n"
+        "small = ['--config.model.version=1', '--config.model.depth=8']\n"
+        f"run = '--workdir={tmp_path}/run'\n"
+        "argv = ['main', config, *small, '--config.steps=4', run]\n"
+        "assert command_line.call(main.main, argv) == 0\n"
+        "assert command_line.call(evaluate.main, ['evaluate', run]) == 0\n"
+        "assert command_line.call(summary.main, ['summary', config]) == 0\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    for name in ("config.json", "metrics.jsonl", "summary.json", "curves.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_digits_recipe_learns(tmp_path):
+    config = common.get_config("smoke", version=1, depth=8)
+    assert train.train_and_evaluate(config, tmp_path)["test_accuracy"] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path(os.environ.get("TFDS_DATA_DIR", "/nowhere"), "cifar10").is_dir(),
+    reason="needs CIFAR-10 in $TFDS_DATA_DIR",
+)
+def test_cifar10_trains_and_counts_every_test_image(tmp_path):
+    config = common.get_config("paper", version=1, depth=8)
+    config.update(steps=20, batch_size=64)
+    config.dataset.train_split = "train[:2000]"
+    summary = train.train_and_evaluate(config, tmp_path)
+    assert summary["test_examples"] == 10000
+    assert summary["test_accuracy"] > 0.12
