@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
         )
     dataset = data.load(config.dataset)
     net = build_network(config, dataset.num_classes)
-    like = models.unstack(models.variable_shapes(net, dataset.image_shape))
+    like = models.variable_shapes(net, dataset.image_shape)
     trees, _ = checkpoints.restore(step, {"variables": like})
     checkpoints.close()
 

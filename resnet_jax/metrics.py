@@ -76,12 +76,12 @@ class Recorder:
 
     def _record(self, step: int, scalars: dict) -> None:
         row = {"step": step, "epoch": step / self._plan.steps_per_epoch, **scalars}
-        row = {name: _rounded(value) for name, value in row.items()}
+        row = {name: _json_number(value) for name, value in row.items()}
         self._rows.append(row)
         self._file.write(_line(row))
         self._file.flush()
-        for name in scalars:
-            self._tensorboard.add_scalar(name, row[name], step)
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
 
     def _epoch_mean(self, name: str, epoch: int) -> float:
         """The mean over the epoch's steps, from the rows of its calls."""
@@ -112,8 +112,8 @@ def _line(row: dict) -> str:
     return json.dumps(row) + "\n"
 
 
-def _rounded(value):
+def _json_number(value):
     """Seven digits, as many as float32 has; JSON knows no NaN or infinity."""
     if isinstance(value, int):
         return value
-    return float(f"{float(value):.7g}") if math.isfinite(value) else str(value)
+    return float(f"{value:.7g}") if math.isfinite(value) else None

@@ -247,9 +247,10 @@ def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> di
 
 
 def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """What `initialize` returns, as `jax.ShapeDtypeStruct`s: nothing is computed."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), net.dtype)
-    return jax.eval_shape(net.init, jax.random.key(0), images)
+    """The shapes of the unrolled network's variables: nothing is computed."""
+    images = jnp.zeros((1, *image_shape), net.dtype)
+    init = net.clone(scan=True).init  # traces equal blocks once
+    return jax.eval_shape(lambda key: unstack(init(key, images)), jax.random.key(0))
 
 
 def unstack(tree):

@@ -31,6 +31,6 @@ def draw_curves(workdir: Path) -> None:
 
 
 def _plot(axes, rows: list[dict], name: str, style: str, label: str | None) -> None:
-    points = [(row["epoch"], row[name]) for row in rows if name in row]
+    points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)

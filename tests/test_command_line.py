@@ -70,6 +70,8 @@ def test_config_file_that_is_not_there(refused, file):
     [
         ("def get_config():\n    return 1 / 0\n", "division by zero"),
         ("def get_config(recipe='paper'):\n    return 1 / 0\n", "division by zero"),
+        ("def get_config():\n    raise ValueError('too wide')\n", "too wide"),
+        ("def get_config(recipe):\n    pass\n", "'recipe'"),
         ("def get_config(:\n", "line 1"),
         ("import not_a_module\n", "not_a_module"),
         ("settings = 3\n", "get_config"),
@@ -80,6 +82,8 @@ def test_config_file_that_is_not_there(refused, file):
     ids=[
         "error",
         "error in a recipe",
+        "error with a sentence",
+        "recipe needed",
         "syntax",
         "import",
         "no get_config",
@@ -90,7 +94,9 @@ def test_config_file_that_is_not_there(refused, file):
 )
 def test_config_file_with_an_error_in_it(refused, place, text, cause):
     (place / "mine.py").write_text(text)
-    assert_names(refused("--config=mine.py"), "mine.py", cause)
+    sentence = refused("--config=mine.py")
+    assert_names(sentence, "mine.py", cause)
+    assert "there is no such file" not in sentence
 
 
 @pytest.mark.parametrize(

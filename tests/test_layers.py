@@ -70,6 +70,7 @@ def derivatives(convolution, strides, padding):
             for stride in (1, 2)
             for padding in ((((k // 2, k // 2),) * 2), "SAME")
         ),
+        ((7, 5), (1, 1), (1, 2), "VALID"),
         ((7, 5), (1, 1), (2, 2), ((1, 1), (2, 0))),
         ((7, 5), (3, 3), (3, 1), ((0, 2), (3, 1))),
         ((7, 5), (3, 1), (2, 1), "VALID"),

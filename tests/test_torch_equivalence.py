@@ -183,7 +183,7 @@ def torch_update(net, optimizer, images, labels) -> float:
     ("name", "nesterov"),
     [
         ("v1-20-A", False),
-        ("v1-20-B", True),
+        pytest.param("v1-20-B", True, marks=pytest.mark.slow),
         ("v2-20", True),
         pytest.param("v2-164", False, marks=pytest.mark.slow),
     ],

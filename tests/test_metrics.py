@@ -1,0 +1,78 @@
+import json
+import math
+
+from resnet_jax import report
+from resnet_jax.metrics import Recorder, read_rows
+from resnet_jax.plan import Plan
+
+PLAN = Plan(examples=100, batch_size=10, total_steps=20, steps_per_call=4)
+
+
+def means(loss: float) -> dict:
+    return {"loss": loss, "accuracy": 0.5, "gradient_norm": 1.0, "learning_rate": 0.1}
+
+
+def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):
+    for name in ("straight", "resumed"):
+        (tmp_path / name).mkdir()
+    straight = Recorder(tmp_path / "straight", 0, PLAN)
+    for step in (4, 8, 10):
+        straight.train_row(step, means(1 / step))
+    straight.epoch_row(10, 1, {"test_accuracy": 0.25, "test_examples": 7})
+    straight.train_row(12, means(0.01))
+    straight.close()
+
+    cut_off = Recorder(tmp_path / "resumed", 0, PLAN)
+    cut_off.train_row(4, means(1 / 4))
+    cut_off.train_row(8, means(99.0))
+    cut_off.close()
+    with (tmp_path / "resumed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "epo')
+    resumed = Recorder(tmp_path / "resumed", 4, PLAN)
+    for step in (8, 10):
+        resumed.train_row(step, means(1 / step))
+    resumed.epoch_row(10, 1, {"test_accuracy": 0.25, "test_examples": 7})
+    resumed.train_row(12, means(0.01))
+    resumed.close()
+
+    texts = [
+        (tmp_path / name / "metrics.jsonl").read_text()
+        for name in ("straight", "resumed")
+    ]
+    assert texts[0] == texts[1]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    average = (4 * (1 / 4) + 4 * (1 / 8) + 2 * (1 / 10)) / 10
+    for line in lines:
+        assert line.startswith(
+            f"epoch 1, step 10 of 20, train loss {average:.4f}, accuracy 50.00%, "
+            "test accuracy 25.00%"
+        )
+    assert len(lines) == 2
+
+
+def test_rows_are_json_without_nan(tmp_path):
+    recorder = Recorder(tmp_path, 0, PLAN)
+    recorder.train_row(10, means(1.0))
+    recorder.epoch_row(10, 1, {"test_loss": math.inf})
+    recorder.close()
+    line = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads(line, parse_constant=refuse)["test_loss"] is None
+
+
+def test_rows_of_a_new_run_are_none(tmp_path):
+    assert read_rows(tmp_path) == []
+
+
+def test_curves_are_drawn_of_what_there_is(tmp_path):
+    recorder = Recorder(tmp_path, 0, PLAN)
+    recorder.train_row(4, means(1.0))
+    recorder.train_row(10, means(0.5))
+    recorder.epoch_row(10, 1, {"validation_accuracy": 0.25, "validation_loss": 2.0})
+    recorder.close()
+    report.draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,105 @@
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from resnet_jax import UserError, data, trainer
+from resnet_jax.parallel import Parallel
+from resnet_jax.trainer import Trainer
+
+
+def train(devices: int, mode: str = "jit", dtype: str = "float32", steps: int = 2):
+    """Some updates of v1-8 on digits at a low rate: the state, and each step's loss."""
+    config = digits.get_config()
+    config.update(parallel=mode, batch_size=64, steps=100)
+    config.model.update(version=1, depth=8)
+    config.optimizer.learning_rate = 0.01
+    config.schedule.update(name="constant", warmup_epochs=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.jax, "devices", lambda: devices_of(devices))
+        run = Trainer(config, data.load(config.dataset))
+    state = run.place(run.new_state())
+    run.compile(state)
+    losses = []
+    for step in range(steps):
+        state, means = run.train(state, step, step + 1)
+        losses.append(means["loss"])
+    return run.fetch(state), losses, run
+
+
+def devices_of(count: int) -> list:
+    return jax.local_devices(backend="cpu")[:count]
+
+
+def test_number_of_devices_does_not_matter_under_jit():
+    state, losses, _ = train(devices=1)
+    for devices in (2, 8):
+        other, other_losses, _ = train(devices)
+        np.testing.assert_allclose(losses, other_losses, rtol=1e-3)
+        for a, b in zip(
+            jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True
+        ):
+            np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_pmap_of_one_device_is_jit_of_one():
+    state, losses, _ = train(devices=1)
+    other, other_losses, _ = train(devices=1, mode="pmap")
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_pmap_keeps_devices_equal_and_normalises_apart():
+    _, losses, _ = train(devices=1)
+    state, other_losses, run = train(devices=4, mode="pmap")
+    assert not np.allclose(losses[0], other_losses[0], rtol=1e-6)
+    placed = run.place(state)
+    for leaf in jax.tree.leaves(placed):
+        copies = [np.asarray(shard.data[0]) for shard in leaf.addressable_shards]
+        assert len(copies) == 4
+        assert all(np.array_equal(copies[0], copy) for copy in copies)
+    assert run.evaluate(placed, every_split=True)["test_examples"] == 360
+
+
+def test_compiled_call_serves_every_length():
+    _, _, run = train(devices=2)
+    state, one_by_one = run.place(run.new_state()), []
+    for step in range(3):
+        state, means = run.train(state, step, step + 1)
+        one_by_one.append(means["loss"])
+    together, means = run.train(run.place(run.new_state()), 0, 3)
+    assert means["loss"] == pytest.approx(np.mean(one_by_one), rel=1e-6)
+    for a, b in zip(
+        jax.tree.leaves(run.fetch(state)),
+        jax.tree.leaves(run.fetch(together)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"batch_size=100.*8 devices.*96 and 104"):
+        Parallel.over(devices_of(8), "jit", 100)
+    with pytest.raises(UserError, match=r"nearest that do are 8"):
+        Parallel.over(devices_of(8), "pmap", 3)
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(128, 2), (127, 1)])
+def test_cpu_is_one_device_a_core(batch_size, most):
+    script = (
+        "import jax, os\n"
+        "del os.environ['JAX_NUM_CPU_DEVICES']\n"
+        "os.sched_getaffinity = lambda _: {0, 1}\n"
+        "from resnet_jax import parallel\n"
+        f"parallel.split_cpu({batch_size})\n"
+        f"assert len(jax.devices()) == {most}, jax.devices()\n"
+        f"parallel.split_cpu(1)\n"
+    )
+    script = script.replace("import jax, os\n", "import os\n").replace(
+        "from resnet_jax", "import jax\nfrom resnet_jax"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

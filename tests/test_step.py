@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import digits
+from resnet_jax import data, models
+from resnet_jax.augment import normalize, statistics
+from resnet_jax.plan import Plan
+from resnet_jax.step import Batch, TrainState, make_train_call, make_train_step
+
+
+def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0):
+    """How often each example was taken after each of the steps `ends`, in one run.
+
+    The labels number the examples, and the 'step' counts them.
+    """
+
+    def count(state, batch, rng, *, axis_name):
+        seen = state.params["seen"].at[batch.labels].add(1)
+        zero = jnp.float32(0)
+        metrics = {"loss": zero, "accuracy": zero, "gradient_norm": zero}
+        return state.replace(step=state.step + 1, params={"seen": seen}), metrics
+
+    plan = Plan(examples, batch_size, ends[-1], steps_per_call=ends[-1])
+    call = jax.jit(make_train_call(count, plan, seed, axis_name=None))
+    numbers = jnp.arange(examples, dtype=jnp.int32)
+    split = data.Split(jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers)
+    zeros = {"seen": jnp.zeros(examples, jnp.int32)}
+    state = TrainState(jnp.int32(0), zeros, {}, ())
+    counts = []
+    for end in ends:
+        positions = jnp.arange(batch_size, dtype=jnp.int32)
+        state, _ = call(state, split, positions, jnp.int32(end))
+        counts.append(np.asarray(state.params["seen"]))
+    return counts
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(12, 4), (10, 4), (7, 7), (9, 2)])
+def test_every_epoch_takes_every_example_once(examples, batch_size):
+    for step, counts in enumerate(
+        counting_run(examples, batch_size, [*range(1, 21)]), 1
+    ):
+        taken = step * batch_size
+        assert counts.sum() == taken
+        assert counts.min() == taken // examples
+        assert counts.max() == -(-taken // examples)
+
+
+def test_order_depends_on_seed_and_epoch_but_not_on_calls():
+    one_by_one = counting_run(20, 5, [1, 2, 3, 4, 5, 6])
+    in_calls = counting_run(20, 5, [2, 6])
+    np.testing.assert_array_equal(one_by_one[1], in_calls[0])
+    np.testing.assert_array_equal(one_by_one[5], in_calls[1])
+    assert (one_by_one[0] != counting_run(20, 5, [1], seed=1)[0]).any()
+    second_epoch = one_by_one[4] - one_by_one[3]
+    assert (one_by_one[0] != second_epoch).any()
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A config without augmentation, a network, its variables, and 32 digits."""
+    config = digits.get_config()
+    config.augment.update(crop=0.0, flip=False)
+    dataset = data.load(config.dataset)
+    net = models.resnet(1, 8, 10)
+    variables = models.initialize(net, jax.random.key(0), dataset.image_shape)
+    images, labels = (jnp.asarray(x[:32]) for x in dataset.train)
+    batch = Batch(images, labels, jnp.arange(32))
+    return config, net, variables, batch, statistics("mean", dataset.train.images)
+
+
+def one_step(setting, **changes):
+    config, net, variables, batch, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    tx = optax.sgd(0.1)
+    state = TrainState(
+        jnp.int32(0), **variables, opt_state=tx.init(variables["params"])
+    )
+    step = make_train_step(net, tx, config, normalization)
+    return jax.jit(step)(state, batch, jax.random.key(0))
+
+
+def loss_and_gradient(setting, chosen, batch_stats):
+    _, net, variables, batch, normalization = setting
+    images = normalize(batch.images[chosen], *normalization)
+
+    def loss(params):
+        logits, changed = net.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        chance = jax.nn.log_softmax(logits)
+        return -chance[jnp.arange(len(chosen)), batch.labels[chosen]].mean(), changed
+
+    (loss, changed), gradient = jax.value_and_grad(loss, has_aux=True)(
+        variables["params"]
+    )
+    return loss, gradient, changed["batch_stats"]
+
+
+def close(tree, other):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_step_is_gradient_descent(setting):
+    state, metrics = one_step(setting)
+    params = setting[2]["params"]
+    loss, gradient, batch_stats = loss_and_gradient(
+        setting, np.arange(32), setting[2]["batch_stats"]
+    )
+    close(state.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient))
+    close(state.batch_stats, batch_stats)
+    assert state.step == 1
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradient)))
+    assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_accumulation_adds_the_gradients_of_parts(setting):
+    state, metrics = one_step(setting, **{"optimizer.accumulate": 4})
+    params, batch_stats = setting[2]["params"], setting[2]["batch_stats"]
+    losses, gradients = [], []
+    for part in range(4):
+        loss, gradient, batch_stats = loss_and_gradient(
+            setting, np.arange(part, 32, 4), batch_stats
+        )
+        losses.append(float(loss))
+        gradients.append(gradient)
+    mean = jax.tree.map(lambda *g: sum(g) / 4, *gradients)
+    close(state.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, mean))
+    close(state.batch_stats, batch_stats)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_label_smoothing_mixes_in_the_uniform_distribution(setting):
+    _, net, variables, batch, normalization = setting
+    _, metrics = one_step(setting, label_smoothing=0.2)
+    logits, _ = net.apply(
+        variables,
+        normalize(batch.images, *normalization),
+        train=True,
+        mutable=["batch_stats"],
+    )
+    chance = np.asarray(jax.nn.log_softmax(logits))
+    targets = 0.8 * np.eye(10)[np.asarray(batch.labels)] + 0.2 / 10
+    expected = -(targets * chance).sum(1).mean()
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
