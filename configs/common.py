@@ -101,7 +101,7 @@ def default() -> ConfigDict:
 
 
 def paper(config: ConfigDict) -> None:
-    """He et al. 2015, section 4.2, and 2016, appendix: 64,000 updates on CIFAR."""
+    """He et al. 2015, section 4.2, and 2016, appendix: about 64,000 updates."""
     if config.model.depth >= 110:
         # "We use 0.01 to warm up the training ... (about 400 iterations)".
         config.schedule.warmup_epochs = 400 * 128 / 50000

@@ -2,7 +2,7 @@
 
     python -m resnet_jax.main --config=configs/digits.py
 
-590,186 parameters.
+590,138 parameters.
 """
 
 from configs import common

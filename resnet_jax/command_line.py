@@ -2,7 +2,9 @@
 
 import re
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -16,12 +18,15 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Runs a command and returns its exit status: 0, or the error's."""
+    """Runs a command and returns its exit status: 0, the error's, or 130."""
     try:
         main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # what shells give for SIGINT
     return 0
 
 
@@ -43,16 +48,16 @@ def parse(
     flags.DEFINE_bool("help", False, "Show this and exit.", flag_values=values)
     define(values)
     own = list(values)
-    if "--config" in argv[1:]:
-        raise UserError("--config needs an equals sign: write --config=FILE")
+    _require_config_file(argv)
     try:
         rest = values(argv)
+    except UserError:
+        raise
     except flags.Error as error:
         raise UserError(_cause(error)) from None
-    except (AttributeError, KeyError) as error:  # ml_collections: no such field
-        raise UserError(_misspelt(argv, error)) from None
-    except TypeError as error:
-        raise UserError(f"a value of --config does not fit: {error}") from None
+    # What is left is ml_collections' of a field, or whatever a config file may raise.
+    except Exception as error:
+        raise UserError(_misspelt(argv, error) or _failed(argv, error)) from None
     if len(rest) > 1:
         raise UserError(
             f"{rest[1]!r} belongs to no flag: write --FLAG=VALUE, with an equals sign"
@@ -83,14 +88,32 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
     Raises:
       UserError: there is none, its file is not there, or a field does not hold.
     """
-    chosen = values.config
-    if chosen is None:
+    if not values["config"].present:
         raise UserError("--config is missing: give one, as --config=configs/v2_56.py")
-    if not isinstance(chosen, ConfigDict):  # stands for an error in loading the file
+    chosen = values.config
+    if not isinstance(chosen, ConfigDict):
         file = config_flags.get_config_filename(values["config"])
-        raise UserError(f"--config={file}: there is no such file: give one of configs/")
+        reason = "its get_config() returns no ConfigDict"
+        try:
+            getattr(chosen, "epochs", None)
+        except OSError as error:  # ml_collections kept it until now
+            reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"--config={file} failed: {reason}: mend it")
     config.validate(chosen)
     return chosen
+
+
+def _config_file(argv: list[str]) -> str | None:
+    given = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
+    return given[-1] if given else None
+
+
+def _require_config_file(argv: list[str]) -> None:
+    if "--config" in argv[1:]:
+        raise UserError("--config needs an equals sign: write --config=FILE")
+    file = _config_file(argv)
+    if file is not None and not Path(file.partition(":")[0]).is_file():
+        raise UserError(f"--config={file}: there is no such file: give one of configs/")
 
 
 def _cause(error: Exception) -> str:
@@ -98,14 +121,33 @@ def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Traceback (most recent call last):" not in lines:
         return " ".join(lines)
-    ours = re.match(r"[\w.]*UserError: (.*)", lines[-1])
-    return ours[1] if ours else f"{lines[0].split(' Error')[0]} failed: {lines[-1]}"
+    return f"{lines[0].split(': Error')[0]} failed: {lines[-1]}"
 
 
-def _misspelt(argv: list[str], error: Exception) -> str:
-    name, *hint = str(error.args[0]).splitlines()
-    name = name.strip("'\"")
-    given = [arg.split("=")[0] for arg in argv if arg.startswith("--config.")]
+def _failed(argv: list[str], error: Exception) -> str:
+    message = " ".join(str(error).split())
+    if "has no attribute 'get_config'" in message:
+        return f"--config={_config_file(argv)} defines no get_config(): mend it"
+    what = f"--config={_config_file(argv)}" if _config_file(argv) else "a flag"
+    return f"{what} failed: {type(error).__name__}: {message}"
+
+
+def _misspelt(argv: list[str], error: Exception) -> str | None:
+    """The sentence about a field that is not there, if that is what the error is."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if "ml_collections" not in raised_in.parts or not isinstance(
+        error, AttributeError | KeyError
+    ):
+        return None
+    message = str(error)
+    found = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message)
+    name = re.search(r"\.(\w+) does not exist", message) or re.search(
+        r"'(\w+)", message
+    )
+    if not name or "get_config" in message:
+        return None
+    name = found[2] if found else name[1]
+    given = [arg.partition("=")[0] for arg in argv if arg.startswith("--config.")]
     field = next((arg for arg in given if name in arg.split(".")), f"--config.{name}")
-    ending = f"{hint[0]}." if hint else "configs/common.py has all of them."
-    return f"{field} is not a field of the config. {ending}"
+    ending = f"did you mean {found[1]!r}?" if found else "see configs/common.py"
+    return f"{field} is not a field of the config: {ending}"

@@ -1,5 +1,7 @@
 """Checks a config, field by field, and builds the network that it describes."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, models, optimizers
@@ -86,18 +88,23 @@ def _validate_schedule(schedule: ConfigDict) -> None:
             schedule.warmup_epochs,
             "set it to 0, since 'onecycle' has a warm-up of its own",
         )
-    fractions = tuple(schedule.boundaries)
-    if not all(0 < fraction < 1 for fraction in fractions):
+    fractions, factors = tuple(schedule.boundaries), tuple(schedule.factors)
+    if not all(_is_number(value) and 0 < value < 1 for value in fractions):
         _refuse("schedule.boundaries", fractions, "give fractions between 0 and 1")
     if list(fractions) != sorted(set(fractions)):
         _refuse("schedule.boundaries", fractions, "give them in rising order")
-    factors = tuple(schedule.factors)
-    if len(factors) != len(fractions) or any(factor < 0 for factor in factors):
+    if len(factors) != len(fractions) or not all(
+        _is_number(value) and 0 <= value < math.inf for value in factors
+    ):
         _refuse(
             "schedule.factors",
             factors,
             f"give one number from 0 up for each of the {len(fractions)} boundaries",
         )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _refuse(field: str, value, fix: str) -> None:

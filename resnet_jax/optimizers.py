@@ -1,6 +1,7 @@
 """The optimizer and its learning-rate schedule, from the config, by Optax."""
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -21,13 +22,36 @@ def _rmsprop(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _lars(config: ConfigDict) -> optax.GradientTransformation:
-    # You et al. 2017 (arXiv 1708.03888): biases and BatchNorm are left out.
     return optax.chain(
-        optax.masked(
-            optax.scale_by_trust_ratio(trust_coefficient=0.001), _mask("kernels")
-        ),
-        optax.trace(config.momentum, nesterov=config.nesterov),
+        _trust_ratio(0.001), optax.trace(config.momentum, nesterov=config.nesterov)
     )
+
+
+def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
+    """Scales each kernel's update to the kernel's norm (You et al. 2017, 1708.03888).
+
+    As `optax.scale_by_trust_ratio`, but each of the blocks that `model.scan` stacks in
+    one array has norms of its own. Biases and BatchNorm are left as they are.
+    """
+
+    def scale(path, update, param):
+        if path[-1].key != "kernel":
+            return update
+        axes = tuple(range(_is_stacked(path), update.ndim))
+        norm, change = (
+            jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (param, update)
+        )
+        nonzero = (norm > 0) & (change > 0)
+        return update * jnp.where(nonzero, coefficient * norm / change, 1)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params)
+    )
+
+
+def _is_stacked(path) -> bool:
+    """Whether `model.scan` stacks blocks along the first axis of a parameter."""
+    return any(part.key.endswith("_blocks") for part in path)
 
 
 OPTIMIZERS = {
@@ -48,9 +72,9 @@ def _mask(decay_on: str):
     def chosen(path, leaf) -> bool:
         if decay_on == "all":
             return True
-        ndim = leaf.ndim - ("_blocks" in jax.tree_util.keystr(path))  # without scan's
         kernel = path[-1].key == "kernel"
-        return kernel and (decay_on == "kernels" or ndim == 4)
+        convolution = leaf.ndim - _is_stacked(path) == 4
+        return kernel and (decay_on == "kernels" or convolution)
 
     return lambda params: jax.tree_util.tree_map_with_path(chosen, params)
 
@@ -65,7 +89,8 @@ def optimizer(
       learning_rate: maps the number of updates done to the next one's rate.
     """
     decay = optax.add_decayed_weights(config.weight_decay, _mask(config.decay_on))
-    decoupled = config.decay == "decoupled" or config.name == "adamw"
+    # These two are defined with decoupled decay.
+    decoupled = config.decay == "decoupled" or config.name in ("adamw", "lion")
     steps = []
     if config.clip_norm:
         steps.append(optax.clip_by_global_norm(config.clip_norm))

@@ -44,8 +44,8 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
         output = call(*args, **kwargs)
         module = context.module
         if isinstance(module, nn.Conv | nn.BatchNorm | nn.Dense):
-            params = jax.tree.leaves(module.variables["params"])
-            kernel = module.variables["params"].get("kernel")
+            params = module.variables["params"]
+            kernel = params.get("kernel")
             macs = (
                 kernel.size * math.prod(output.shape[1:-1]) if kernel is not None else 0
             )
@@ -54,7 +54,7 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
                 copies = net.blocks_per_stage - 1
                 last = f"-{copies + 1}" if copies > 1 else ""
                 name = name.replace("_blocks", f"_block2{last}")
-            parameters = sum(leaf.size for leaf in params)
+            parameters = models.count_parameters(params)
             found[name] = Layer(name, output.shape[1:], parameters, macs, copies)
         return output
 

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +39,8 @@ def default(config_flag: str, config: ConfigDict) -> Path:
         parts.append(recipe)
     if config.dataset.name not in ("cifar10", *parts):
         parts.append(config.dataset.name)
-    return Path("runs", "-".join(parts), f"seed{config.seed}")
+    name = re.sub(r"[/:]", "-", "-".join(parts))  # of data sets, as 'svhn/full'
+    return Path("runs", name, f"seed{config.seed}")
 
 
 def check(workdir: Path, config: ConfigDict) -> list[str]:
@@ -99,16 +101,23 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(
             f"--workdir={workdir} holds no run: give the directory of one{near}"
         )
-    try:
-        return ConfigDict(json.loads((workdir / "config.json").read_text()))
-    except ValueError as error:
-        raise UserError(f"{workdir}/config.json is damaged ({error})") from None
+    return ConfigDict(_read_json(workdir / "config.json"))
 
 
 def read_summary(workdir: Path) -> dict | None:
     """The summary of the run in a directory; None where it has not ended."""
     path = workdir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read_json(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore or delete it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (no JSON object): restore or delete it")
+    return content
 
 
 def _flat(config: ConfigDict) -> dict:

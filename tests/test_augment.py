@@ -155,7 +155,7 @@ def test_shifts_are_uniform_within_a_tenth_of_the_size(size):
     [settings(crop=0.125, flip=True), settings(shift=0.1, flip=True)],
     ids=["crop", "shift"],
 )
-@pytest.mark.parametrize(("size", "channels"), SHAPES)
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3)])
 def test_example_s_draws_depend_on_key_and_position_alone(config, size, channels):
     images, whole_batch = random_images(16, size, channels), np.arange(16)
     whole = run(config, images)

@@ -111,7 +111,7 @@ def test_config_file_with_an_error_in_it(refused, place, text, cause):
 )
 def test_misspelt_field_is_named_with_the_nearest(refused, flag, hint):
     sentence = refused(DIGITS, f"{flag}=3")
-    assert_names(sentence, f"{flag} is not a field", f'Did you mean "{hint}"')
+    assert_names(sentence, f"{flag} is not a field", f"did you mean {hint!r}")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from resnet_jax import models, summary
 # Logic is under test, not speed: compile without optimisation.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+BOTH = {"scan": True, "remat": True}
 CIFAR = (32, 32, 3)
 TINY = (8, 8, 3)
 
@@ -137,6 +138,12 @@ def build(kind: dict, depth: int, num_classes: int = 10, **changes) -> models.Re
     return models.resnet(kind.pop("version"), depth, num_classes, **kind)
 
 
+def declared_shapes(net: models.ResNet, image_shape: tuple[int, int, int]) -> dict:
+    """The shapes and types that the network itself declares, in its own form."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(net.init, jax.random.key(0), images)
+
+
 def shallowest(kind: dict) -> int:
     """The depth with one block a stage."""
     return 8 if build(kind, 20).block == "basic" else 11
@@ -155,7 +162,7 @@ def random_variables(net: models.ResNet, image_shape=TINY, dtype=np.float64) -> 
         fan_in = max(np.prod(leaf.shape[:-1]), 8)
         return rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape).astype(dtype)
 
-    shapes = models.variable_shapes(net.clone(scan=False), image_shape)
+    shapes = declared_shapes(net.clone(scan=False), image_shape)
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -201,16 +208,23 @@ def float64():
     ids=label,
 )
 def test_number_of_parameters_is_the_published_networks(kind, depth, count):
-    net = build(kind, depth, scan=True)
-    params = models.variable_shapes(net, CIFAR)["params"]
+    params = declared_shapes(build(kind, depth, scan=True), CIFAR)["params"]
     assert models.count_parameters(params) == count
-    assert summary.cost(net, CIFAR)["params"] == count
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "count"),
+    [(kind, *max(counts.items())) for kind, counts in PARAMETERS],
+    ids=label,
+)
+def test_summary_counts_the_parameters_of_the_deepest_networks(kind, depth, count):
+    assert summary.cost(build(kind, depth), CIFAR)["params"] == count
 
 
 @pytest.mark.parametrize(("kind", "depth", "count"), STATISTICS, ids=label)
 def test_number_of_batchnorm_statistics(kind, depth, count):
     for scan in (False, True):
-        shapes = models.variable_shapes(build(kind, depth, scan=scan), CIFAR)
+        shapes = declared_shapes(build(kind, depth, scan=scan), CIFAR)
         assert models.count_parameters(shapes["batch_stats"]) == count
 
 
@@ -224,18 +238,26 @@ def test_multiply_accumulates_of_an_image(kind, depth, millions):
 
 @pytest.mark.parametrize("kind", KINDS, ids=label)
 def test_scan_and_remat_keep_the_variables_of_the_unrolled_network(kind):
-    net = build(kind, 56)
-    unrolled = models.variable_shapes(net, CIFAR)
-    stacked = models.variable_shapes(net.clone(scan=True), CIFAR)
+    net = build(kind, 20)
+    unrolled = declared_shapes(net, CIFAR)
+    stacked = declared_shapes(net.clone(scan=True), CIFAR)
     assert stacked == jax.eval_shape(models.stack, unrolled)
     assert unrolled == jax.eval_shape(models.unstack, stacked)
-    assert unrolled == models.variable_shapes(net.clone(remat=True), CIFAR)
-    assert stacked == models.variable_shapes(net.clone(scan=True, remat=True), CIFAR)
+    assert unrolled == declared_shapes(net.clone(remat=True), CIFAR)
+    assert stacked == declared_shapes(net.clone(scan=True, remat=True), CIFAR)
+
+
+@pytest.mark.parametrize("kind", [V1, KERAS_V2], ids=label)
+def test_variable_shapes_are_the_unrolled_networks_whatever_scan_is(kind):
+    net = build(kind, 29 if kind is KERAS_V2 else 20)
+    declared = declared_shapes(net, TINY)
+    for loop in ({}, {"scan": True}, {"remat": True}, BOTH):
+        assert models.variable_shapes(net.clone(**loop), TINY) == declared
 
 
 def test_classes_and_channels_change_only_the_ends():
-    small = models.variable_shapes(build(V2, 20), CIFAR)["params"]
-    large = models.variable_shapes(build(V2, 20, 100), (32, 32, 4))["params"]
+    small = declared_shapes(build(V2, 20), CIFAR)["params"]
+    large = declared_shapes(build(V2, 20, 100), (32, 32, 4))["params"]
     assert {name for name in small if small[name] != large[name]} == {
         "stem_conv",
         "classifier",
@@ -245,8 +267,8 @@ def test_classes_and_channels_change_only_the_ends():
 
 
 def test_width_multiplies_every_channel():
-    narrow = models.variable_shapes(build(V1, 20, width=16), CIFAR)["params"]
-    wide = models.variable_shapes(build(V1, 20, width=160), CIFAR)["params"]
+    narrow = declared_shapes(build(V1, 20, width=16), CIFAR)["params"]
+    wide = declared_shapes(build(V1, 20, width=160), CIFAR)["params"]
     for name in (name for name in narrow if name.startswith("stage")):
         for conv in ("conv1", "conv2"):
             shape = narrow[name][conv]["kernel"].shape
@@ -345,9 +367,6 @@ def test_keras_variant_cannot_be_changed(choice):
 # Scan, remat and the two forms of the variables
 
 
-BOTH = {"scan": True, "remat": True}
-
-
 def training_values(net: models.ResNet, variables: dict, images) -> dict:
     """Logits, the gradient of every parameter and the new statistics, unrolled."""
 
@@ -409,9 +428,7 @@ def test_stack_and_unstack_undo_each_other(depth):
     net = build(V1, depth, width=2)
     unrolled = random_variables(net, dtype=np.float32)
     stacked = models.stack(unrolled)
-    assert structure(stacked) == structure(
-        models.variable_shapes(net.clone(scan=True), TINY)
-    )
+    assert structure(stacked) == structure(declared_shapes(net.clone(scan=True), TINY))
     assert_equal(models.unstack(stacked), unrolled)
     assert_equal(models.stack(models.unstack(stacked)), stacked)
 
@@ -479,7 +496,7 @@ def test_initial_values_do_not_depend_on_scan(kind):
     unrolled = models.initialize(net, key, TINY)
     stacked = models.initialize(net.clone(scan=True), key, TINY)
     assert_equal(models.stack(unrolled), stacked)
-    assert structure(unrolled) == structure(models.variable_shapes(net, TINY))
+    assert structure(unrolled) == structure(declared_shapes(net, TINY))
     leaves = jax.tree.leaves((unrolled, stacked))
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
     assert all(leaf.dtype == np.float32 for leaf in leaves)
@@ -581,7 +598,7 @@ def test_any_image_size_and_number_of_channels(kind):
         (64, 64, 4),
     ]:
         images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-        variables = models.variable_shapes(net, shape)
+        variables = declared_shapes(net, shape)
         logits = jax.eval_shape(net.apply, variables, images)
         assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
 
@@ -599,8 +616,8 @@ def test_logits_are_finite_at_small_and_large_sizes(size):
 def test_bfloat16_is_the_type_of_the_computation_alone(kind):
     net = build(kind, shallowest(kind), width=8)
     half = net.clone(dtype=jnp.bfloat16)
-    variables = models.variable_shapes(half, TINY)
-    assert structure(variables) == structure(models.variable_shapes(net, TINY))
+    variables = declared_shapes(half, TINY)
+    assert structure(variables) == structure(declared_shapes(net, TINY))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
     variables = random_variables(net, dtype=np.float32)
@@ -644,8 +661,8 @@ def test_bfloat16_is_the_type_of_the_computation_alone(kind):
 @pytest.mark.parametrize("kind", [V1_B, V2, KERAS_V1, KERAS_V2], ids=label)
 def test_plain_network_has_no_shortcut_parameters(kind):
     depth = shallowest(kind)
-    plain = models.variable_shapes(build(kind, depth, residual=False), CIFAR)["params"]
-    residual = models.variable_shapes(build(kind, depth), CIFAR)["params"]
+    plain = declared_shapes(build(kind, depth, residual=False), CIFAR)["params"]
+    residual = declared_shapes(build(kind, depth), CIFAR)["params"]
     for name, block in residual.items():
         kept = {key: block[key] for key in block if not key.startswith("shortcut")}
         assert plain[name] == kept
@@ -795,7 +812,7 @@ def test_summary_counts_equal_blocks_once_with_their_number(scan):
 
 @pytest.mark.parametrize("kind", KINDS, ids=label)
 def test_summary_agrees_with_the_variables_layer_by_layer(kind):
-    params = models.variable_shapes(build(kind, 20), CIFAR)["params"]
+    params = declared_shapes(build(kind, 20), CIFAR)["params"]
     total = 0
     for layer in summary.layers(build(kind, 20), CIFAR):
         module = params

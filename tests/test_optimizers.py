@@ -191,7 +191,7 @@ def test_updates_are_those_of_the_definition(case, decay):
     if decay != "none":
         config.decay = decay
     # AdamW is Adam with decoupled decay (Loshchilov and Hutter 2019), always.
-    outside = decay == "decoupled" or config.name == "adamw"
+    outside = decay == "decoupled" or config.name in ("adamw", "lion")
     weights = {"decoupled": weight} if outside else {"coupled": weight}
     expected = reference(definition, params, gradients, **weights)
     for got, wanted in zip(trained(config, params, gradients), expected, strict=True):
@@ -383,7 +383,7 @@ def test_constant_stays():
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "cosine"])
-@pytest.mark.parametrize("per_epoch", [8.0, 7.8125])
+@pytest.mark.parametrize("per_epoch", [8.0, 7.8125, 7.9])
 def test_linear_warm_up_rises_from_its_factor_to_the_peak(name, per_epoch):
     config = schedule_of(name, warmup_epochs=4.0, warmup_factor=0.2)
     count = round(4 * per_epoch)

@@ -97,9 +97,8 @@ def loss_and_gradient(setting, chosen, batch_stats):
         chance = jax.nn.log_softmax(logits)
         return -chance[jnp.arange(len(chosen)), batch.labels[chosen]].mean(), changed
 
-    (loss, changed), gradient = jax.value_and_grad(loss, has_aux=True)(
-        variables["params"]
-    )
+    compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (loss, changed), gradient = compute(variables["params"])
     return loss, gradient, changed["batch_stats"]
 
 
