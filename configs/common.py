@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from resnet_jax import UserError
 
 
-def get_config(recipe: str, version: int, depth: int, scan: bool = False) -> ConfigDict:
-    """A network's config under a recipe: 'paper', 'keras' or 'smoke'."""
+def get_config(recipe: str, version: int, depth: int, **model) -> ConfigDict:
+    """The config of a network under a recipe; `model` sets more of `config.model`."""
     recipes = {"paper": paper, "keras": keras, "smoke": smoke}
     if recipe not in recipes:
         close = difflib.get_close_matches(recipe, recipes, n=1)
@@ -24,7 +24,7 @@ def get_config(recipe: str, version: int, depth: int, scan: bool = False) -> Con
             f"choose one of {', '.join(recipes)}"
         )
     config = default()
-    config.model.update(version=version, depth=depth, scan=scan)
+    config.model.update(version=version, depth=depth, **model)
     recipes[recipe](config)
     return config
 

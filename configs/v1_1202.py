@@ -5,7 +5,9 @@
 19,421,274 parameters (10 classes).
 
 The equal blocks of a stage run in a loop (`model.scan`), so that it compiles in
-seconds. `--config.model.remat=true` makes it fit a small device.
+seconds, and their activations are computed again in the backward pass (`model.remat`),
+so that it fits a small device. `--config.model.remat=false` is quicker where there is
+memory.
 
 Published CIFAR-10 test accuracy, by recipe:
     paper: 92.07% (He et al. 2015, table 6)
@@ -15,4 +17,4 @@ from configs import common
 
 
 def get_config(recipe="paper"):
-    return common.get_config(recipe, version=1, depth=1202, scan=True)
+    return common.get_config(recipe, version=1, depth=1202, scan=True, remat=True)

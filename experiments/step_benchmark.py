@@ -3,10 +3,11 @@
     python -m experiments.step_benchmark --networks=v1-20,v2-56 --batch_size=128
     python -m experiments.step_benchmark --networks=v2-1001 --batch_size=32 --peer=false
 
-Each contender is a process of its own on random images; their rounds alternate, and
-the median counts. Compilation and a warm-up round come before. Ours is the loop
-that `resnet_jax.main` runs, augmentation included; 'input' is its gather, normalisation
-and augmentation alone. `experiments/plain_linen.py` is the peer.
+Each contender trains on random images in a process of its own, alone on the machine;
+their rounds alternate, and the median counts. Compilation and a warm-up come before.
+Ours is the loop that `resnet_jax.main` runs, augmentation included; 'input' is its
+gather, normalisation and augmentation alone. `experiments/plain_linen.py` is the peer.
+Compilation is that of training and evaluation; memory the whole process's peak.
 """
 
 import json
@@ -33,7 +34,10 @@ from resnet_jax.trainer import Trainer
 
 def _config(network: str, batch_size: int):
     version, depth = map(int, network.removeprefix("v").split("-"))
-    config = common.get_config("paper", version, depth, scan=depth >= 1000)
+    deep = depth >= 1000
+    config = common.get_config(
+        "paper", version=version, depth=depth, scan=deep, remat=deep
+    )
     config.update(batch_size=batch_size, steps=10**6)
     config.dataset.name = "fake"
     return config
@@ -112,80 +116,41 @@ def input_only(network: str, batch_size: int) -> tuple[Callable, dict]:
 CONTENDERS = {"ours": ours, "plain": plain, "input": input_only}
 
 
-def serve(contender: str, network: str, batch_size: int) -> None:
-    """Prepares a contender, then answers each line, a number of steps, by seconds."""
+def time_one(contender: str, network: str, batch_size: int) -> dict:
+    """Prepares a contender and times it, after a warm-up, for about ten seconds."""
     train, told = CONTENDERS[contender](network, batch_size)
     train(2)
-    print(json.dumps(told), flush=True)
-    for line in sys.stdin:
+    start = time.perf_counter()
+    train(2)
+    steps = max(2, round(2 * 5 / (time.perf_counter() - start)))
+    seconds = []
+    for _ in range(2):
         start = time.perf_counter()
-        train(int(line))
-        seconds = time.perf_counter() - start
-        # Linux counts in kibibytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
+        train(steps)
+        seconds.append((time.perf_counter() - start) / steps)
+    # Linux counts in kibibytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": min(seconds), "peak_bytes": peak, **told}
 
 
-class Process:
-    """A contender at work in a process of its own."""
-
-    def __init__(self, contender: str, network: str, batch_size: int):
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "experiments.step_benchmark",
-                f"--serve={contender}",
-                f"--networks={network}",
-                f"--batch_size={batch_size}",
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.told = self._answer()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("a contender's process ended early: see its message")
-        return json.loads(line)
-
-    def run(self, steps: int) -> dict:
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def measure(network: str, batch_size: int, rounds: int, peer: bool) -> dict:
-    """Measures the contenders on a network; medians over rounds of about 5 seconds."""
+def measure(network: str, batch_size: int, rounds: int, peer: bool) -> dict[str, dict]:
+    """Times the contenders in turn, each round in new processes; medians of rounds."""
     names = ["ours", "plain", "input"] if peer else ["ours", "input"]
-    processes = {name: Process(name, network, batch_size) for name in names}
-    try:
-        steps = {}
-        for name, process in processes.items():
-            steps[name] = max(2, round(2 * 5 / process.run(2)["seconds"]))
-        answers = {name: [] for name in names}
-        for number in range(rounds):
-            for name in names if number % 2 == 0 else reversed(names):
-                answers[name].append(processes[name].run(steps[name]))
-    finally:
-        for process in processes.values():
-            process.close()
-    result = {"network": network, "batch_size": batch_size}
-    for name in names:
-        seconds = statistics.median(answer["seconds"] for answer in answers[name])
-        result[name] = {
-            "images_per_second": steps[name] * batch_size / seconds,
-            "milliseconds_per_step": 1000 * seconds / steps[name],
-            "peak_bytes": answers[name][-1]["peak"],
-            **processes[name].told,
+    answers = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names if number % 2 == 0 else reversed(names):
+            command = [sys.executable, "-m", "experiments.step_benchmark"]
+            command += [f"--only={name}", f"--networks={network}"]
+            command += [f"--batch_size={batch_size}"]
+            answer = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            answers[name].append(json.loads(answer.stdout))
+    return {
+        name: {
+            what: statistics.median(answer[what] for answer in answers[name])
+            for what in answers[name][0]
         }
-    return result
+        for name in names
+    }
 
 
 def main(argv: list[str]) -> None:
@@ -197,16 +162,12 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_integer("rounds", 5, "Timed rounds of each.", flag_values=values)
         flags.DEFINE_bool("peer", True, "Measure the plain loop.", flag_values=values)
         flags.DEFINE_enum(
-            "serve",
-            None,
-            list(CONTENDERS),
-            "For the benchmark's own processes.",
-            flag_values=values,
+            "only", None, list(CONTENDERS), "Time this one alone.", flag_values=values
         )
 
     values = command_line.parse(argv, __doc__, define)
-    if values.serve:
-        serve(values.serve, values.networks[0], values.batch_size)
+    if values.only:
+        print(json.dumps(time_one(values.only, values.networks[0], values.batch_size)))
         return
     print(f"{'':<10}{'images/s':>22}{'':>8}{'input':>9}{'compile':>9}{'memory':>9}")
     print(f"{'network':<10}{'ours':>11}{'plain':>11}{'ratio':>8}{'of step':>9}", end="")
@@ -214,14 +175,16 @@ def main(argv: list[str]) -> None:
     for network in values.networks:
         result = measure(network, values.batch_size, values.rounds, values.peer)
         own, peer = result["ours"], result.get("plain")
-        speed = own["images_per_second"]
-        share = result["input"]["milliseconds_per_step"] / own["milliseconds_per_step"]
         print(
-            f"{network:<10}{speed:>11.1f}"
-            + (f"{peer['images_per_second']:>11.1f}" if peer else f"{'-':>11}")
-            + (f"{speed / peer['images_per_second']:>8.2f}" if peer else f"{'-':>8}")
-            + f"{share:>9.2%}{own['compile_seconds']:>9.1f}"
-            + f"{own['peak_bytes'] / 2**30:>9.2f}",
+            f"{network:<10}{values.batch_size / own['seconds']:>11.1f}"
+            + (
+                f"{values.batch_size / peer['seconds']:>11.1f}"
+                if peer
+                else f"{'-':>11}"
+            )
+            + (f"{peer['seconds'] / own['seconds']:>8.2f}" if peer else f"{'-':>8}")
+            + f"{result['input']['seconds'] / own['seconds']:>9.2%}"
+            + f"{own['compile_seconds']:>9.1f}{own['peak_bytes'] / 2**30:>9.2f}",
             flush=True,
         )
 

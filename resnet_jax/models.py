@@ -11,6 +11,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -267,7 +268,8 @@ def unstack(tree):
             if not _is_stack(name):
                 unrolled[name] = split(value)
                 continue
-            for b in range(jax.tree.leaves(value)[0].shape[0]):
+            leaves = jax.tree.leaves(value)  # none where an optimizer skips the block
+            for b in range(leaves[0].shape[0] if leaves else 0):
                 block = jax.tree.map(lambda leaf, b=b: leaf[b], value)
                 unrolled[f"{name.removesuffix('s')}{b + 2}"] = block
         return unrolled
@@ -290,10 +292,15 @@ def stack(tree):
                 stacked[name] = join(value)
         for name, blocks in groups.items():
             ordered = [blocks[number] for number in sorted(blocks)]
-            stacked[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
+            stacked[name] = jax.tree.map(_stack_arrays, *ordered)
         return stacked
 
     return jax.tree.map(join, tree, is_leaf=lambda node: isinstance(node, dict))
+
+
+def _stack_arrays(*arrays):
+    on_host = isinstance(arrays[0], np.ndarray)
+    return np.stack(arrays) if on_host else jnp.stack(arrays)
 
 
 def _is_stack(name: str) -> bool:
