@@ -1,4 +1,4 @@
-"""The residual blocks: post-activation (2015) and pre-activation (2016)."""
+"""The residual blocks, post- (2015) and pre-activation (2016), and how many of them."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,10 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from resnet_jax import layers
+
+STAGES = 3
+# Depth counts the stem, the classifier and the convolutions of the blocks' branches.
+_CONVS_A_BLOCK = {"basic": 2, "bottleneck": 3}
 
 Images = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width features"]
@@ -88,3 +92,30 @@ def _output(branch: Branch) -> tuple[int, int]:
 
 def _changes_shape(x, features: int, stride: int) -> bool:
     return stride != 1 or x.shape[-1] != features
+
+
+def require_choice(name: str, value, choices: tuple) -> None:
+    """Raises a ValueError that names them, unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(
+            f"{name} {value!r} is not one of {', '.join(map(repr, choices))}"
+        )
+
+
+def blocks_per_stage(block: str, depth: int) -> int:
+    """The n of the depth rules: 6n+2 for basic blocks, 9n+2 for bottlenecks.
+
+    Raises:
+      ValueError: no n fits; the sentence gives the rule and the nearest depths.
+    """
+    require_choice("block", block, tuple(_CONVS_A_BLOCK))
+    layers_per_n = STAGES * _CONVS_A_BLOCK[block]
+    n, remainder = divmod(depth - 2, layers_per_n)
+    if n >= 1 and not remainder:
+        return n
+    n = max(n, 1)
+    below, above = (m * layers_per_n + 2 for m in (n, n + 1))
+    raise ValueError(
+        f"depth {depth} does not fit {block} blocks, whose depths are "
+        f"{layers_per_n}n+2: the nearest are {below} and {above}"
+    )

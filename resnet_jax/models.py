@@ -16,11 +16,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax import layers
-from resnet_jax.blocks import Images, PostActivationBlock, PreActivationBlock
-
-STAGES = 3
-# Depth counts the stem, the classifier and the convolutions of the blocks' branches.
-_CONVS_A_BLOCK = {"basic": 2, "bottleneck": 3}
+from resnet_jax.blocks import (
+    STAGES,
+    Images,
+    PostActivationBlock,
+    PreActivationBlock,
+    blocks_per_stage,
+    require_choice,
+)
 
 
 class ResNet(nn.Module):
@@ -171,8 +174,8 @@ def resnet(
     Raises:
       ValueError: a choice is not one of those above, or the depth does not fit.
     """
-    _choice("version", version, (1, 2))
-    _choice("variant", variant, ("paper", "keras"))
+    require_choice("version", version, (1, 2))
+    require_choice("variant", variant, ("paper", "keras"))
     keras = variant == "keras"
     if keras and (block or activation or shortcut):
         raise ValueError(
@@ -182,8 +185,8 @@ def resnet(
     block = block or ("basic" if version == 1 else "bottleneck")
     activation = activation or ("post" if version == 1 else "pre")
     shortcut = shortcut or ("A" if version == 1 and not keras else "B")
-    _choice("activation", activation, ("post", "pre"))
-    _choice("shortcut", shortcut, ("A", "B"))
+    require_choice("activation", activation, ("post", "pre"))
+    require_choice("shortcut", shortcut, ("A", "B"))
     if width < 1:
         raise ValueError(f"width {width} is not a positive number of channels")
     return ResNet(
@@ -197,32 +200,6 @@ def resnet(
         dtype=dtype,
         scan=scan,
         remat=remat,
-    )
-
-
-def _choice(name: str, value, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"{name} {value!r} is not one of {', '.join(map(repr, choices))}"
-        )
-
-
-def blocks_per_stage(block: str, depth: int) -> int:
-    """The n of the depth rules: 6n+2 for basic blocks, 9n+2 for bottlenecks.
-
-    Raises:
-      ValueError: no n fits; the sentence gives the rule and the nearest depths.
-    """
-    _choice("block", block, tuple(_CONVS_A_BLOCK))
-    layers_per_n = STAGES * _CONVS_A_BLOCK[block]
-    n, remainder = divmod(depth - 2, layers_per_n)
-    if n >= 1 and not remainder:
-        return n
-    n = max(n, 1)
-    below, above = (m * layers_per_n + 2 for m in (n, n + 1))
-    raise ValueError(
-        f"depth {depth} does not fit {block} blocks, whose depths are "
-        f"{layers_per_n}n+2: the nearest are {below} and {above}"
     )
 
 
