@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from resnet_jax import metrics
 
@@ -13,13 +14,20 @@ def draw_curves(workdir: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        for split, style in (("train", "-"), ("validation", "--"), ("test", "-.")):
-            _plot(axes, rows, f"{split}_{quantity}", style, split)
+        for split, color, line in (
+            ("train", "C0", "-"),
+            ("validation", "C2", "--"),
+            ("test", "C1", "-."),
+        ):
+            style = {"color": color, "linestyle": line, "label": split}
+            _plot(axes, rows, f"{split}_{quantity}", style)
         axes.set_ylabel(quantity)
         axes.legend()
     loss.set_yscale("log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(LogFormatter())  # none where there are many
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _plot(rate, rows, "learning_rate", "-", None)
+    _plot(rate, rows, "learning_rate", {"color": "C0"})
     rate.set_ylabel("learning rate")
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
@@ -30,7 +38,8 @@ def draw_curves(workdir: Path) -> None:
     temporary.replace(workdir / "curves.png")
 
 
-def _plot(axes, rows: list[dict], name: str, style: str, label: str | None) -> None:
+def _plot(axes, rows: list[dict], name: str, style: dict) -> None:
     points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
     if points:
-        axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
+        marker = "o" if len(points) < 5 else None  # a line through one is not seen
+        axes.plot(*zip(*points, strict=True), linewidth=1.2, marker=marker, **style)
