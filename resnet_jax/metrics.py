@@ -80,8 +80,9 @@ class Recorder:
         self._rows.append(row)
         self._file.write(_line(row))
         self._file.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        for name in scalars:
+            if row[name] is not None:
+                self._tensorboard.add_scalar(name, row[name], step)
 
     def _epoch_mean(self, name: str, epoch: int) -> float:
         """The mean over the epoch's steps, from the rows of its calls."""

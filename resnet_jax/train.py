@@ -154,19 +154,30 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
 
 
 def _result(result: dict) -> str:
+    loss = result["test_loss"]
     return (
-        f"test accuracy {result['test_accuracy']:.2%} of "
-        f"{result['test_examples']:,}, loss {result['test_loss']:.4f}"
+        f"test accuracy {result['test_accuracy']:.2%} of {result['test_examples']:,}, "
+        f"loss {'not finite' if loss is None else format(loss, '.4f')}"
     )
 
 
-def _summary(config, dataset, trainer: Trainer, clock: dict, metrics: dict) -> dict:
-    plan, devices = trainer.plan, jax.devices()
-    for name in [name for name in metrics if name.endswith("_class_accuracy")]:
-        accuracies = np.round(metrics[name], 6).tolist()
-        metrics[name] = dict(zip(dataset.class_names, accuracies, strict=True))
+def _summary(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    trainer: Trainer,
+    clock: dict[str, float],
+    metrics: dict,
+) -> dict:
+    plan = trainer.plan
+    results = {}
+    for name, value in metrics.items():
+        if name.endswith("_class_accuracy"):
+            accuracies = np.round(value, 6).tolist()
+            results[name] = dict(zip(dataset.class_names, accuracies, strict=True))
+        else:
+            results[name] = value if math.isfinite(value) else None  # JSON has no NaN
     return {
-        **metrics,
+        **results,
         "dataset": dataset.name,
         **summary.cost(trainer.net, dataset.image_shape),
         "steps": plan.total_steps,
@@ -177,7 +188,7 @@ def _summary(config, dataset, trainer: Trainer, clock: dict, metrics: dict) -> d
         "images_per_second": round(
             plan.total_steps * plan.batch_size / max(clock["training"], 1e-9), 1
         ),
-        "device": devices[0].device_kind,
-        "device_count": len(devices),
+        "device": jax.devices()[0].device_kind,
+        "device_count": trainer.parallel.device_count,
         **workdir.provenance(),
     }

@@ -13,9 +13,6 @@ ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py"
 V1_20 = f"--config={ROOT}/configs/v1_20.py"
 
-# ml_collections loads config files so.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):

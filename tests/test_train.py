@@ -47,7 +47,12 @@ def same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("mode", "scan"), [("jit", False), ("jit", True), ("pmap", False)]
+    ("mode", "scan"),
+    [
+        ("jit", False),
+        pytest.param("jit", True, marks=pytest.mark.slow),
+        pytest.param("pmap", False, marks=pytest.mark.slow),
+    ],
 )
 def test_stopping_half_way_changes_no_bit(tmp_path, mode, scan):
     config = digits_config(**{"parallel": mode, "model.scan": scan, "model.depth": 14})
@@ -143,6 +148,26 @@ def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path):
     assert "optimizer.learning_rate" in str(raised.value)
     assert raised.value.exit_status == 1
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_infinite_test_loss_leaves_valid_files(tmp_path, monkeypatch, capsys):
+    """The running statistics of the first steps can be too far off to evaluate by."""
+    evaluate = Trainer.evaluate
+
+    def infinite(self, state, every_split):
+        return evaluate(self, state, every_split) | {"test_loss": math.nan}
+
+    monkeypatch.setattr(Trainer, "evaluate", infinite)
+    train.train_and_evaluate(digits_config(steps=4), tmp_path)
+    assert "loss not finite" in capsys.readouterr().out
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text, parse_constant=refuse)["test_loss"] is None
+    assert read_rows(tmp_path)[-1]["test_loss"] is None
+    train.train_and_evaluate(digits_config(steps=4), tmp_path)
 
 
 def test_best_by_validation_is_kept_beside_the_newest(tmp_path):
