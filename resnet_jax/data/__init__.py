@@ -70,12 +70,12 @@ def check(config) -> None:
         splits.parse(spec, field)
     if config.image_size < 0:
         raise UserError(
-            f"dataset.image_size={config.image_size} is not a size: give a number of "
-            "pixels, or 0 to leave the images as they are."
+            f"config.dataset.image_size={config.image_size} is not a size: "
+            "give a number of pixels, or 0 to leave the images as they are."
         )
     if config.mirror and not config.mirror.startswith(("http://", "https://")):
         raise UserError(
-            f"dataset.mirror={config.mirror} is not an address: begin it with https://."
+            f"config.dataset.mirror={config.mirror} is not an address: begin it with https://."
         )
     if config.name not in _BUNDLED:
         tfds.locate(config.name, config.data_dir)
@@ -118,10 +118,10 @@ def load(config) -> Dataset:
 
 def _specs(config) -> dict[str, str]:
     """The splits to read, by field, in the order of `Dataset`."""
-    specs = {"dataset.train_split": config.train_split}
+    specs = {"config.dataset.train_split": config.train_split}
     if config.validation_split:
-        specs["dataset.validation_split"] = config.validation_split
-    return specs | {"dataset.eval_split": config.eval_split}
+        specs["config.dataset.validation_split"] = config.validation_split
+    return specs | {"config.dataset.eval_split": config.eval_split}
 
 
 def _read(
@@ -153,8 +153,8 @@ def _read(
         if image.shape != images.shape[1:]:
             raise UserError(
                 f"The images of {source.name} differ in size ({images.shape[1:]}, "
-                f"{image.shape}): give dataset.image_size, for example 64, to resize "
-                "them all to that square."
+                f"{image.shape}): give config.dataset.image_size, for example 64, "
+                "to resize them all to that square."
             )
         images[row], labels[row] = image, label
     if labels.min() < 0:

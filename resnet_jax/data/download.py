@@ -62,7 +62,7 @@ def fetch(url: str, path: Path, *, size: int, digest: str) -> None:
         part.unlink()
         raise UserError(
             f"What came from {url} is not {path.name}: its SHA-256 is wrong. It is "
-            "deleted; run again, or give another dataset.mirror."
+            "deleted; run again, or give another config.dataset.mirror."
         )
     part.rename(path)
 

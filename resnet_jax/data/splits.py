@@ -113,12 +113,12 @@ def check_disjoint(
             if held_out.stop < sizes[name]:
                 rest.append(f"{name}[{held_out.stop}:]")
             fix = (
-                f"dataset.train_split={'+'.join(rest)}"
+                f"config.dataset.train_split={'+'.join(rest)}"
                 if rest
-                else f"dataset.train_split={name}[:90%] and "
-                f"dataset.validation_split={name}[90%:]"
+                else f"config.dataset.train_split={name}[:90%] and "
+                f"config.dataset.validation_split={name}[90%:]"
             )
             raise UserError(
-                "dataset.train_split and dataset.validation_split share "
+                "config.dataset.train_split and config.dataset.validation_split share "
                 f"{last - first} examples of {name!r}: give for example {fix}."
             )

@@ -52,8 +52,9 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
         and isinstance(label, tfds.features.ClassLabel)
     ):
         raise UserError(
-            f"dataset.name={name} has no 8-bit 'image' with one class as 'label' (but "
-            f"{', '.join(sorted(features))}): choose an image-classification set."
+            f"config.dataset.name={name} has no 8-bit 'image' with one class as "
+            f"'label' (but {', '.join(sorted(features))}): choose an "
+            "image-classification set."
         )
     for split in splits.values():
         for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
@@ -87,7 +88,7 @@ def data_directory(data_dir: str) -> Path:
     Raises:
       UserError: It is given and not there.
     """
-    given, origin = data_dir, "dataset.data_dir"
+    given, origin = data_dir, "config.dataset.data_dir"
     if not given:
         given, origin = os.environ.get("TFDS_DATA_DIR", ""), "TFDS_DATA_DIR"
     if not given:
@@ -128,7 +129,7 @@ def locate(name: str, data_dir: str) -> Path | None:
         ]
         if configs:
             raise UserError(
-                f"dataset.name={name} comes in several kinds: choose one of "
+                f"config.dataset.name={name} comes in several kinds: choose one of "
                 f"{', '.join(sorted(configs))}."
             )
     if name in prepare.NAMES:
@@ -138,16 +139,16 @@ def locate(name: str, data_dir: str) -> Path | None:
     known = tfds.list_builders(with_community_datasets=False)
     if match and base in known:
         raise UserError(
-            f"dataset.name={name} is not prepared in {root}, and preparing it takes "
-            f"TensorFlow: {_elsewhere(base)}."
+            f"config.dataset.name={name} is not prepared in {root}, and preparing it "
+            f"takes TensorFlow: {_elsewhere(base)}."
         )
     near = difflib.get_close_matches(
         name, [*prepare.NAMES, "digits", "fake", *known], 1
     )
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
-        f"dataset.name={name} is not known, nor prepared in {root}.{hint} Without "
-        f"TensorFlow there are {', '.join(prepare.NAMES)}, digits and fake."
+        f"config.dataset.name={name} is not known, nor prepared in {root}.{hint} "
+        f"Without TensorFlow there are {', '.join(prepare.NAMES)}, digits and fake."
     )
 
 

@@ -108,7 +108,9 @@ def source_of(images, labels):
 def test_images_that_differ_in_size(config, monkeypatch):
     images = [np.zeros((4, 4, 3), np.uint8), np.full((5, 7, 3), 9, np.uint8)]
     monkeypatch.setitem(data._BUNDLED, "mixed", source_of(images, [0, 1]))
-    with pytest.raises(UserError, match=r"differ in size.*give dataset.image_size"):
+    with pytest.raises(
+        UserError, match=r"differ in size.*give config.dataset.image_size"
+    ):
         data.load(config("mixed"))
     mixed = data.load(config("mixed", image_size=6))
     assert mixed.train.images.shape == (2, 6, 6, 3)

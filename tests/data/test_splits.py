@@ -7,7 +7,7 @@ SIZES = {"train": 1000, "test": 150, "unlabelled-1": 5}
 
 
 def select(spec):
-    return splits.select(spec, "dataset.train_split", SIZES)
+    return splits.select(spec, "config.dataset.train_split", SIZES)
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,18 @@ def test_wrong_selection(spec, sentence):
         (
             "train",
             "train[900:]",
-            "dataset.train_split and dataset.validation_split share 100 examples of "
-            "'train': give for example dataset.train_split=train[:900].",
+            "config.dataset.train_split and config.dataset.validation_split share "
+            "100 examples of 'train': give for example "
+            "config.dataset.train_split=train[:900].",
         ),
-        ("train", "train[:10%]", "dataset.train_split=train[100:]."),
-        ("test+train", "train[4:7]", "dataset.train_split=train[:4]+train[7:]."),
+        ("train", "train[:10%]", "config.dataset.train_split=train[100:]."),
+        ("test+train", "train[4:7]", "config.dataset.train_split=train[:4]+train[7:]."),
         ("train[:901]", "train[900:]", "share 1 examples"),
         (
             "train[:5]",
             "train",
-            "dataset.train_split=train[:90%] and dataset.validation_split=train[90%:].",
+            "config.dataset.train_split=train[:90%] and "
+            "config.dataset.validation_split=train[90%:].",
         ),
     ],
 )
