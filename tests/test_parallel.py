@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from resnet_jax import UserError, data, trainer
+from resnet_jax import UserError, data, parallel, trainer
 from resnet_jax.parallel import Parallel
 from resnet_jax.trainer import Trainer
 
@@ -43,6 +43,18 @@ def test_number_of_devices_does_not_matter_under_jit():
             jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True
         ):
             np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
+    """In one step: already the next one amplifies float32's rounding."""
+    state, losses, _ = train(devices=1, steps=1)
+    monkeypatch.setattr(parallel, "_CPU_OPTIONS", {})
+    other, other_losses, _ = train(devices=1, steps=1)
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-6)
+    for a, b in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_pmap_of_one_device_is_jit_of_one():
