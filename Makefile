@@ -31,6 +31,7 @@ test-fast: setup-dev
 lint: setup-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/shellcheck launch/tpu_vm.sh launch/tpu_worker.sh launch/slurm.sbatch
 
 format: setup-dev
 	$(VENV)/bin/ruff check --fix .

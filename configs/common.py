@@ -96,6 +96,7 @@ def default() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # epochs; the end of the run is always saved
+    config.checkpoint.every_minutes = 10.0  # besides, however long an epoch is; 0: off
     config.checkpoint.keep = 2  # newest ones; the best by validation is kept besides
     return config
 

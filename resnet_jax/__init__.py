@@ -9,3 +9,4 @@ class UserError(Exception):
     """
 
     exit_status = 2
+    label = "error"  # what the printed line begins with

@@ -1,12 +1,26 @@
-"""Checkpoints by Orbax: the newest ones, and the best by validation."""
+"""Checkpoints by Orbax: the newest ones and the best; damaged ones are passed over."""
 
+import json
+import sys
+import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+
+from resnet_jax import UserError, workdir
+
+FORMAT = 1  # of what a checkpoint holds; a newer one is not read
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written; those before it stay."""
+
+    exit_status = 1
 
 
 class Checkpoints:
@@ -14,64 +28,216 @@ class Checkpoints:
 
     The trees hold NumPy arrays under the unrolled names of the blocks, whatever devices
     and loops computed them: 'variables' what the network needs, 'optimizer' what else
-    it takes to go on training.
+    it takes to go on training. Beside them, manifest.json has the size and CRC-32 of
+    every file, so that damage is found before anything is read.
+
+    Attributes:
+      best_step: a step that stays beside the newest ones; None: no such.
+      saved_step: the newest that is whole; None: none yet.
+      last_save: step, bytes and seconds of the last one written here; None: none yet.
     """
 
-    def __init__(self, directory: Path, keep: int, best: bool):
-        """Opens a directory, in which the newest `keep` stay; with `best`, that too."""
-        kept = [checkpoint_managers.LatestN(keep)]
-        if best:
-            kept.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
-                )
-            )
-        self._best = best
+    def __init__(self, directory: Path, keep: int | None):
+        """Opens a directory in which the newest `keep` stay; None: only to read."""
+        self._directory, self._keep = directory.absolute(), keep
+        self.best_step: int | None = None
+        self.last_save: tuple[int, int, float] | None = None
+        self._failed, self._written = False, None
+        reads = keep is None
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-                best_fn=_accuracy if best else None,
-                cleanup_tmp_directories=True,
+                preservation_policy=None if reads else self,
+                cleanup_tmp_directories=not reads,
+                read_only=reads,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._done),
             ),
             item_names=("variables", "optimizer", "record"),
         )
+        self.saved_step = self._manager.latest_step()
 
-    @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+    def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
+        """Orbax's question, which checkpoints stay."""
+        newest = len(checkpoints) - self._keep
+        return [
+            number >= newest or checkpoint.step == self.best_step
+            for number, checkpoint in enumerate(checkpoints)
+        ]
 
-    @property
-    def best_step(self) -> int | None:
-        """The step with the best validation accuracy; None without `best`."""
-        return self._manager.best_step() if self._best else None
+    def newest(self) -> tuple[int, dict] | None:
+        """The step and the record of the newest undamaged checkpoint, if any.
 
-    def save(
-        self,
-        step: int,
-        trees: dict[str, Any],
-        record: dict,
-        validation_accuracy: float | None,
-    ) -> None:
-        """Saves in the background; the arrays must stay unchanged meanwhile."""
-        metrics = {"validation_accuracy": validation_accuracy} if self._best else None
+        Damaged ones are reported, and put aside as damaged-STEP where this may write.
+
+        Raises:
+          UserError: all are damaged, or it is of a newer format.
+        """
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            problem = _damage(self._directory / str(step))
+            if problem is None:
+                break
+            damaged[step] = problem
+        else:
+            if not damaged:
+                return None
+            raise UserError(
+                f"{self._directory}: every checkpoint is damaged "
+                f"({next(iter(damaged.values()))}): restore one, or start anew in "
+                "another --workdir"
+            )
+        record = self.record(step)
+        for number, problem in damaged.items():
+            print(
+                f"damaged   checkpoint of step {number:,} ({problem}): going back to "
+                f"step {step:,}",
+                file=sys.stderr,
+            )
+            if self._keep is not None:
+                path = self._directory / str(number)
+                aside = [f"damaged-{number}{end}" for end in ("", *range(2, 100))]
+                free = next(n for n in aside if not path.with_name(n).exists())
+                path.rename(path.with_name(free))
+        if damaged:
+            self._manager.reload()
+        self.saved_step = step
+        return step, record
+
+    def record(self, step: int) -> dict:
+        """The record of a checkpoint. Raises UserError if its format is newer."""
+        record = read_record(self._directory / str(step))
+        if record["format"] > FORMAT:
+            raise UserError(
+                f"{self._directory / str(step)} has format {record['format']}, and "
+                f"this version reads up to {FORMAT}: use the version that wrote it, "
+                f"{record['provenance']['git_commit'] or 'a newer one'}"
+            )
+        return record
+
+    def save(self, step: int, trees: dict[str, Any], record: dict) -> None:
+        """Saves in the background; the arrays must stay unchanged meanwhile.
+
+        Raises:
+          SaveError: this one or the one before could not be written.
+        """
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items["record"] = ocp.args.JsonSave(record)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        items["record"] = ocp.args.JsonSave({"format": FORMAT, **record})
+        with _Failing(self):
+            self.wait()
+            self._saving = step, time.perf_counter()
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict]:
-        """Returns the trees named in `like`, in its structure, and the record."""
+    def _done(self) -> None:
+        """Called in the background, before a checkpoint gets its final name."""
+        step, start = self._saving
+        (path,) = self._directory.glob(f"{step}.orbax-checkpoint-tmp*")
+        files = _files(path)
+        workdir.write_json(path / "manifest.json", files)
+        size = sum(size for size, _ in files.values())
+        self._written = step, size, time.perf_counter() - start
+
+    def _settle(self) -> None:
+        if self._written and (self._directory / str(self._written[0])).exists():
+            self.last_save, self._written = self._written, None
+            self.saved_step = self.last_save[0]
+
+    def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Returns the trees named in `like`, in its structure."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
-        items["record"] = ocp.args.JsonRestore()
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        trees = {name: jax.tree.map(np.asarray, restored[name]) for name in like}
-        return trees, restored["record"]
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{self._directory / str(step)} cannot be read "
+                f"({' '.join(str(error).split())[:200]}): restore it, or move it away "
+                "to go on from the one before"
+            ) from None
+        return {name: jax.tree.map(np.asarray, restored[name]) for name in like}
+
+    def raise_errors(self) -> None:
+        """Raises SaveError if saving failed in the background."""
+        with _Failing(self):
+            self._manager.check_for_errors()
+        self._settle()
+
+    def wait(self) -> None:
+        """Waits until all is saved. Raises SaveError."""
+        with _Failing(self):
+            self._manager.wait_until_finished()
+        self._settle()
 
     def close(self) -> None:
-        """Waits until all is saved."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until all is saved, unless saving failed."""
+        try:
+            self._manager.close()
+        except Exception:
+            if not self._failed:
+                raise
 
 
-def _accuracy(metrics: dict) -> float:
-    return metrics["validation_accuracy"]
+class _Failing:
+    """Tells in a sentence whatever Orbax, TensorStore or the system raise on saving."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, _) -> None:
+        if isinstance(error, Exception) and not isinstance(error, SaveError):
+            checkpoints = self._checkpoints
+            checkpoints._failed = True
+            kept = checkpoints.saved_step
+            stays = (
+                f"the checkpoint of step {kept:,} stays"
+                if kept
+                else "none is there yet"
+            )
+            raise SaveError(
+                f"a checkpoint cannot be written to {checkpoints._directory} "
+                f"({_cause(error)}; {stays}): mend that, and the same command goes on"
+            ) from None
+
+
+def _cause(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    for told in ("No space left on device", "File too large", "Read-only file system"):
+        if told in text:
+            return told
+    return text[:200]
+
+
+def read_record(checkpoint: Path) -> dict:
+    """The record of the checkpoint in a directory, as it was saved."""
+    return json.loads((checkpoint / "record" / "metadata").read_text())
+
+
+def _files(checkpoint: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file, by its name below the checkpoint."""
+    return {
+        str(path.relative_to(checkpoint)): [
+            len(content := path.read_bytes()),
+            zlib.crc32(content),
+        ]
+        for path in sorted(checkpoint.glob("*/**/*"))
+        if path.is_file() and path.name != "commit_success.txt"
+    }
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None: nothing."""
+    try:
+        read_record(checkpoint)
+        expected = json.loads((checkpoint / "manifest.json").read_text())
+        found = _files(checkpoint)
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    for name, (size, checksum) in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name][0] != size:
+            return f"{name} has {found[name][0]:,} bytes instead of {size:,}"
+        if found[name][1] != checksum:
+            return f"{name} has changed"
+    return None

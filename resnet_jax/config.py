@@ -1,9 +1,11 @@
 """Checks a config, field by field, and builds the network that it describes."""
 
+import difflib
 import math
 
 from ml_collections import ConfigDict
 
+from configs import common
 from resnet_jax import UserError, data, models, optimizers
 
 _CHOICES = {
@@ -43,7 +45,16 @@ _RANGES = {
     "schedule.warmup_epochs": (0, 10**6, True),
     "schedule.warmup_factor": (0, 1, True),
     "checkpoint.every": (1, 10**6, True),
+    "checkpoint.every_minutes": (0, 10**6, True),
     "checkpoint.keep": (1, 10**6, True),
+}
+_TYPES = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a text"),
+    tuple: (tuple | list, "a tuple of numbers"),
+    ConfigDict: (ConfigDict, "the fields of configs/common.py"),
 }
 
 
@@ -53,6 +64,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: a sentence that names the field, its value and what would do.
     """
+    _validate_fields(config, common.default(), "config")
     for field, choices in _CHOICES.items():
         value = get(config, field)
         if value not in choices:
@@ -79,6 +91,26 @@ def validate(config: ConfigDict) -> None:
         )
     _validate_schedule(config.schedule)
     data.check(config.dataset)
+
+
+def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
+    """Sees that a config, which any file may have made, has just the known fields."""
+    for name in config:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see configs/common.py"
+            raise UserError(f"{group}.{name} is not a field: {hint}")
+    for name, default in known.items():
+        field = f"{group}.{name}"
+        if name not in config:
+            raise UserError(f"{field} is missing: set it, as in configs/common.py")
+        value, (allowed, what) = config[name], _TYPES[type(default)]
+        mistaken = isinstance(value, bool) and not isinstance(default, bool)
+        if mistaken or not isinstance(value, allowed):
+            shown = value.to_dict() if isinstance(value, ConfigDict) else value
+            raise UserError(f"{field}={shown!r}: give {what}")
+        if isinstance(default, ConfigDict):
+            _validate_fields(value, default, field)
 
 
 def _validate_schedule(schedule: ConfigDict) -> None:

@@ -3,6 +3,7 @@
 python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from resnet_jax import parallel as parallel_lib
 from resnet_jax.augment import normalize, statistics
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network
+from resnet_jax.metrics import best_step, read_rows
 from resnet_jax.parallel import Parallel
 
 
@@ -29,16 +31,19 @@ class Evaluator:
         normalization: tuple[np.ndarray, np.ndarray],
         batch_size: int,
         parallel: Parallel,
+        batches_per_call: int | None = None,
     ):
+        """Evaluates `batches_per_call` at a time; None: all."""
         self._parallel = parallel
         self._examples = len(split.labels)
         self._batches = -(-self._examples // batch_size)
+        self._batches_per_call = batches_per_call or self._batches
         self._class_sizes = np.bincount(split.labels, minlength=net.num_classes)
         self._split = parallel.replicate(split)
         self._positions = parallel.shard(np.arange(batch_size, dtype=np.int32))
         self._call = None
 
-        def evaluate_call(variables, split: data.Split, positions):
+        def evaluate_call(variables, split: data.Split, positions, start, stop):
             def add(number, sums):
                 place = number * batch_size + positions
                 # The last batch is filled up with examples that do not count.
@@ -65,23 +70,37 @@ class Evaluator:
                 "top5": jnp.int32(0),
                 "correct": jnp.zeros(net.num_classes, jnp.int32),
             }
-            sums = jax.lax.fori_loop(0, self._batches, add, zeros)
+            sums = jax.lax.fori_loop(start, stop, add, zeros)
             return jax.lax.psum(sums, axis) if (axis := parallel.axis_name) else sums
 
         self._function = evaluate_call
 
     def compile(self, variables) -> None:
         """Compiles for variables like these, placed by `Parallel.replicate`."""
+        bounds = [self._parallel.replicate(np.int32(0))] * 2
         self._call = self._parallel.compile(
-            self._function, variables, self._split, self._positions, sharded=(2,)
+            self._function,
+            *(variables, self._split, self._positions, *bounds),
+            sharded=(2,),
         )
 
-    def __call__(self, variables) -> dict:
+    def __call__(
+        self, variables, stop: Callable[[], bool] = lambda: False
+    ) -> dict | None:
         """Returns accuracy, loss, the number of examples, and each class's accuracy.
 
-        With more than ten classes, the accuracy of the five highest logits too.
+        With more than ten classes, the accuracy of the five highest logits too. None
+        if `stop`, asked between calls, says so.
         """
-        sums = self._parallel.fetch(self._call(variables, self._split, self._positions))
+        parts = []
+        for start in range(0, self._batches, self._batches_per_call):
+            if stop():
+                return None
+            end = min(start + self._batches_per_call, self._batches)
+            bounds = map(self._parallel.replicate, (np.int32(start), np.int32(end)))
+            part = self._call(variables, self._split, self._positions, *bounds)
+            parts.append(self._parallel.fetch(part))
+        sums = jax.tree.map(lambda *values: sum(values), *parts)
         correct = sums["correct"]
         metrics = {
             "accuracy": int(correct.sum()) / self._examples,
@@ -114,14 +133,13 @@ def main(argv: list[str]) -> None:
     config = workdir.read_config(directory)
     parallel_lib.split_cpu(config.batch_size)
     parallel_lib.use_compilation_cache()
-    checkpoints = Checkpoints(
-        directory / "checkpoints",
-        config.checkpoint.keep,
-        best=bool(config.dataset.validation_split),
-    )
     best = values.checkpoint == "best"
-    step = checkpoints.best_step if best else checkpoints.latest_step
-    if step is None:
+    step, checkpoints = best_step(read_rows(directory)) if best else None, None
+    if (directory / "checkpoints").is_dir():
+        checkpoints = Checkpoints(directory / "checkpoints", keep=None)
+        newest = checkpoints.newest()
+        step = step if best else newest and newest[0]
+    if step is None or checkpoints is None:
         reason = "the run had no validation split" if best else "it has saved none yet"
         raise UserError(
             f"--workdir={directory} has no {values.checkpoint} checkpoint: {reason}"
@@ -129,7 +147,8 @@ def main(argv: list[str]) -> None:
     dataset = data.load(config.dataset)
     net = build_network(config, dataset.num_classes)
     like = models.variable_shapes(net, dataset.image_shape)
-    trees, _ = checkpoints.restore(step, {"variables": like})
+    checkpoints.record(step)
+    trees = checkpoints.restore(step, {"variables": like})
     checkpoints.close()
 
     parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)

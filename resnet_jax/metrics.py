@@ -7,11 +7,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from resnet_jax import UserError
 from resnet_jax import workdir as files
 from resnet_jax.plan import Plan
+
+_WRITE_SECONDS = 5  # between two writings of metrics.jsonl within an epoch
 
 
 class Recorder:
@@ -23,12 +28,14 @@ class Recorder:
 
     def __init__(self, workdir: Path, step: int, plan: Plan):
         """Starts, or goes on after `step`: rows behind it are dropped."""
-        path = workdir / "metrics.jsonl"
-        self._plan = plan
+        self._plan, self._path = plan, workdir / "metrics.jsonl"
         self._rows = [row for row in read_rows(workdir) if row["step"] <= step]
-        files.write(path, "".join(map(_line, self._rows)))
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+        self.write()
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        # Not tensorboardX's SummaryWriter, whose thread hangs where a disk is full.
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        start = SessionLog(status=SessionLog.START)  # hides what was behind this step
+        self._events.write_event(Event(step=step + 1, session_log=start))
         self._first_step, self._start = step, time.perf_counter()
         self._bar = tqdm(
             total=plan.total_steps * plan.batch_size,
@@ -51,6 +58,8 @@ class Recorder:
             refresh=False,
         )
         self._bar.update(step * self._plan.batch_size - self._bar.n)
+        if time.perf_counter() - self._written > _WRITE_SECONDS:
+            self.write()
 
     def epoch_row(self, step: int, epoch: int, metrics: dict) -> None:
         """Records an evaluation (metrics may be empty), and prints the epoch's line."""
@@ -61,7 +70,9 @@ class Recorder:
             if name.endswith(endings) and np.ndim(value) == 0
         }
         if scalars:
+            self._rows = [row for row in self._rows if not _evaluates(row, step)]
             self._record(step, scalars)
+        self.write()
         parts = [f"epoch {epoch}", f"step {step:,} of {self._plan.total_steps:,}"]
         parts += [f"train loss {self._epoch_mean('train_loss', epoch):.4f}"]
         parts += [f"accuracy {self._epoch_mean('train_accuracy', epoch):.2%}"]
@@ -69,20 +80,39 @@ class Recorder:
             if f"{name}_accuracy" in metrics:
                 parts.append(f"{name} accuracy {metrics[f'{name}_accuracy']:.2%}")
         elapsed = time.perf_counter() - self._start
-        left = elapsed / (step - self._first_step) * (self._plan.total_steps - step)
-        parts.append(f"{tqdm.format_interval(left)} left")
+        if done := step - self._first_step:
+            left = elapsed / done * (self._plan.total_steps - step)
+            parts.append(f"{tqdm.format_interval(left)} left")
+        self.tell(", ".join(parts))
+
+    def tell(self, line: str) -> None:
+        """Prints a line above the progress bar."""
         with tqdm.external_write_mode():
-            print(", ".join(parts), flush=True)
+            print(line, flush=True)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation of this step already."""
+        return any(_evaluates(row, step) for row in self._rows)
+
+    @property
+    def best_step(self) -> int | None:
+        """The first step with the best validation accuracy; None: no such split."""
+        return best_step(self._rows)
+
+    def write(self) -> None:
+        """Writes metrics.jsonl, whole."""
+        files.write(self._path, "".join(map(_line, self._rows)))
+        self._written = time.perf_counter()
 
     def _record(self, step: int, scalars: dict) -> None:
         row = {"step": step, "epoch": step / self._plan.steps_per_epoch, **scalars}
         row = {name: _json_number(value) for name, value in row.items()}
         self._rows.append(row)
-        self._file.write(_line(row))
-        self._file.flush()
         for name in scalars:
             if row[name] is not None:
-                self._tensorboard.add_scalar(name, row[name], step)
+                event = Event(step=step, summary=scalar(name, row[name]))
+                event.wall_time = time.time()
+                self._events.write_event(event)
 
     def _epoch_mean(self, name: str, epoch: int) -> float:
         """The mean over the epoch's steps, from the rows of its calls."""
@@ -96,17 +126,36 @@ class Recorder:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
-        self._tensorboard.close()
+        self.write()
+        self._events.close()
 
 
 def read_rows(workdir: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+    """The rows of a run's metrics.jsonl; a last line that was cut off is left out.
+
+    Raises:
+      UserError: it is damaged.
+    """
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore or delete it") from None
+
+
+def best_step(rows: list[dict]) -> int | None:
+    """The first step with the best validation accuracy; None: it was not measured."""
+    rows = [row for row in rows if "validation_accuracy" in row]
+    best = max(rows, key=lambda row: row["validation_accuracy"], default=None)
+    return best and best["step"]
+
+
+def _evaluates(row: dict, step: int) -> bool:
+    names = ("validation_accuracy", "test_accuracy")
+    return row["step"] == step and any(name in row for name in names)
 
 
 def _line(row: dict) -> str:

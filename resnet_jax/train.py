@@ -11,8 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, parallel, summary, workdir
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.checkpoint import Checkpoints, SaveError
 from resnet_jax.metrics import Recorder
+from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
 from resnet_jax.trainer import Trainer
 
@@ -26,103 +27,184 @@ class DivergedError(UserError):
 def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
-    Goes on from the newest checkpoint there; a finished run is left as it is.
+    Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
+    or SIGINT end it behind the call that is under way, with a checkpoint.
 
     Raises:
       UserError: the data or the directory are not what they should be.
       DivergedError: training cannot go on; what was saved stays.
+      SaveError: nor where nothing can be written.
+      StoppedError: a signal came; what was done is saved.
     """
     clock = {"total": -time.perf_counter(), "training": 0.0, "compiling": 0.0}
     print(f"workdir   {directory}", flush=True)
-    changed = workdir.check(directory, config)
+    workdir.check(directory, config)
     parallel.split_cpu(config.batch_size)
     parallel.use_compilation_cache()
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        try:
+            stack.enter_context(workdir.claimed(directory))
+            return _run(config, directory, clock, preemption, stack)
+        except OSError as error:
+            raise SaveError(
+                f"a file of --workdir={directory} cannot be written ({error}): mend "
+                "that, and the same command goes on from the newest checkpoint"
+            ) from None
+
+
+def _run(
+    config: ConfigDict,
+    directory: Path,
+    clock: dict[str, float],
+    preemption: Preemption,
+    stack: contextlib.ExitStack,
+) -> dict:
+    changed = workdir.check(directory, config)  # now that nobody else can change it
+    checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
+    stack.callback(checkpoints.close)
+    newest = checkpoints.newest()
     dataset = data.load(config.dataset)
     trainer = Trainer(config, dataset)
     plan = trainer.plan
-
-    with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(
-            directory / "checkpoints",
-            config.checkpoint.keep,
-            best=dataset.validation is not None,
-        )
-        stack.callback(checkpoints.close)
-        state, step, best = trainer.new_state(), checkpoints.latest_step or 0, -1.0
-        if step:
-            trees, record = checkpoints.restore(step, like=state.split())
-            state, best = TrainState.join(trees), record["best"]
-            for name, seconds in record["clock"].items():
-                clock[name] += seconds
+    state, step, changes = trainer.new_state(), 0, []
+    made_by = {
+        "device": jax.devices()[0].device_kind,
+        "device_count": trainer.parallel.device_count,
+        **workdir.provenance(),
+    }
+    if newest:
+        step, record = newest
         if step > plan.total_steps:
             raise UserError(
                 f"--workdir={directory} is at step {step:,}, but config.epochs or "
                 f"config.steps ends the run at {plan.total_steps:,}: give more, or "
                 "another --workdir"
             )
-        done = workdir.read_summary(directory)
-        if done and done["steps"] == step == plan.total_steps:
-            print(f"finished  at step {step:,} of {step:,}: {_result(done)}")
-            return done
-        workdir.write_json(directory / "config.json", json.loads(config.to_json()))
-        print(_banner(config, dataset, trainer))
-        for change in changed:
-            print(f"changed   {change}")
-        if step:
-            print(f"resumed   at step {step:,} of {plan.total_steps:,}")
+        state = TrainState.join(checkpoints.restore(step, like=state.split()))
+        for name, seconds in record["clock"].items():
+            clock[name] += seconds
+        changed += workdir.differences(record["provenance"], made_by)
+        changes = record["changes"]
+        changes += [{"step": step, "changed": changed}] if changed else []
+    done = workdir.read_summary(directory)
+    if done and done["steps"] == step == plan.total_steps:
+        print(f"finished  at step {step:,} of {step:,}: {_result(done)}")
+        return done
+    workdir.write_json(directory / "config.json", json.loads(config.to_json()))
+    print(_banner(config, dataset, trainer))
+    for change in changed:
+        print(f"changed   {change}")
+    if step:
+        print(f"resumed   at step {step:,} of {plan.total_steps:,}")
+        before = record["total_steps"]
+        if plan.total_steps != before and config.schedule.name != "constant":
+            rate = float(trainer.learning_rate(step))
+            print(
+                f"warning   the {config.schedule.name} schedule is over "
+                f"{plan.total_steps:,} steps from here, not {before:,}: its learning "
+                f"rate at step {step:,} is {rate:g}"
+            )
 
-        state = trainer.place(state)
-        trainer.compile(state)
-        clock["compiling"] += trainer.compile_seconds
-        print(f"compiled  in {trainer.compile_seconds:.1f} s", flush=True)
-        recorder = Recorder(directory, step, plan)
-        stack.callback(recorder.close)
-        metrics = {} if step < plan.total_steps else trainer.evaluate(state, True)
+    state = trainer.place(state)
+    trainer.compile(state)
+    clock["compiling"] += trainer.compile_seconds
+    print(f"compiled  in {trainer.compile_seconds:.1f} s", flush=True)
+    recorder = Recorder(directory, step, plan)
+    stack.callback(recorder.close)
+    preemption.started()
 
-        while step < plan.total_steps:
-            start, stop = time.perf_counter(), plan.call_end(step)
-            state, means = trainer.train(state, step, stop)
-            clock["training"] += time.perf_counter() - start
-            _require_finite(means, step, stop, checkpoints.latest_step)
-            means["learning_rate"] = float(trainer.learning_rate(stop - 1))
-            recorder.train_row(stop, means)
-            step = stop
-            epoch = plan.epoch(step)
-            if step < plan.epoch_end(epoch):
-                continue
-            # Evaluate, then save: a checkpoint knows how good it is.
-            last = step == plan.total_steps
-            save = last or epoch % config.checkpoint.every == 0
-            metrics = {}
-            if save or epoch % config.eval_every == 0:
-                metrics = trainer.evaluate(state, every_split=last)
-            recorder.epoch_row(step, epoch, metrics)
-            accuracy = metrics.get("validation_accuracy", -1.0)
-            if save or accuracy > best:
-                best = max(best, accuracy)
-                now = clock | {"total": clock["total"] + time.perf_counter()}
-                record = {"clock": now, "best": best}
-                saved = trainer.fetch(state)
-                checkpoints.save(step, saved.split(), record, accuracy)
+    def save() -> None:
+        saved = trainer.fetch(state)
+        _require_finite_state(saved, step, checkpoints.saved_step)
+        recorder.write()
+        checkpoints.best_step = recorder.best_step
+        now = clock | {"total": clock["total"] + time.perf_counter()}
+        record = {
+            "clock": now,
+            "total_steps": plan.total_steps,
+            "changes": changes,
+            "provenance": made_by,
+            "config": json.loads(config.to_json()),
+        }
+        checkpoints.save(step, saved.split(), record)
 
+    metrics, resumed, told = {}, step, None
+    last_save = time.perf_counter()
+    while True:
+        checkpoints.raise_errors()
+        if checkpoints.last_save != told:
+            told = checkpoints.last_save
+            recorder.tell(_saved(told))
+        epoch = plan.epoch(step)
+        last = step == plan.total_steps
+        ended = 0 < step == plan.epoch_end(epoch)
+        due = last or (ended and epoch % config.checkpoint.every == 0)
+        evaluates = due or (ended and epoch % config.eval_every == 0)
+        # Evaluate, then save: metrics.jsonl says whether a checkpoint is the best.
+        if last or (evaluates and not recorder.evaluated(step)):
+            metrics = trainer.evaluate(state, last, lambda: bool(preemption.received))
+            if metrics is not None:
+                recorder.epoch_row(step, epoch, metrics)
+        elif ended and step != resumed:
+            recorder.epoch_row(step, epoch, {})
+        minutes = (time.perf_counter() - last_save) / 60
+        due |= 0 < config.checkpoint.every_minutes <= minutes
+        due |= bool(preemption.received) or recorder.best_step == step
+        if due and step and checkpoints.saved_step != step:
+            save()
+            last_save = time.perf_counter()
+        if preemption.received:
+            checkpoints.wait()
+            where = f"at step {step:,} of {plan.total_steps:,}, which is saved"
+            raise StoppedError(preemption.received, where if step else "at step 0")
+        if last:
+            break
+        start, stop = time.perf_counter(), plan.call_end(step)
+        state, means = trainer.train(state, step, stop)
+        clock["training"] += time.perf_counter() - start
+        _require_finite(means, step, stop, checkpoints.saved_step)
+        means["learning_rate"] = float(trainer.learning_rate(stop - 1))
+        recorder.train_row(stop, means)
+        step = stop
+
+    checkpoints.wait()
+    if checkpoints.last_save != told:
+        recorder.tell(_saved(checkpoints.last_save))
     clock["total"] += time.perf_counter()
-    result = _summary(config, dataset, trainer, clock, metrics)
+    result = _summary(config, dataset, trainer, clock, metrics, made_by)
+    if changes:
+        result["changes"] = changes
     workdir.write_json(directory / "summary.json", result)
     print(f"finished  in {clock['total']:,.0f} s: {_result(result)}")
     return result
 
 
+def _saved(last_save: tuple[int, int, float]) -> str:
+    step, size, seconds = last_save
+    return f"saved     step {step:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
+
+
 def _require_finite(means: dict, start: int, stop: int, saved: int | None) -> None:
     bad = [name for name, value in means.items() if not math.isfinite(value)]
     if bad:
-        kept = (
-            f"the checkpoint of step {saved:,} stays" if saved else "none was saved yet"
-        )
-        raise DivergedError(
-            f"training diverged: {bad[0]} is no longer finite between steps {start:,} "
-            f"and {stop:,} ({kept}). Try a lower optimizer.learning_rate, a longer "
-            "schedule.warmup_epochs, or optimizer.clip_norm=1, in another --workdir"
-        )
+        raise _diverged(bad[0], f"between steps {start:,} and {stop:,}", saved)
+
+
+def _require_finite_state(state: TrainState, step: int, saved: int | None) -> None:
+    """A last update can overflow where the loss before it did not."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not np.isfinite(leaf).all():
+            raise _diverged(jax.tree_util.keystr(path), f"at step {step:,}", saved)
+
+
+def _diverged(what: str, where: str, saved: int | None) -> DivergedError:
+    kept = f"the checkpoint of step {saved:,} stays" if saved else "none was saved yet"
+    return DivergedError(
+        f"training diverged: {what} is no longer finite {where} ({kept}). Try a lower "
+        "optimizer.learning_rate, a longer schedule.warmup_epochs, or "
+        "optimizer.clip_norm=1, in another --workdir"
+    )
 
 
 def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
@@ -167,6 +249,7 @@ def _summary(
     trainer: Trainer,
     clock: dict[str, float],
     metrics: dict,
+    made_by: dict,
 ) -> dict:
     plan = trainer.plan
     results = {}
@@ -188,7 +271,5 @@ def _summary(
         "images_per_second": round(
             plan.total_steps * plan.batch_size / max(clock["training"], 1e-9), 1
         ),
-        "device": jax.devices()[0].device_kind,
-        "device_count": trainer.parallel.device_count,
-        **workdir.provenance(),
+        **made_by,
     }

@@ -1,6 +1,7 @@
 """A config's network, data and programs, placed on the devices and ready to run."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -80,7 +81,15 @@ class Trainer:
             donated=(0,),
         )
         self._evaluators = {
-            name: Evaluator(self.net, split, normalization, config.batch_size, parallel)
+            name: Evaluator(
+                self.net,
+                split,
+                normalization,
+                config.batch_size,
+                parallel,
+                # As long as a call of training: a batch's forward pass is a third.
+                batches_per_call=3 * self.plan.steps_per_call,
+            )
             for name, split in (
                 ("validation", dataset.validation),
                 ("test", dataset.eval),
@@ -105,15 +114,23 @@ class Trainer:
             name: float(total) / (stop - start) for name, total in sums.items()
         }
 
-    def evaluate(self, state: TrainState, every_split: bool) -> dict[str, Any]:
+    def evaluate(
+        self,
+        state: TrainState,
+        every_split: bool,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
         """Evaluates, on validation alone where there is any unless on `every_split`.
 
         Returns:
-          What `Evaluator` does, named as 'validation_loss' and 'test_loss'.
+          What `Evaluator` does, named as 'validation_loss' and 'test_loss'; None if
+          `stop`, asked between calls to the devices, says so.
         """
         names = list(self._evaluators) if every_split else list(self._evaluators)[:1]
-        return {
-            f"{name}_{metric}": value
-            for name in names
-            for metric, value in self._evaluators[name](state.variables).items()
-        }
+        metrics = {}
+        for name in names:
+            found = self._evaluators[name](state.variables, stop)
+            if found is None:
+                return None
+            metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
+        return metrics

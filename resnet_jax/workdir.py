@@ -1,11 +1,16 @@
 """A run's directory: where it is, whose it is, and its files, whole or not there."""
 
+import contextlib
 import difflib
+import errno
+import fcntl
 import json
 import os
 import platform
 import re
+import socket
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +31,7 @@ _MAY_CHANGE = (
     "dataset.mirror",
     "dataset.eval_split",
     "checkpoint.every",
+    "checkpoint.every_minutes",
     "checkpoint.keep",
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -62,17 +68,12 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
             f"--workdir={workdir}: {parent} cannot be written: give another directory"
         )
     if not any((workdir / "checkpoints").glob("[0-9]*")):  # nothing to lose
-        if workdir.exists() and any(workdir.iterdir()) and not is_run(workdir):
+        if not is_run(workdir) and not _left_by_a_start(workdir):
             raise UserError(
                 f"--workdir={workdir} holds other files: give a new or empty directory"
             )
         return []
-    before, now = _flat(read_config(workdir)), _flat(config)
-    changed = {
-        field: f"{field} {before.get(field)!r} -> {now.get(field)!r}"
-        for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field)
-    }
+    changed = _changed(_flat(read_config(workdir)), _flat(config))
     if refused := [told for field, told in changed.items() if field not in _MAY_CHANGE]:
         raise UserError(
             f"--workdir={workdir} holds a run of another config "
@@ -80,6 +81,51 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
             "on with that run"
         )
     return list(changed.values())
+
+
+def _left_by_a_start(workdir: Path) -> bool:
+    """Whether a directory holds no more than what a run killed at its start leaves."""
+    if not workdir.exists():
+        return True
+    names = {path.name for path in workdir.iterdir()} - {".lock", ".config.json.part"}
+    checkpoints = (workdir / "checkpoints").glob("*")
+    return names <= {"checkpoints"} and not any(
+        "orbax-checkpoint-tmp" not in path.name for path in checkpoints
+    )
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Makes a directory and keeps other processes out of it; leaves no empty one.
+
+    The lock is the system's, and ends with the process that holds it.
+
+    Raises:
+      UserError: another process trains there.
+    """
+    missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                file.seek(0)
+                raise UserError(
+                    f"--workdir={workdir} is in use by {file.read() or 'a process'}: "
+                    "wait for it, or give another --workdir"
+                ) from None  # a file system without locks is used without
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            for empty in (workdir / "checkpoints", *missing):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
 
 
 def is_run(workdir: Path) -> bool:
@@ -120,6 +166,19 @@ def _read_json(path: Path) -> dict:
     return content
 
 
+def differences(before: dict, now: dict) -> list[str]:
+    """Sentences about the fields in which two nested records differ."""
+    return list(_changed(_flat(ConfigDict(before)), _flat(ConfigDict(now))).values())
+
+
+def _changed(before: dict, now: dict) -> dict[str, str]:
+    return {
+        field: f"{field} {before.get(field)!r} -> {now.get(field)!r}"
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field) != now.get(field)
+    }
+
+
 def _flat(config: ConfigDict) -> dict:
     """Fields by dotted names, as JSON gives them back."""
     flat = {}
@@ -134,11 +193,16 @@ def _flat(config: ConfigDict) -> dict:
 def write(path: Path, text: str) -> None:
     """Writes a file whole: a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -30,6 +30,25 @@ def official(name: str) -> list[Archive]:
     return [file for file in files if file.name != "extra_32x32.mat"]
 
 
+def find(archive: Archive, data_dir: Path) -> Path | None:
+    """An archive that lies in `data_dir` or its downloads/; None: it does not.
+
+    Raises:
+      UserError: What lies there is not it.
+    """
+    for path in (data_dir / archive.name, data_dir / "downloads" / archive.name):
+        if not path.exists():
+            continue
+        if not path.is_file() or download.sha256(path) != archive.sha256:
+            raise UserError(
+                f"{path} is not the official archive (it has "
+                f"{path.stat().st_size} bytes of {archive.size}, and another "
+                "SHA-256): delete it, or put the right one there."
+            )
+        return path
+    return None
+
+
 def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
     """Finds an archive in `data_dir` or its downloads/, or downloads it there.
 
@@ -46,16 +65,9 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
       UserError: What is there, or what came, is not it; or it cannot be had, with
         what was tried and the ways out.
     """
+    if path := find(archive, data_dir):
+        return path
     downloads = data_dir / "downloads"
-    for path in (data_dir / archive.name, downloads / archive.name):
-        if path.exists():
-            if download.sha256(path) != archive.sha256:
-                raise UserError(
-                    f"{path} is not the official archive (it has "
-                    f"{path.stat().st_size} bytes of {archive.size}, and another "
-                    "SHA-256): delete it, or put the right one there."
-                )
-            return path
     url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
     path = downloads / archive.name
     print(

@@ -47,6 +47,8 @@ def prepare(name: str, data_dir: Path, mirror: str) -> Path:
     parent = tfds.builder_cls(name)
     target = data_dir / name / str(parent.VERSION)
     try:
+        for file in archive.official(name):
+            archive.find(file, data_dir)  # A wrong one is told before all else.
         (data_dir / "downloads").mkdir(parents=True, exist_ok=True)
         with _alone(data_dir / "downloads" / f"{name}.lock"):
             if not target.exists():  # Else another process has just made it.

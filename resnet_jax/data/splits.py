@@ -70,10 +70,14 @@ def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, rang
             indices = range(_index(start or "0", size), _index(stop or "100%", size))
         except IndexError as error:
             raise UserError(
-                f"{field}={spec!r}: {error} is beyond the {size} examples of {name!r}."
+                f"{field}={spec!r}: {error} is beyond the {size} examples of {name!r}: "
+                "give bounds within them."
             ) from None
         if not indices:
-            raise UserError(f"{field}={spec!r}: {name}[{start}:{stop}] is empty.")
+            raise UserError(
+                f"{field}={spec!r}: {name}[{start}:{stop}] is empty: give a first "
+                "bound below the last."
+            )
         selections.append((name, indices))
     return selections
 

@@ -1,0 +1,99 @@
+"""SIGTERM and SIGINT: the run ends where nothing is lost, within seconds."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+from resnet_jax import UserError
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STARTUP_SECONDS = 10  # for Python to get a word in, between two compilations
+
+
+class StoppedError(UserError):
+    """A signal ended the run; the same command goes on with it."""
+
+    label = "stopped"
+
+    def __init__(self, received: signal.Signals, where: str):
+        super().__init__(f"by {received.name} {where}: the same command goes on")
+        self.exit_status = 128 + received  # as shells have it
+
+
+class Preemption:
+    """While entered, a first SIGTERM or SIGINT asks for an end, a second one ends.
+
+    A start-up has nothing to save: there the first one ends it too.
+
+    Attributes:
+      received: the signal that came, else None.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._starting = True
+
+    def __enter__(self) -> "Preemption":
+        self._installed = threading.current_thread() is threading.main_thread()
+        if self._installed:
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
+            self._handlers = {
+                number: signal.signal(number, self._handle) for number in _SIGNALS
+            }
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._installed:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._wakeup)
+            self._writer.close()
+            self._watcher.join()
+            self._reader.close()
+
+    def started(self) -> None:
+        """From here on there is something to save: a signal waits for `received`."""
+        self._starting = False
+        if self.received:
+            raise StoppedError(self.received, "while starting")
+
+    def _handle(self, number: int, _) -> None:
+        if self._starting:
+            self._starting = False
+            raise StoppedError(signal.Signals(number), "while starting")
+
+    def _watch(self) -> None:
+        """A thread, as Python's handlers wait for a call to the device to return."""
+        while received := self._reader.recv(1):
+            if received[0] not in _SIGNALS:
+                continue
+            number = signal.Signals(received[0])
+            if self.received:
+                _exit(number, "at once, by a second signal")
+            self.received = number
+            if self._starting:
+                timer = threading.Timer(_STARTUP_SECONDS, self._abandon, [number])
+                timer.daemon = True
+                timer.start()
+            else:
+                print(
+                    f"\n{number.name}: saving at the end of this call; "
+                    "a second signal ends the run at once",
+                    file=sys.stderr,
+                )
+
+    def _abandon(self, number: signal.Signals) -> None:
+        if self._starting:
+            _exit(number, "while starting")
+
+
+def _exit(number: signal.Signals, where: str) -> None:
+    error = StoppedError(number, where)
+    print(f"{error.label}: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_status)

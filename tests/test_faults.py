@@ -1,0 +1,181 @@
+"""What becomes of a run when its process, its disk or its files fail."""
+
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from resnet_jax import UserError, checkpoint, preemption, train
+from resnet_jax.metrics import read_rows
+from resnet_jax.trainer import Trainer
+from tests.test_train import digits_config, same_bits, saved_arrays
+
+
+def config(**changes):
+    """Two epochs of 23 steps, each saved."""
+    return digits_config(**{"steps": 45, "checkpoint.every": 1, **changes})
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("straight") / "run"
+    train.train_and_evaluate(config(), directory)
+    return directory
+
+
+@pytest.fixture
+def run(straight, tmp_path):
+    return shutil.copytree(straight, tmp_path / "run")
+
+
+def assert_equal_runs(first, second):
+    assert (first / "metrics.jsonl").read_bytes() == (
+        second / "metrics.jsonl"
+    ).read_bytes()
+    assert same_bits(saved_arrays(first, config()), saved_arrays(second, config()))
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (first, second)]
+    times = {"seconds", "compile_seconds", "images_per_second"}
+    for summary in summaries:
+        for name in times:
+            del summary[name]
+    assert summaries[0] == summaries[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("method", "call"), [("train", 2), ("evaluate", 1)])
+def test_signal_saves_and_the_same_command_goes_on(
+    straight, tmp_path, monkeypatch, number, method, call
+):
+    original, calls = getattr(Trainer, method), []
+
+    def signalled(self, *args):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, method, signalled)
+    with pytest.raises(preemption.StoppedError, match="which is saved") as raised:
+        train.train_and_evaluate(config(), tmp_path / "run")
+    assert raised.value.exit_status == 128 + number
+    assert not (tmp_path / "run" / ".lock").exists()
+    monkeypatch.undo()
+    train.train_and_evaluate(config(), tmp_path / "run")
+    assert_equal_runs(straight, tmp_path / "run")
+
+
+def test_signal_while_starting_leaves_nothing(tmp_path, monkeypatch):
+    compile_programs = Trainer.compile
+
+    def signalled(self, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        compile_programs(self, state)
+
+    monkeypatch.setattr(Trainer, "compile", signalled)
+    with pytest.raises(preemption.StoppedError, match="while starting"):
+        train.train_and_evaluate(config(), tmp_path / "run")
+    assert threading.active_count() < 20
+    monkeypatch.undo()
+    assert train.train_and_evaluate(config(), tmp_path / "run")["steps"] == 45
+
+
+@pytest.mark.parametrize("how", ["truncated", "zeros", "deleted", "bit"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["record/metadata", "variables/_METADATA", "variables/manifest.ocdbt",
+     "optimizer/ocdbt.process_0/d/*", "manifest.json"],
+)  # fmt: skip
+def test_damaged_checkpoint_is_put_aside_for_the_one_before(
+    run, straight, capsys, how, pattern
+):
+    (run / "summary.json").unlink()
+    files = (run / "checkpoints" / "45").glob(pattern)
+    path = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    if how == "bit":
+        content[len(content) // 2] ^= 128
+    elif how == "zeros":
+        content = bytes(len(content))
+    path.unlink()
+    if how != "deleted":
+        path.write_bytes(content[: len(content) // 2 if how == "truncated" else None])
+    step, _ = checkpoint.Checkpoints(run / "checkpoints", keep=None).newest()
+    assert step == 23
+    assert "damaged   checkpoint of step 45" in capsys.readouterr().err
+    if (how, pattern) == ("bit", "optimizer/ocdbt.process_0/d/*"):
+        train.train_and_evaluate(config(), run)
+        assert (run / "checkpoints" / "damaged-45").is_dir()
+        assert_equal_runs(straight, run)
+
+
+def test_all_damaged_is_refused_and_nothing_changes(run):
+    for step in (23, 45):
+        (run / "checkpoints" / str(step) / "manifest.json").unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        train.train_and_evaluate(config(), run)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"23", "45"}
+
+
+def test_newer_format_is_refused(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    with pytest.raises(UserError, match="has format 1, and this version reads up to 0"):
+        train.train_and_evaluate(config(), run)
+
+
+def test_full_disk_ends_the_run_and_keeps_what_was_saved(straight, tmp_path):
+    train.train_and_evaluate(config(steps=23), tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(checkpoint.SaveError, match=r"File too large.*same command"):
+            train.train_and_evaluate(config(), tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run" / "checkpoints" / "23").is_dir()
+    train.train_and_evaluate(config(), tmp_path / "run")
+    arrays = [saved_arrays(d, config()) for d in (straight, tmp_path / "run")]
+    assert same_bits(*arrays)
+
+
+def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(tmp_path):
+    with (tmp_path / ".lock").open("w") as file:
+        file.write("process 1 on host")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="in use by process 1 on host"):
+            train.train_and_evaluate(config(steps=4), tmp_path)
+    train.train_and_evaluate(config(steps=4), tmp_path)
+    assert read_rows(tmp_path)
+    with contextlib.suppress(FileNotFoundError):
+        pytest.fail((tmp_path / ".lock").read_text())
+
+
+def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch):
+    fetch = Trainer.fetch
+
+    def overflown(self, state):
+        state = fetch(self, state)
+        bad = np.float32(np.inf)
+        return state.replace(params={**state.params, "added": bad})
+
+    monkeypatch.setattr(Trainer, "fetch", overflown)
+    with pytest.raises(train.DivergedError, match=r"added.*step 4 \(none was saved"):
+        train.train_and_evaluate(config(steps=4), tmp_path)
+
+
+def test_change_of_length_warns_and_is_recorded(tmp_path, capsys):
+    first = config(steps=8, **{"schedule.name": "cosine"})
+    train.train_and_evaluate(first, tmp_path)
+    longer = config(steps=12, **{"schedule.name": "cosine"})
+    summary = train.train_and_evaluate(longer, tmp_path)
+    assert "the cosine schedule is over 12 steps from here, not 8" in (
+        capsys.readouterr().out
+    )
+    assert summary["changes"] == [{"step": 8, "changed": ["steps 8 -> 12"]}]
