@@ -39,7 +39,8 @@ case $1 in
         fi
         ;;
     follow)
-        flock run.lock true & # ends when the command does
+        # Ends when the command does. What a broken connection leaves of it holds nothing.
+        flock -s run.lock true > /dev/null 2>&1 < /dev/null &
         tail -n "$2" -s 0.2 --pid="$!" -f run.log
         # No status: the VM went down meanwhile. 255 is what ssh says then.
         exit "$(cat run.status 2> /dev/null || echo 255)"

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the newest ones and the best; damaged ones are passed over."""
 
 import json
+import logging
 import sys
 import time
 import zlib
@@ -13,6 +14,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet_jax import UserError, workdir
+
+# Orbax logs the tracebacks of what SaveError and the line on damage tell.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FORMAT = 1  # of what a checkpoint holds; a newer one is not read
 

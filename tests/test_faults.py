@@ -48,6 +48,7 @@ def assert_equal_runs(first, second):
     assert summaries[0] == summaries[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("method", "call"), [("train", 2), ("evaluate", 1)])
 def test_signal_saves_and_the_same_command_goes_on(
@@ -129,6 +130,10 @@ def test_newer_format_is_refused(run, monkeypatch):
         train.train_and_evaluate(config(), run)
 
 
+# The threads of TensorStore tell their errors too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 def test_full_disk_ends_the_run_and_keeps_what_was_saved(straight, tmp_path):
     train.train_and_evaluate(config(steps=23), tmp_path / "run")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -170,6 +175,7 @@ def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch):
         train.train_and_evaluate(config(steps=4), tmp_path)
 
 
+@pytest.mark.slow
 def test_change_of_length_warns_and_is_recorded(tmp_path, capsys):
     first = config(steps=8, **{"schedule.name": "cosine"})
     train.train_and_evaluate(first, tmp_path)
