@@ -94,7 +94,7 @@ trap 'rm -rf "$scratch"
 trap 'exit 130' INT TERM
 
 call() { # ARGUMENTS: runs gcloud
-    if [[ -z $dry_run ]]; then gcloud "$@"; else printf 'gcloud%s\n' "$(printf ' %q' "$@")" >&3; fi
+    if [[ -z $dry_run ]]; then gcloud "$@" 3>&-; else printf 'gcloud%s\n' "$(printf ' %q' "$@")" >&3; fi
 }
 
 look() { # KIND FIELDS: prints them; nothing where there is none of this name
@@ -105,7 +105,7 @@ look() { # KIND FIELDS: prints them; nothing where there is none of this name
             queued-resources/queued-resources) echo ACTIVE ;;
             tpu-vm/?*) echo "READY ${label#*=}" ;;
         esac
-    elif ! gcloud "${query[@]}" 2> "$scratch/error"; then
+    elif ! gcloud "${query[@]}" 2> "$scratch/error" 3>&-; then
         # Another error says nothing about the VM, which must not be replaced for it.
         grep -q NOT_FOUND "$scratch/error" || { cat "$scratch/error" >&2 && exit 1; }
     fi

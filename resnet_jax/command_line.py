@@ -99,7 +99,14 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
         except OSError as error:  # ml_collections kept it until now
             reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config={file} failed: {reason}: mend it")
-    config.validate(chosen)
+    try:
+        config.validate(chosen)
+    except (AttributeError, KeyError) as error:
+        file = config_flags.get_config_filename(values["config"])
+        raise UserError(
+            f"--config={file} lacks a field ({' '.join(str(error).split())}): start from "
+            "configs/common.py's default()"
+        ) from None
     return chosen
 
 

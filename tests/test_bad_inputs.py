@@ -106,7 +106,8 @@ def refused(place, capsys):
     return run
 
 
-# The first change is the one refused: the sentence has its field and value, and this.
+# The first change is the one refused: the sentence has its field and value, and this,
+# which is '' where the words are those of the flag's parser.
 FIELDS = [
     ("seed=-1", "at least 0"),
     ("seed=4294967296", "at most 4294967295"),
@@ -239,11 +240,11 @@ CONFIG_FILES = {
     "returns nothing": (START, ["mine.py", "no ConfigDict: mend it"]),
     "a group alone": (
         START + "    return config.model\n",
-        ["config.version is not a field"],
+        ["config.activation is not a field", "configs/common.py"],
     ),
     "an empty ConfigDict": (
         START + "    return ConfigDict()\n",
-        ["config.seed is missing: set it, as in configs/common.py"],
+        ["config.augment is missing: set it, as in configs/common.py"],
     ),
 }
 # Set in a file, where no flag's parser is in between.
@@ -252,7 +253,7 @@ FILE_FIELDS = [
     ("model.dept = 8", ["config.model.dept", "did you mean 'depth'?"]),
     ("optimizer.learningrate = 0.2", ["did you mean 'learning_rate'?"]),
     ("xyz = 3", ["config.xyz is not a field", "see configs/common.py"]),
-    ("model = ConfigDict({'depth': 8})", ["config.model.version is missing: set it"]),
+    ("model = ConfigDict({'depth': 8})", ["model.activation is missing: set it"]),
     ("model = 8", ["config.model=8", "the fields of"]),
     ("epochs = 'ten'", ["config.epochs='ten'", "give a whole number"]),
     ("epochs = None", ["config.epochs=None", "give a whole number"]),
@@ -305,12 +306,9 @@ def cut(name):
     return lambda: os.truncate(name, Path(name).stat().st_size // 2)
 
 
-def archive_of(content):
-    def put():
-        shutil.rmtree(SET)
-        Path("sets", ARCHIVE).write_text(content)
-
-    return put
+def wrong_archive():
+    shutil.rmtree(SET)
+    Path("sets", ARCHIVE).write_text("mine")
 
 
 def edit(**dataset):
@@ -521,7 +519,7 @@ COMMANDS = {
         DIGITS, "--config.model.depth=57", named=["model.depth=57", "56 and 65"]
     ),
     "summary: image_size=0": show(
-        DIGITS, "--image_size=0", named=["--image_size=0", "1"]
+        DIGITS, "--image_size=0", named=["--image_size=0", "positive integer"]
     ),
     "summary: classes": show(DIGITS, "--num_classes=many", named=["num_classes=many"]),
     # Data sets.
@@ -578,7 +576,7 @@ COMMANDS = {
         "seed=0",
         f"sets/{ARCHIVE} is not the official archive (it has 4 bytes of 170052171",
         "put the right one there",
-        before=archive_of("mine"),
+        before=wrong_archive,
     ),
 }
 

@@ -526,7 +526,7 @@ def test_training_that_runs_is_left_alone(cloud, long_command):
 
 def test_shutdown_waits_until_the_training_has_saved(cloud):
     """SIGTERM to the whole group: the wrapper stays to note the training's status."""
-    save = "trap 'exit 143' TERM; echo $PPID; while :; do sleep 0.01; done"
+    save = "trap 'exit 143' TERM; echo $PPID; for n in {1..1000}; do sleep 0.01; done"
     run_worker(cloud, "start", "bash", "-c", save)
     log = cloud.here.parent / "code" / "run.log"
     while not log.read_text().endswith("\n"):
