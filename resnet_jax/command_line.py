@@ -104,8 +104,8 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
     except (AttributeError, KeyError) as error:
         file = config_flags.get_config_filename(values["config"])
         raise UserError(
-            f"--config={file} lacks a field ({' '.join(str(error).split())}): start from "
-            "configs/common.py's default()"
+            f"--config={file} lacks a field ({' '.join(str(error).split())}): start "
+            "from configs/common.py's default()"
         ) from None
     return chosen
 
