@@ -76,9 +76,10 @@ def snapshot(directory: Path) -> dict:
     """Every directory, and every file with its time, size and content."""
     found = {}
     for path in directory.rglob("*"):
-        stat = path.stat()
-        content = (stat.st_mtime_ns, stat.st_size, path.read_bytes)
-        found[path] = None if path.is_dir() else (*content[:2], content[2]())
+        found[path] = None
+        if path.is_file():
+            stat = path.stat()
+            found[path] = stat.st_mtime_ns, stat.st_size, path.read_bytes()
     return found
 
 
@@ -311,6 +312,11 @@ def wrong_archive():
     Path("sets", ARCHIVE).write_text("mine")
 
 
+def directory_for_archive():
+    shutil.rmtree(SET)
+    Path("sets", ARCHIVE).mkdir()
+
+
 def edit(**dataset):
     def change():
         config = json.loads(Path("run/config.json").read_text())
@@ -336,7 +342,6 @@ def show(*arguments, named):
     return summary.main, list(arguments), named, None
 
 
-EVERY_CHECKPOINT = "run/checkpoints"
 COMMANDS = {
     # Config files that cannot be, and recipes.
     "no config": train(NEW, named=["--config is missing", "--config=configs/"]),
@@ -446,6 +451,13 @@ COMMANDS = {
         named=["run/summary.json is damaged", "restore or delete it"],
         before=cut("run/summary.json"),
     ),
+    "workdir whose checkpoint is damaged": train(
+        *SMALL,
+        "--config.steps=3",
+        "--workdir=run",
+        named=["run/checkpoints: every checkpoint is damaged", "restore one"],
+        before=cut("run/checkpoints/2/record/metadata"),
+    ),
     "bad field in the workdir of a run": train(
         *SMALL, "--config.epochs=0", "--workdir=run", named=["config.epochs=0"]
     ),
@@ -488,7 +500,12 @@ COMMANDS = {
     "evaluate: no checkpoint": judge(
         "--workdir=run",
         named=["--workdir=run has no latest checkpoint", "none yet"],
-        before=remove(EVERY_CHECKPOINT),
+        before=remove("run/checkpoints"),
+    ),
+    "evaluate: checkpoint damaged": judge(
+        "--workdir=run",
+        named=["run/checkpoints: every checkpoint is damaged", "restore one"],
+        before=cut("run/checkpoints/2/record/metadata"),
     ),
     "evaluate: no best": judge(
         "--workdir=run",
@@ -572,6 +589,12 @@ COMMANDS = {
     "data: features missing": data(
         "seed=0", "features.json", "delete it", before=remove(f"{SET}/features.json")
     ),
+    "data: archive a directory": data(
+        "seed=0",
+        f"sets/{ARCHIVE} is not the official archive",
+        "delete it",
+        before=directory_for_archive,
+    ),
     "data: wrong archive": data(
         "seed=0",
         f"sets/{ARCHIVE} is not the official archive (it has 4 bytes of 170052171",
@@ -603,13 +626,18 @@ def test_rows_are_many_and_differ():
     assert len({row[0] for row in FIELDS}) == len(FIELDS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "arguments", "named"),
     [
         ("main", ["--config=nope.py"], ["--config=nope.py", "configs/"]),
-        ("main", [*SMALL, "--config.batch_size=63", NEW], ["=63", "56 and 64"]),
-        ("evaluate", ["--workdir=rnu"], ["--workdir=rnu", ", as run"]),
+        pytest.param(
+            "main",
+            [*SMALL, "--config.batch_size=63", NEW],
+            ["batch_size=63", "56 and 64"],
+            marks=pytest.mark.slow,
+        ),
+        # Opens the checkpoints, of which libraries might tell more on stderr.
+        ("evaluate", ["--workdir=run", "--checkpoint=best"], ["no validation split"]),
         ("summary", [DIGITS, "--config.model.depth=57"], ["depth=57", "56 and 65"]),
     ],
     ids=["main", "main, with devices", "evaluate", "summary"],

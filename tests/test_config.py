@@ -293,6 +293,7 @@ BAD = [
     ("schedule.warmup_factor", 1.1),
     ("schedule.warmup_factor", math.nan),
     ("checkpoint.every", 0),
+    ("checkpoint.every_minutes", -1.0),
     ("checkpoint.keep", 0),
     ("checkpoint.keep", -1),
 ]
