@@ -1,11 +1,12 @@
 """Checkpoints by Orbax: the newest ones and the best; damaged ones are passed over."""
 
+import contextlib
 import json
 import logging
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,10 @@ import orbax.checkpoint as ocp
 
 from resnet_jax import UserError, workdir
 
-# Orbax logs the tracebacks of what SaveError and the line on damage tell.
+# Orbax logs the tracebacks of what WriteError and the line on damage tell.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FORMAT = 1  # of what a checkpoint holds; a newer one is not read
-
-
-class SaveError(UserError):
-    """A checkpoint could not be written; those before it stay."""
-
-    exit_status = 1
 
 
 class Checkpoints:
@@ -38,26 +33,27 @@ class Checkpoints:
     Attributes:
       best_step: a step that stays beside the newest ones; None: no such.
       saved_step: the newest that is whole; None: none yet.
-      last_save: step, bytes and seconds of the last one written here; None: none yet.
     """
 
     def __init__(self, directory: Path, keep: int | None):
         """Opens a directory in which the newest `keep` stay; None: only to read."""
         self._directory, self._keep = directory.absolute(), keep
         self.best_step: int | None = None
-        self.last_save: tuple[int, int, float] | None = None
         self._failed, self._written = False, None
         reads = keep is None
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if reads else self,
-                cleanup_tmp_directories=not reads,
-                read_only=reads,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._done),
-            ),
-            item_names=("variables", "optimizer", "record"),
+        self.saved_step: int | None = None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if reads else self,
+            cleanup_tmp_directories=not reads,
+            read_only=reads,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._done),
         )
+        with self._told():
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=options,
+                item_names=("variables", "optimizer", "record"),
+            )
         self.saved_step = self._manager.latest_step()
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
@@ -107,6 +103,15 @@ class Checkpoints:
         self.saved_step = step
         return step, record
 
+    def require_intact(self, step: int) -> None:
+        """Raises UserError where a checkpoint is not there, damaged, or too new."""
+        if problem := _damage(self._directory / str(step)):
+            raise UserError(
+                f"{self._directory / str(step)} is damaged ({problem}): restore it, or "
+                "use another checkpoint"
+            )
+        self.record(step)
+
     def record(self, step: int) -> dict:
         """The record of a checkpoint. Raises UserError if its format is newer."""
         record = read_record(self._directory / str(step))
@@ -122,12 +127,12 @@ class Checkpoints:
         """Saves in the background; the arrays must stay unchanged meanwhile.
 
         Raises:
-          SaveError: this one or the one before could not be written.
+          WriteError: this one or the one before could not be written.
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave({"format": FORMAT, **record})
-        with _Failing(self):
-            self.wait()
+        self.wait()
+        with self._told():
             self._saving = step, time.perf_counter()
             self._manager.save(step, args=ocp.args.Composite(**items))
 
@@ -140,10 +145,12 @@ class Checkpoints:
         size = sum(size for size, _ in files.values())
         self._written = step, size, time.perf_counter() - start
 
-    def _settle(self) -> None:
-        if self._written and (self._directory / str(self._written[0])).exists():
-            self.last_save, self._written = self._written, None
-            self.saved_step = self.last_save[0]
+    def _settle(self) -> tuple[int, int, float] | None:
+        written = self._written
+        if not written or not (self._directory / str(written[0])).exists():
+            return None
+        self._written, self.saved_step = None, written[0]
+        return written
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Returns the trees named in `like`, in its structure."""
@@ -158,17 +165,35 @@ class Checkpoints:
             ) from None
         return {name: jax.tree.map(np.asarray, restored[name]) for name in like}
 
-    def raise_errors(self) -> None:
-        """Raises SaveError if saving failed in the background."""
-        with _Failing(self):
-            self._manager.check_for_errors()
-        self._settle()
+    def poll(self) -> tuple[int, int, float] | None:
+        """Step, bytes and seconds of a save that ended since the last question.
 
-    def wait(self) -> None:
-        """Waits until all is saved. Raises SaveError."""
-        with _Failing(self):
+        Raises:
+          WriteError: it failed.
+        """
+        with self._told():
+            self._manager.check_for_errors()
+        return self._settle()
+
+    def wait(self) -> tuple[int, int, float] | None:
+        """Waits until all is saved, and answers as `poll` does."""
+        with self._told():
             self._manager.wait_until_finished()
-        self._settle()
+        return self._settle()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells in a sentence what Orbax, TensorStore or the system raise on saving."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            step = self.saved_step
+            stays = f"that of step {step:,} stays" if step else "none is there yet"
+            raise workdir.WriteError(
+                f"a checkpoint cannot be written to {self._directory} "
+                f"({_cause(error)}; {stays}): mend that, and the same command goes on"
+            ) from None
 
     def close(self) -> None:
         """Waits until all is saved, unless saving failed."""
@@ -177,31 +202,6 @@ class Checkpoints:
         except Exception:
             if not self._failed:
                 raise
-
-
-class _Failing:
-    """Tells in a sentence whatever Orbax, TensorStore or the system raise on saving."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, _) -> None:
-        if isinstance(error, Exception) and not isinstance(error, SaveError):
-            checkpoints = self._checkpoints
-            checkpoints._failed = True
-            kept = checkpoints.saved_step
-            stays = (
-                f"the checkpoint of step {kept:,} stays"
-                if kept
-                else "none is there yet"
-            )
-            raise SaveError(
-                f"a checkpoint cannot be written to {checkpoints._directory} "
-                f"({_cause(error)}; {stays}): mend that, and the same command goes on"
-            ) from None
 
 
 def _cause(error: Exception) -> str:

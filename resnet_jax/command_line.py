@@ -46,10 +46,10 @@ def parse(
     """
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show this and exit.", flag_values=values)
-    define(values)
-    own = list(values)
     _require_config_file(argv)
     try:
+        define(values)  # reads --flagfile, too
+        own = list(values)
         rest = values(argv)
     except UserError:
         raise
@@ -99,14 +99,7 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
         except OSError as error:  # ml_collections kept it until now
             reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config={file} failed: {reason}: mend it")
-    try:
-        config.validate(chosen)
-    except (AttributeError, KeyError) as error:
-        file = config_flags.get_config_filename(values["config"])
-        raise UserError(
-            f"--config={file} lacks a field ({' '.join(str(error).split())}): start "
-            "from configs/common.py's default()"
-        ) from None
+    config.validate(chosen)
     return chosen
 
 

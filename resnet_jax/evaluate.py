@@ -16,7 +16,7 @@ from resnet_jax import UserError, command_line, data, models, workdir
 from resnet_jax import parallel as parallel_lib
 from resnet_jax.augment import normalize, statistics
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.config import build_network
+from resnet_jax.config import build_network, validate
 from resnet_jax.metrics import best_step, read_rows
 from resnet_jax.parallel import Parallel
 
@@ -131,6 +131,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir is missing: give the directory of a run")
     directory = Path(values.workdir)
     config = workdir.read_config(directory)
+    validate(config)  # its file can have been edited
     parallel_lib.split_cpu(config.batch_size)
     parallel_lib.use_compilation_cache()
     best = values.checkpoint == "best"
@@ -147,7 +148,7 @@ def main(argv: list[str]) -> None:
     dataset = data.load(config.dataset)
     net = build_network(config, dataset.num_classes)
     like = models.variable_shapes(net, dataset.image_shape)
-    checkpoints.record(step)
+    checkpoints.require_intact(step)
     trees = checkpoints.restore(step, {"variables": like})
     checkpoints.close()
 

@@ -35,7 +35,7 @@ class Recorder:
         # Not tensorboardX's SummaryWriter, whose thread hangs where a disk is full.
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
         start = SessionLog(status=SessionLog.START)  # hides what was behind this step
-        self._events.write_event(Event(step=step + 1, session_log=start))
+        self._write_event(Event(step=step + 1, session_log=start))
         self._first_step, self._start = step, time.perf_counter()
         self._bar = tqdm(
             total=plan.total_steps * plan.batch_size,
@@ -112,7 +112,17 @@ class Recorder:
             if row[name] is not None:
                 event = Event(step=step, summary=scalar(name, row[name]))
                 event.wall_time = time.time()
-                self._events.write_event(event)
+                self._write_event(event)
+
+    def _write_event(self, event: Event) -> None:
+        try:
+            self._events.write_event(event)
+        except OSError as error:
+            raise files.WriteError(
+                f"{self._path.with_name('tensorboard')} cannot be written "
+                f"({error.strerror}): mend that, and the same command goes on from the "
+                "newest checkpoint"
+            ) from None
 
     def _epoch_mean(self, name: str, epoch: int) -> float:
         """The mean over the epoch's steps, from the rows of its calls."""

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, parallel, summary, workdir
-from resnet_jax.checkpoint import Checkpoints, SaveError
+from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import Recorder
 from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
@@ -33,7 +33,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     Raises:
       UserError: the data or the directory are not what they should be.
       DivergedError: training cannot go on; what was saved stays.
-      SaveError: nor where nothing can be written.
+      WriteError: a file cannot be written; what was saved stays.
       StoppedError: a signal came; what was done is saved.
     """
     clock = {"total": -time.perf_counter(), "training": 0.0, "compiling": 0.0}
@@ -43,14 +43,8 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     parallel.use_compilation_cache()
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
-        try:
-            stack.enter_context(workdir.claimed(directory))
-            return _run(config, directory, clock, preemption, stack)
-        except OSError as error:
-            raise SaveError(
-                f"a file of --workdir={directory} cannot be written ({error}): mend "
-                "that, and the same command goes on from the newest checkpoint"
-            ) from None
+        stack.enter_context(workdir.claimed(directory))
+        return _run(config, directory, clock, preemption, stack)
 
 
 def _run(
@@ -88,7 +82,7 @@ def _run(
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
     done = workdir.read_summary(directory)
-    if done and done["steps"] == step == plan.total_steps:
+    if done and done.get("steps") == step == plan.total_steps:
         print(f"finished  at step {step:,} of {step:,}: {_result(done)}")
         return done
     workdir.write_json(directory / "config.json", json.loads(config.to_json()))
@@ -127,15 +121,20 @@ def _run(
             "provenance": made_by,
             "config": json.loads(config.to_json()),
         }
+        tell_saved(checkpoints.wait())
         checkpoints.save(step, saved.split(), record)
 
-    metrics, resumed, told = {}, step, None
+    def tell_saved(ended: tuple[int, int, float] | None) -> None:
+        if ended:
+            number, size, seconds = ended
+            recorder.tell(
+                f"saved     step {number:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
+            )
+
+    metrics, resumed = {}, step
     last_save = time.perf_counter()
     while True:
-        checkpoints.raise_errors()
-        if checkpoints.last_save != told:
-            told = checkpoints.last_save
-            recorder.tell(_saved(told))
+        tell_saved(checkpoints.poll())
         epoch = plan.epoch(step)
         last = step == plan.total_steps
         ended = 0 < step == plan.epoch_end(epoch)
@@ -155,7 +154,7 @@ def _run(
             save()
             last_save = time.perf_counter()
         if preemption.received:
-            checkpoints.wait()
+            tell_saved(checkpoints.wait())
             where = f"at step {step:,} of {plan.total_steps:,}, which is saved"
             raise StoppedError(preemption.received, where if step else "at step 0")
         if last:
@@ -168,9 +167,7 @@ def _run(
         recorder.train_row(stop, means)
         step = stop
 
-    checkpoints.wait()
-    if checkpoints.last_save != told:
-        recorder.tell(_saved(checkpoints.last_save))
+    tell_saved(checkpoints.wait())
     clock["total"] += time.perf_counter()
     result = _summary(config, dataset, trainer, clock, metrics, made_by)
     if changes:
@@ -178,11 +175,6 @@ def _run(
     workdir.write_json(directory / "summary.json", result)
     print(f"finished  in {clock['total']:,.0f} s: {_result(result)}")
     return result
-
-
-def _saved(last_save: tuple[int, int, float]) -> str:
-    step, size, seconds = last_save
-    return f"saved     step {step:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
 
 
 def _require_finite(means: dict, start: int, stop: int, saved: int | None) -> None:

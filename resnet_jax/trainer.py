@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import data, models, optimizers
+from resnet_jax import UserError, data, models, optimizers
 from resnet_jax.augment import statistics
 from resnet_jax.config import build_network
 from resnet_jax.evaluate import Evaluator
@@ -34,6 +34,14 @@ class Trainer:
         self._dataset = dataset
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
+        parts = config.optimizer.accumulate
+        pieces = self.parallel.device_count if config.parallel == "pmap" else 1
+        if config.batch_size // pieces % parts:
+            raise UserError(
+                f"config.optimizer.accumulate={parts} does not divide the "
+                f"{config.batch_size // pieces} images that each device takes: choose "
+                "a divisor of that"
+            )
         self.net = build_network(config, dataset.num_classes)
         self.learning_rate = optimizers.schedule(
             config.schedule,

@@ -34,6 +34,14 @@ _MAY_CHANGE = (
     "checkpoint.every_minutes",
     "checkpoint.keep",
 )
+
+
+class WriteError(UserError):
+    """A file of a run could not be written; what was saved before stays."""
+
+    exit_status = 1
+
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -64,15 +72,23 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
             "that is, buckets are not supported yet"
         )
     parent = workdir
-    while not parent.exists():
-        parent = parent.parent
+    try:
+        while not parent.exists():
+            parent = parent.parent
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be ({error.strerror}): give another directory"
+        ) from None
     if not parent.is_dir():
         raise UserError(f"--workdir={workdir}: {parent} is a file: give a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(
             f"--workdir={workdir}: {parent} cannot be written: give another directory"
         )
-    if not any((workdir / "checkpoints").glob("[0-9]*")):  # nothing to lose
+    checkpoints = workdir / "checkpoints"
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise UserError(f"{checkpoints} is a file: move it, or give another --workdir")
+    if not any(checkpoints.glob("[0-9]*")):  # nothing to lose
         if not is_run(workdir) and not _left_by_a_start(workdir):
             raise UserError(
                 f"--workdir={workdir} holds other files: give a new or empty directory"
@@ -106,12 +122,19 @@ def claimed(workdir: Path) -> Iterator[None]:
     The lock is the system's, and ends with the process that holds it.
 
     Raises:
-      UserError: another process trains there.
+      UserError: it cannot be made, or another process trains there.
     """
     missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / ".lock"
-    with path.open("a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be made ({error.strerror}): give another "
+            "directory"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -196,7 +219,11 @@ def _flat(config: ConfigDict) -> dict:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file whole: a reader sees the old text or the new one, never a part."""
+    """Writes a file whole: a reader sees the old text or the new one, never a part.
+
+    Raises:
+      WriteError: it cannot be written; the old text is there.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("w") as file:
@@ -204,10 +231,13 @@ def write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
+        raise WriteError(
+            f"{path} cannot be written ({error.strerror or error}): mend that, and "
+            "the same command goes on from the newest checkpoint"
+        ) from None
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -467,7 +467,26 @@ COMMANDS = {
         "--workdir=empty",
         named=["'tset'", "Did you mean 'test'?"],
     ),
+    "flagfile not there": train(*SMALL, "--flagfile=nowhere", named=["nowhere"]),
+    "workdir with a name too long": train(
+        *SMALL, f"--workdir={'x' * 300}", named=["--workdir=xxx", "another directory"]
+    ),
+    "workdir that cannot be made": train(
+        *SMALL, "--workdir=/proc/x", named=["--workdir=/proc/x", "another directory"]
+    ),
+    "accumulate under pmap": train(
+        *SMALL,
+        "--config.parallel=pmap",
+        "--config.optimizer.accumulate=64",
+        NEW,
+        named=["config.optimizer.accumulate=64", "choose a divisor"],
+    ),
     # Evaluation.
+    "evaluate: config without fields": judge(
+        "--workdir=run",
+        named=["config.", "is missing", "set it"],
+        before=write("run/config.json", "{}"),
+    ),
     "evaluate: no workdir": judge(named=["--workdir is missing", "directory of a run"]),
     "evaluate: workdir a word": judge("run", named=["'run'", "--FLAG=VALUE"]),
     "evaluate: not a run": judge(

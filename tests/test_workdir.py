@@ -289,7 +289,7 @@ def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failing):
     owner = os if failing == "fsync" else Path
     with monkeypatch.context() as patch:
         patch.setattr(owner, failing, fail)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(workdir.WriteError, match=r"a\.txt .*no space left.*same"):
             workdir.write(path, "new")
     assert path.read_text() == "old"
     # What a killed run left half-written is no obstacle to the next.
