@@ -49,6 +49,7 @@ class Preemption:
         return self
 
     def __exit__(self, *_) -> None:
+        self._starting = False  # a timer may still be running
         if self._installed:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
@@ -65,7 +66,6 @@ class Preemption:
 
     def _handle(self, number: int, _) -> None:
         if self._starting:
-            self._starting = False
             raise StoppedError(signal.Signals(number), "while starting")
 
     def _watch(self) -> None:

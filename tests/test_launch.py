@@ -15,9 +15,12 @@ SCRIPTS = ["tpu_vm.sh", "tpu_worker.sh", "slurm.sbatch"]
 BUCKET = "--workdir=gs://bucket/run"
 MAIN = ["python", "-m", "resnet_jax.main"]
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("bash", "flock", "setsid"))), reason="needs Linux"
-)
+pytestmark = [
+    pytest.mark.slow,  # all together
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("bash", "flock", "setsid"))), reason="needs Linux"
+    ),
+]
 
 # All that the scripts find on their PATH besides the stand-ins.
 TOOLS = (
