@@ -10,6 +10,7 @@ from resnet_jax import models
 from resnet_jax.step import Batch, TrainState, make_train_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "depth"), [(1, 8), (2, 11)])
 def test_benchmark_and_its_peer_compute_the_same_step(version, depth):
     """The variables have the same names, so one network's start in the other."""

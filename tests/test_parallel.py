@@ -34,6 +34,7 @@ def devices_of(count: int) -> list:
     return jax.local_devices(backend="cpu")[:count]
 
 
+@pytest.mark.slow
 def test_number_of_devices_does_not_matter_under_jit():
     state, losses, _ = train(devices=1)
     for devices in (2, 8):
@@ -45,6 +46,7 @@ def test_number_of_devices_does_not_matter_under_jit():
             np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
     """In one step: already the next one amplifies float32's rounding."""
     state, losses, _ = train(devices=1, steps=1)
@@ -65,6 +67,7 @@ def test_pmap_of_one_device_is_jit_of_one():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pmap_keeps_devices_equal_and_normalises_apart():
     _, losses, _ = train(devices=1)
     state, other_losses, run = train(devices=4, mode="pmap")

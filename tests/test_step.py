@@ -121,6 +121,7 @@ def test_step_is_gradient_descent(setting):
     assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulation_adds_the_gradients_of_parts(setting):
     state, metrics = one_step(setting, **{"optimizer.accumulate": 4})
     params, batch_stats = setting[2]["params"], setting[2]["batch_stats"]

@@ -179,6 +179,7 @@ def torch_update(net, optimizer, images, labels) -> float:
     return loss.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "nesterov"),
     [

@@ -170,6 +170,7 @@ def test_infinite_test_loss_leaves_valid_files(tmp_path, monkeypatch, capsys):
     train.train_and_evaluate(digits_config(steps=4), tmp_path)
 
 
+@pytest.mark.slow
 def test_best_by_validation_is_kept_beside_the_newest(tmp_path):
     config = digits_config(steps=0, epochs=4, **{"checkpoint.keep": 1})
     config.dataset.update(train_split="train[:1024]", validation_split="train[1024:]")
@@ -197,6 +198,7 @@ def test_other_config_is_refused_and_longer_run_goes_on(tmp_path, capsys):
     assert "steps 8 -> 12" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_scan_may_change_when_a_run_goes_on(tmp_path):
     rolled = digits_config(steps=8, **{"model.depth": 14, "model.scan": True})
     train.train_and_evaluate(rolled, tmp_path)
