@@ -65,6 +65,7 @@ def test_ten_classes_have_no_top_five(dataset):
     assert set(metrics) == {"accuracy", "loss", "examples", "class_accuracy"}
 
 
+@pytest.mark.slow
 def test_command_repeats_what_the_run_reported(tmp_path, capsys):
     config = digits.get_config()
     config.model.update(version=1, depth=14, scan=True)
