@@ -32,7 +32,7 @@ class Recorder:
         self._rows = [row for row in read_rows(workdir) if row["step"] <= step]
         self.write()
         (workdir / "tensorboard").mkdir(exist_ok=True)
-        # Not tensorboardX's SummaryWriter, whose thread hangs where a disk is full.
+        # Without SummaryWriter's thread, so that an error of writing is raised here.
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
         start = SessionLog(status=SessionLog.START)  # hides what was behind this step
         self._write_event(Event(step=step + 1, session_log=start))
