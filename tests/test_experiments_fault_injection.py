@@ -47,7 +47,7 @@ def test_differences_are_found(untouched, tmp_path):
 
 
 def test_wrong_ends_are_found():
-    ended = {"phase": "training", "seconds_to_end": 31.5}
+    ended = {"phase": "training", "finished": False, "seconds_to_end": 31.5}
     assert fault_injection.faults([{"status": 0}], signal.SIGTERM) == []
     assert fault_injection.faults([{"status": 1}], signal.SIGTERM)
     assert fault_injection.faults([ended | {"status": 143}], signal.SIGTERM) == [
