@@ -44,7 +44,21 @@ def parse(
       UserError: an argument that is no flag, an unknown flag or config field, or a
         value that does not fit.
     """
+    values, arguments = parse_with_arguments(argv, doc, define)
+    if arguments:
+        raise UserError(
+            f"{arguments[0]!r} belongs to no flag: write --FLAG=VALUE, with an equals "
+            "sign"
+        )
+    return values
+
+
+def parse_with_arguments(
+    argv: list[str], doc: str, define: Callable[[flags.FlagValues], None]
+) -> tuple[flags.FlagValues, list[str]]:
+    """Does what `parse` does, and returns the arguments that are no flags besides."""
     values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may stand behind arguments
     flags.DEFINE_bool("help", False, "Show this and exit.", flag_values=values)
     _require_config_file(argv)
     try:
@@ -58,16 +72,12 @@ def parse(
     # What is left is ml_collections' of a field, or whatever a config file may raise.
     except (Exception, SystemExit) as error:
         raise UserError(_misspelt(argv, error) or _failed(argv, error)) from None
-    if len(rest) > 1:
-        raise UserError(
-            f"{rest[1]!r} belongs to no flag: write --FLAG=VALUE, with an equals sign"
-        )
     if values.help:
         print(doc.strip(), "\n\nFlags:")
         for name in own:
             print(f"  --{name}: {values[name].help}")
         sys.exit(0)
-    return values
+    return values, rest[1:]
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, parallel, summary, workdir
+from resnet_jax import UserError, data, parallel, summary, trained, workdir
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import Recorder
 from resnet_jax.preemption import Preemption, StoppedError
@@ -86,6 +86,7 @@ def _run(
         print(f"finished  at step {step:,} of {step:,}: {_result(done)}")
         return done
     workdir.write_json(directory / "config.json", json.loads(config.to_json()))
+    trained.write_inputs(directory, dataset, trainer.normalization)
     print(_banner(config, dataset, trainer))
     for change in changed:
         print(f"changed   {change}")
