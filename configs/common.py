@@ -51,7 +51,8 @@ def default() -> ConfigDict:
     config.model.activation = ""  # '': the version's own; else 'post', 'pre'
     config.model.shortcut = ""  # '': the version's own; 'A': zero-padded, 'B': 1x1
     config.model.residual = True  # False: the plain network, without shortcuts
-    config.model.width = 16
+    config.model.stem = "cifar"  # 'imagenet': stride 4 and four stages, from 96 pixels
+    config.model.width = 0  # of the first stage; 0: 16, or 64 with stem 'imagenet'
     config.model.dtype = "float32"  # of the computation; 'bfloat16' on GPU and TPU
     config.model.scan = False  # loop over equal blocks: compiles fast at any depth
     config.model.remat = False  # less memory for a third more time
