@@ -89,13 +89,6 @@ def _torch_peers(state: dict[str, np.ndarray]) -> list[Peer]:
     return [Peer("PyTorch", lambda images: pytorch.logits(state, images))]
 
 
-def of_run(directory: str, checkpoint: str = "latest") -> Weights:
-    """The weights of a run."""
-    run = trained.load(directory, checkpoint)
-    model = weights.model_fields(run.config)
-    return Weights(model, models.unstack(run.variables), run.inputs)
-
-
 def encode(found: Weights, out: Path, naming: str) -> tuple[bytes, list[Peer]]:
     """What `out` will hold, and who else can compute its logits.
 
@@ -180,7 +173,8 @@ def main(argv: list[str]) -> None:
         found, readers = read(Path(origin))
     else:
         origin = values.workdir
-        found, readers = of_run(origin, values.checkpoint), []
+        found = weights.of_run(trained.load(origin, values.checkpoint))
+        readers = []
     net = found.network()
     count = models.count_parameters(found.variables["params"])
     print(

@@ -10,12 +10,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
 from configs import common
 from resnet_jax import UserError, models
 from resnet_jax.config import build_network
-from resnet_jax.trained import Inputs
+from resnet_jax.trained import Inputs, Trained
 from resnet_jax.workdir import WriteError
 
 FORMAT = 1  # of what a file holds; another one is not read
@@ -54,10 +53,11 @@ class Weights:
         return build_network(config, self.num_classes)
 
 
-def model_fields(config: ConfigDict) -> dict:
-    """What `Weights.model` holds of a config."""
-    fields = config.model.to_dict()
-    return {name: fields[name] for name in fields if name not in _COMPUTED}
+def of_run(run: Trained) -> Weights:
+    """The weights of a trained network."""
+    fields = run.config.model.to_dict()
+    model = {name: fields[name] for name in fields if name not in _COMPUTED}
+    return Weights(model, models.unstack(run.variables), run.inputs)
 
 
 def flatten(variables: dict) -> dict:
