@@ -2,11 +2,13 @@
 
 import difflib
 import math
+import re
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, models, optimizers
+from resnet_jax import UserError, data, freeze, models, optimizers
 
 _CHOICES = {
     "parallel": ("jit", "pmap"),
@@ -42,6 +44,7 @@ _RANGES = {
     "optimizer.epsilon": (0, 1, False),
     "optimizer.weight_decay": (0, 1, True),
     "optimizer.clip_norm": (0, 1e6, True),
+    "optimizer.backbone_factor": (0, 1e3, False),
     "optimizer.accumulate": (1, 10**6, True),
     "schedule.warmup_epochs": (0, 10**6, True),
     "schedule.warmup_factor": (0, 1, True),
@@ -92,6 +95,8 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
             config.optimizer.accumulate,
             f"choose a divisor of batch_size ({config.batch_size})",
         )
+    if config.optimizer.freeze:
+        _validate_freeze(config)
     _validate_schedule(config.schedule)
     if with_data:
         data.check(config.dataset)
@@ -115,6 +120,24 @@ def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
             raise UserError(f"{field}={shown!r}: give {what}")
         if isinstance(default, ConfigDict):
             _validate_fields(value, default, field)
+
+
+def _validate_freeze(config: ConfigDict) -> None:
+    field, pattern = "optimizer.freeze", config.optimizer.freeze
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        _refuse(field, pattern, f"give a regular expression ({error})")
+    if config.model.scan:
+        _refuse(field, pattern, "set model.scan to False, which makes blocks one")
+    net = build_network(config, num_classes=10)
+    shapes = models.variable_shapes(net, (8, 8, 3))["params"]
+    names = list(flatten_dict(shapes, sep="/"))
+    frozen = [name for name in names if freeze.is_frozen(config.optimizer, name)]
+    if not frozen:
+        _refuse(field, pattern, f"it fits no parameter, as {names[0]}")
+    if len(frozen) == len(names):
+        _refuse(field, pattern, "it fits every parameter: leave some to train")
 
 
 def _validate_schedule(schedule: ConfigDict) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, parallel, summary, trained, workdir
+from resnet_jax import UserError, data, finetune, parallel, summary, trained, workdir
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import Recorder
 from resnet_jax.preemption import Preemption, StoppedError
@@ -81,6 +81,9 @@ def _run(
         changed += workdir.differences(record["provenance"], made_by)
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
+    elif config.init_from:
+        state, taken = finetune.begin_with(config.init_from, state, dataset.class_names)
+        print(f"weights   of {taken}")
     done = workdir.read_summary(directory)
     if done and done.get("steps") == step == plan.total_steps:
         print(f"finished  at step {step:,} of {step:,}: {_result(done)}")
