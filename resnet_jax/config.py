@@ -4,11 +4,10 @@ import difflib
 import math
 import re
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, freeze, models, optimizers
+from resnet_jax import UserError, data, models, optimizers
 
 _CHOICES = {
     "parallel": ("jit", "pmap"),
@@ -130,14 +129,6 @@ def _validate_freeze(config: ConfigDict) -> None:
         _refuse(field, pattern, f"give a regular expression ({error})")
     if config.model.scan:
         _refuse(field, pattern, "set model.scan to False, which makes blocks one")
-    net = build_network(config, num_classes=10)
-    shapes = models.variable_shapes(net, (8, 8, 3))["params"]
-    names = list(flatten_dict(shapes, sep="/"))
-    frozen = [name for name in names if freeze.is_frozen(config.optimizer, name)]
-    if not frozen:
-        _refuse(field, pattern, f"it fits no parameter, as {names[0]}")
-    if len(frozen) == len(names):
-        _refuse(field, pattern, "it fits every parameter: leave some to train")
 
 
 def _validate_schedule(schedule: ConfigDict) -> None:

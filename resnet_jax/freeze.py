@@ -11,12 +11,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
+
+from resnet_jax import UserError
 
 
 def is_frozen(config: ConfigDict, path: str) -> bool:
     """Whether a parameter, as 'stage1_block1/conv1/kernel', stays as it is."""
     return bool(config.freeze) and re.search(config.freeze, path) is not None
+
+
+def check(config: ConfigDict, params: dict) -> None:
+    """Raises UserError where the pattern fits none of the parameters, or all."""
+    if not config.freeze:
+        return
+    names = flatten_dict(params, sep="/")
+    frozen = [is_frozen(config, name) for name in names]
+    if any(frozen) and not all(frozen):
+        return
+    fits = "every parameter: leave some to train"
+    if not any(frozen):
+        fits = f"no parameter: they are named as {min(names, key=len)}"
+    raise UserError(f"config.optimizer.freeze={config.freeze!r} fits {fits}")
 
 
 def stop_gradients(config: ConfigDict, params: dict) -> dict:
