@@ -153,7 +153,11 @@ class Checkpoints:
         return written
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """Returns the trees named in `like`, in its structure."""
+        """Returns the trees named in `like`, in its structure.
+
+        Raises:
+          UserError: they cannot be read, or have other names or shapes.
+        """
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -163,7 +167,19 @@ class Checkpoints:
                 f"({' '.join(str(error).split())[:200]}): restore it, or move it away "
                 "to go on from the one before"
             ) from None
-        return {name: jax.tree.map(np.asarray, restored[name]) for name in like}
+        restored = {name: restored[name] for name in like}
+        expected = jax.tree_util.tree_leaves_with_path(like)
+        for (path, array), found in zip(
+            expected, jax.tree.leaves(restored), strict=True
+        ):
+            if found.shape != array.shape:
+                raise UserError(
+                    f"{self._directory / str(step)} is not of this config: "
+                    f"{jax.tree_util.keystr(path, simple=True, separator='/')} has "
+                    f"shape {found.shape} instead of {array.shape}: restore "
+                    "config.json, or delete it (a checkpoint has its own copy)"
+                )
+        return jax.tree.map(np.asarray, restored)
 
     def poll(self) -> tuple[int, int, float] | None:
         """Step, bytes and seconds of a save that ended since the last question.

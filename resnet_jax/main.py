@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax import command_line, report, train, workdir
+from resnet_jax import UserError, command_line, report, train, workdir
 
 
 def main(argv: list[str]) -> None:
@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
 
     values = command_line.parse(argv, __doc__, define)
     config = command_line.checked_config(values)
+    if values.workdir == "":
+        raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])
     directory = Path(values.workdir or workdir.default(config_flag, config))
     train.train_and_evaluate(config, directory)
