@@ -74,4 +74,7 @@ def _read(init_from: str) -> Weights:
             f"config.init_from={init_from} must be converted first: python -m "
             f"resnet_jax.convert --source={init_from} --out={path.stem}.safetensors"
         )
-    return weights.read(path)
+    try:
+        return weights.read(path)
+    except UserError as error:
+        raise UserError(f"config.init_from={error}") from None
