@@ -12,9 +12,8 @@ from jaxtyping import Array, Float, Int
 from scipy.stats import rankdata
 
 from resnet_jax import models
-from resnet_jax.blocks import STAGES
 
-LAYERS = ("features", *(f"stage{stage + 1}" for stage in reversed(range(STAGES))))
+LAYERS = ("features", "stage3", "stage2", "stage1")
 Images = Float[Array, "batch height width channels"]
 Labels = Int[Array, "batch"]
 Maps = Float[Array, "batch height width"]
@@ -115,7 +114,7 @@ def randomized(
     """
     fresh = models.initialize(net, jax.random.key(seed), image_shape)
     groups = {"classifier": ("classifier", "final_bn")}
-    for stage in range(STAGES, 0, -1):
+    for stage in range(len(net.blocks_per_stage), 0, -1):
         groups[f"and stage {stage}"] = (f"stage{stage}_",)
     groups["all weights"] = ("",)
     cascade, mixed = {}, variables
