@@ -158,7 +158,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
             f"{path} holds no state dict: give a file of "
             "torch.save(model.state_dict(), FILE)"
         )
-    return {name: tensor.numpy() for name, tensor in content.items()}
+    return {name: tensor.detach().float().numpy() for name, tensor in content.items()}
 
 
 def to_bytes(state: dict[str, np.ndarray], path: Path) -> bytes:

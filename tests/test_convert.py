@@ -173,6 +173,7 @@ def test_training_checkpoints_of_data_parallel(tmp_path):
     net = nets.ResNet(nets.BasicBlock, 1, "A").eval()
     names = their_names(net, "akamaster")
     state = {f"module.{names[name]}": value for name, value in net.state_dict().items()}
+    state["module.linear.bias"] = torch.nn.Parameter(net.fc.bias.detach())
     torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "model.th")
     argv = f"--source={tmp_path}/model.th", f"--out={tmp_path}/ours.safetensors"
     assert run(*argv) == 0
