@@ -19,6 +19,11 @@ from resnet_jax import UserError, workdir
 # Orbax logs the tracebacks of what WriteError and the line on damage tell.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+# Of several processes the first saves, and waits for no other.
+_ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+)
+
 FORMAT = 1  # of what a checkpoint holds; a newer one is not read
 
 
@@ -40,19 +45,27 @@ class Checkpoints:
         self._directory, self._keep = directory.absolute(), keep
         self.best_step: int | None = None
         self._failed, self._written = False, None
-        reads = keep is None
+        reads, alone = keep is None, {"multiprocessing_options": _ALONE}
         self.saved_step: int | None = None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if reads else self,
             cleanup_tmp_directories=not reads,
             read_only=reads,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._done),
+            multiprocessing_options=_ALONE,
+            create=False,
         )
         with self._told():
+            if not reads:
+                self._directory.mkdir(exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=options,
-                item_names=("variables", "optimizer", "record"),
+                item_handlers={
+                    "variables": ocp.StandardCheckpointHandler(**alone),
+                    "optimizer": ocp.StandardCheckpointHandler(**alone),
+                    "record": ocp.JsonCheckpointHandler(**alone),
+                },
             )
         self.saved_step = self._manager.latest_step()
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import UserError, config
+from resnet_jax import UserError, config, hosts
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Ends the process with what `call` returns for its own command line."""
-    sys.exit(call(main, sys.argv))
+    hosts.leave(call(main, sys.argv))
 
 
 def call(main: Callable[[list[str]], None], argv: list[str]) -> int:

@@ -70,6 +70,37 @@ def test_stopping_half_way_changes_no_bit(tmp_path, mode, scan):
     assert [row["step"] for row in rows[0]] == [4, 8, 12]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("jit", 8), ("jit", 1)),
+        (("jit", 8), ("jit", 2)),
+        (("jit", 8), ("jit", 4)),
+        (("pmap", 8), ("jit", 1)),
+        (("jit", 1), ("pmap", 8)),
+    ],
+)
+def test_checkpoint_resumes_on_other_devices(tmp_path, monkeypatch, first, second):
+    devices = jax.devices()
+    for (mode, count), steps in ((first, 4), (second, 8)):
+        monkeypatch.setattr(jax, "devices", lambda count=count: devices[:count])
+        config = digits_config(**{"parallel": mode, "optimizer.learning_rate": 0.01})
+        config.steps = steps
+        summary = train.train_and_evaluate(config, tmp_path)
+        assert summary["device_count"] == count
+        assert summary["test_examples"] == 360
+    losses = [row["train_loss"] for row in read_rows(tmp_path) if "train_loss" in row]
+    if "pmap" in (first[0], second[0]):  # whose BatchNorm differs
+        assert len(losses) == 2
+        return
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    config.parallel = "jit"
+    train.train_and_evaluate(config, tmp_path / "straight")
+    straight = [r["train_loss"] for r in read_rows(tmp_path / "straight")]
+    np.testing.assert_allclose(losses, straight[:2], rtol=1e-2)
+
+
 def test_run_leaves_a_complete_summary(tmp_path, capsys):
     config = digits_config(steps=30, **{"model.depth": 8})
     summary = train.train_and_evaluate(config, tmp_path / "run")
