@@ -42,6 +42,9 @@ def default() -> ConfigDict:
     config.eval_every = 1  # epochs; the last one is always evaluated
     config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': on each device
     config.label_smoothing = 0.0
+    config.init_from = (
+        ""  # a run's directory or .safetensors file to fine-tune; '': off
+    )
 
     config.model = ConfigDict()
     config.model.version = 1
@@ -51,7 +54,8 @@ def default() -> ConfigDict:
     config.model.activation = ""  # '': the version's own; else 'post', 'pre'
     config.model.shortcut = ""  # '': the version's own; 'A': zero-padded, 'B': 1x1
     config.model.residual = True  # False: the plain network, without shortcuts
-    config.model.width = 16
+    config.model.stem = "cifar"  # 'imagenet': stride 4 and four stages, from 96 pixels
+    config.model.width = 0  # of the first stage; 0: 16, or 64 with stem 'imagenet'
     config.model.dtype = "float32"  # of the computation; 'bfloat16' on GPU and TPU
     config.model.scan = False  # loop over equal blocks: compiles fast at any depth
     config.model.remat = False  # less memory for a third more time
@@ -84,6 +88,8 @@ def default() -> ConfigDict:
     config.optimizer.decay = "coupled"  # before the optimizer, or 'decoupled' from it
     config.optimizer.decay_on = "all"  # or 'kernels', or 'convolutions' alone
     config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: off
+    config.optimizer.freeze = ""  # a pattern: what stays, as '^stem|^stage1'; '': none
+    config.optimizer.backbone_factor = 1.0  # of the rate, for all but the classifier
     config.optimizer.accumulate = 1  # gradients of this many parts of a batch are added
 
     config.schedule = ConfigDict()

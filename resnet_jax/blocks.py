@@ -7,9 +7,17 @@ from jaxtyping import Array, Float
 
 from resnet_jax import layers
 
-STAGES = 3
 # Depth counts the stem, the classifier and the convolutions of the blocks' branches.
 _CONVS_A_BLOCK = {"basic": 2, "bottleneck": 3}
+_CIFAR_STAGES = 3
+# Of He et al. 2015, table 1: each depth has blocks of one kind.
+_IMAGENET = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
 
 Images = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width features"]
@@ -102,20 +110,51 @@ def require_choice(name: str, value, choices: tuple) -> None:
         )
 
 
-def blocks_per_stage(block: str, depth: int) -> int:
-    """The n of the depth rules: 6n+2 for basic blocks, 9n+2 for bottlenecks.
+def block_of(version: int, depth: int, stem: str) -> str:
+    """The block of a network whose config does not choose one."""
+    if stem == "imagenet" and depth in _IMAGENET:
+        return _IMAGENET[depth][0]
+    return "basic" if version == 1 else "bottleneck"
+
+
+def blocks_per_stage(block: str, depth: int, stem: str = "cifar") -> tuple[int, ...]:
+    """The numbers of blocks, stage by stage, of a depth.
+
+    Behind the 'cifar' stem there are n in each of three stages, where the depth is 6n+2
+    for basic blocks, 9n+2 for bottlenecks; behind 'imagenet' those of He et al. 2015,
+    table 1.
 
     Raises:
-      ValueError: no n fits; the sentence gives the rule and the nearest depths.
+      ValueError: the depth does not fit; the sentence gives the rule and the nearest.
     """
     require_choice("block", block, tuple(_CONVS_A_BLOCK))
-    layers_per_n = STAGES * _CONVS_A_BLOCK[block]
+    require_choice("stem", stem, ("cifar", "imagenet"))
+    if stem == "imagenet":
+        return _imagenet_blocks(block, depth)
+    layers_per_n = _CIFAR_STAGES * _CONVS_A_BLOCK[block]
     n, remainder = divmod(depth - 2, layers_per_n)
     if n >= 1 and not remainder:
-        return n
+        return (n,) * _CIFAR_STAGES
     n = max(n, 1)
     below, above = (m * layers_per_n + 2 for m in (n, n + 1))
+    other = ", or choose stem 'imagenet'" if depth in _IMAGENET else ""
     raise ValueError(
         f"depth {depth} does not fit {block} blocks, whose depths are "
-        f"{layers_per_n}n+2: the nearest are {below} and {above}"
+        f"{layers_per_n}n+2: the nearest are {below} and {above}{other}"
     )
+
+
+def _imagenet_blocks(block: str, depth: int) -> tuple[int, ...]:
+    if depth not in _IMAGENET:
+        nearest = min(_IMAGENET, key=lambda known: abs(known - depth))
+        raise ValueError(
+            f"depth {depth} does not fit stem 'imagenet', whose depths are "
+            f"{', '.join(map(str, _IMAGENET))}: the nearest is {nearest}"
+        )
+    own, blocks = _IMAGENET[depth]
+    if block != own:
+        raise ValueError(
+            f"depth {depth} of stem 'imagenet' has {own} blocks, not {block}: leave "
+            "block out, or choose another depth"
+        )
+    return blocks

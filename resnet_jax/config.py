@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -15,6 +16,7 @@ _CHOICES = {
     "model.block": ("", "basic", "bottleneck"),
     "model.activation": ("", "post", "pre"),
     "model.shortcut": ("", "A", "B"),
+    "model.stem": ("cifar", "imagenet"),
     "model.dtype": ("float32", "bfloat16"),
     "augment.normalization": ("mean", "mean_std", "pixel_mean"),
     "optimizer.name": tuple(optimizers.OPTIMIZERS),
@@ -32,7 +34,7 @@ _RANGES = {
     "steps_per_call": (0, 10**6, True),
     "eval_every": (1, 10**6, True),
     "label_smoothing": (0, 0.999, True),
-    "model.width": (1, 4096, True),
+    "model.width": (0, 4096, True),
     "dataset.image_size": (0, 4096, True),
     "augment.crop": (0, 1, True),
     "augment.shift": (0, 1, True),
@@ -41,6 +43,7 @@ _RANGES = {
     "optimizer.epsilon": (0, 1, False),
     "optimizer.weight_decay": (0, 1, True),
     "optimizer.clip_norm": (0, 1e6, True),
+    "optimizer.backbone_factor": (0, 1e3, False),
     "optimizer.accumulate": (1, 10**6, True),
     "schedule.warmup_epochs": (0, 10**6, True),
     "schedule.warmup_factor": (0, 1, True),
@@ -91,6 +94,8 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
             config.optimizer.accumulate,
             f"choose a divisor of batch_size ({config.batch_size})",
         )
+    if config.optimizer.freeze:
+        _validate_freeze(config)
     _validate_schedule(config.schedule)
     if with_data:
         data.check(config.dataset)
@@ -114,6 +119,16 @@ def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
             raise UserError(f"{field}={shown!r}: give {what}")
         if isinstance(default, ConfigDict):
             _validate_fields(value, default, field)
+
+
+def _validate_freeze(config: ConfigDict) -> None:
+    field, pattern = "optimizer.freeze", config.optimizer.freeze
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        _refuse(field, pattern, f"give a regular expression ({error})")
+    if config.model.scan:
+        _refuse(field, pattern, "set model.scan to False, which makes blocks one")
 
 
 def _validate_schedule(schedule: ConfigDict) -> None:
@@ -165,7 +180,8 @@ def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:
         residual=model.residual,
         activation=model.activation or None,
         block=model.block or None,
-        width=model.width,
+        stem=model.stem,
+        width=model.width or None,
         dtype=model.dtype,
         scan=model.scan,
         remat=model.remat,

@@ -17,17 +17,24 @@ from jaxtyping import Array, Float
 
 from resnet_jax import layers
 from resnet_jax.blocks import (
-    STAGES,
     Images,
     PostActivationBlock,
     PreActivationBlock,
+    block_of,
     blocks_per_stage,
     require_choice,
 )
 
 
+class FeatureMaps(nn.Module):
+    """Does nothing: a name by which `attribution` finds what passes here."""
+
+    def __call__(self, x: Images) -> Images:
+        return x
+
+
 class ResNet(nn.Module):
-    """A residual network for small images; build it with `resnet`.
+    """A residual network; build it with `resnet`.
 
     The stages' blocks are named `stage<s>_block<b>`, counted from 1. Under `scan` the
     blocks of a stage after its first, which are equal, are stacked along a new first
@@ -37,9 +44,10 @@ class ResNet(nn.Module):
     block: str
     activation: str
     shortcut: str | None
-    blocks_per_stage: int
+    blocks_per_stage: tuple[int, ...]
     num_classes: int
     width: int
+    stem: str
     keras: bool
     dtype: DTypeLike
     scan: bool
@@ -50,24 +58,27 @@ class ResNet(nn.Module):
         self, images: Images, train: bool = False
     ) -> Float[Array, "batch classes"]:
         x = images.astype(self.dtype)
-        x = self._conv(self.width, 3, 1, name="stem_conv")(x)
+        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = self._conv(self.width, size, stride, name="stem_conv")(x)
         if self.activation == "post" or self.keras:
             x = self._norm(name="stem_bn")(x, use_running_average=not train)
             x = nn.relu(x)
-        for stage in range(STAGES):
-            x = self._block(stage, first=True)(name=f"stage{stage + 1}_block1")(
-                x, train
-            )
-            block, rest = self._block(stage, first=False), self.blocks_per_stage - 1
-            if self.scan and rest:
-                name = f"stage{stage + 1}_blocks"
-                x = _scan(block(name=name), x, train, rest)
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.blocks_per_stage):
+            name = f"stage{stage + 1}_block"
+            x = self._block(stage, first=True)(name=f"{name}1")(x, train)
+            block = self._block(stage, first=False)
+            if self.scan and blocks > 1:
+                x = _scan(block(name=f"{name}s"), x, train, blocks - 1)
             else:
-                for b in range(rest):
-                    x = block(name=f"stage{stage + 1}_block{b + 2}")(x, train)
+                for b in range(1, blocks):
+                    x = block(name=f"{name}{b + 1}")(x, train)
+            x = FeatureMaps(name=f"stage{stage + 1}")(x)
         if self.activation == "pre":
             x = self._norm(name="final_bn")(x, use_running_average=not train)
             x = nn.relu(x)
+        x = FeatureMaps(name="features")(x)
         x = x.mean(axis=(1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
         kernel_init = layers.keras_he_normal if self.keras else layers.torch_uniform
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
@@ -92,10 +103,10 @@ class ResNet(nn.Module):
 
     @property
     def _norm(self):
-        momentum, epsilon = (0.99, 1e-3) if self.keras else (0.9, 1e-5)
-        return partial(
-            nn.BatchNorm, momentum=momentum, epsilon=epsilon, dtype=self.dtype
-        )
+        rates = {"momentum": 0.9, "epsilon": 1e-5}
+        if self.keras:
+            rates = {"momentum": 0.99, "epsilon": 1e-3}
+        return partial(nn.BatchNorm, **rates, dtype=self.dtype)
 
     def _block(self, stage: int, first: bool):
         """The constructor of a stage's first block, or of its others."""
@@ -105,7 +116,9 @@ class ResNet(nn.Module):
             branch = ((3, width, stride), (3, width, 1))
         else:
             inner = width * 2 if self.keras and stage > 0 else width
-            branch = ((1, inner, stride), (3, inner, 1), (1, 4 * width, 1))
+            # The paper has the stride in the 1x1; what is compared with today has not.
+            s1, s3 = (1, stride) if self.stem == "imagenet" else (stride, 1)
+            branch = ((1, inner, s1), (3, inner, s3), (1, 4 * width, 1))
         pre = self.activation == "pre"
         block = PreActivationBlock if pre else PostActivationBlock
         if self.remat:
@@ -142,7 +155,8 @@ def resnet(
     residual: bool = True,
     activation: str | None = None,
     block: str | None = None,
-    width: int = 16,
+    stem: str = "cifar",
+    width: int | None = None,
     dtype: DTypeLike = jnp.float32,
     scan: bool = False,
     remat: bool = False,
@@ -161,7 +175,10 @@ def resnet(
       residual: False leaves all shortcuts out (the plain network).
       activation: 'post' or 'pre'.
       block: 'basic' (two 3x3) or 'bottleneck' (1x1, 3x3, 1x1).
-      width: channels of the stem; 16 in the papers.
+      stem: 'cifar' (3x3 convolution, three stages) or 'imagenet' (7x7 convolution and
+        pooling of stride 2, four stages, shortcut B; bottlenecks from depth 50, with
+        the stride in the 3x3 convolution, as torchvision's: "version 1.5").
+      width: channels of the stem; None: the papers' 16, or 64 with stem 'imagenet'.
       dtype: of the computation. Parameters, BatchNorm statistics and logits are
         float32 all the same (float64 logits where `dtype` is float64).
       scan: equal blocks run in a loop that compiles once, for very deep networks.
@@ -177,14 +194,17 @@ def resnet(
     require_choice("version", version, (1, 2))
     require_choice("variant", variant, ("paper", "keras"))
     keras = variant == "keras"
-    if keras and (block or activation or shortcut):
+    require_choice("stem", stem, ("cifar", "imagenet"))
+    imagenet = stem == "imagenet"
+    if keras and (block or activation or shortcut or imagenet):
         raise ValueError(
-            "variant 'keras' fixes block, activation and shortcut: leave them out, "
-            "or choose variant 'paper'"
+            "variant 'keras' fixes block, activation, shortcut and stem: leave them "
+            "out, or choose variant 'paper'"
         )
-    block = block or ("basic" if version == 1 else "bottleneck")
+    block = block or block_of(version, depth, stem)
     activation = activation or ("post" if version == 1 else "pre")
-    shortcut = shortcut or ("A" if version == 1 and not keras else "B")
+    shortcut = shortcut or ("A" if version == 1 and not (keras or imagenet) else "B")
+    width = (64 if imagenet else 16) if width is None else width
     require_choice("activation", activation, ("post", "pre"))
     require_choice("shortcut", shortcut, ("A", "B"))
     if width < 1:
@@ -193,9 +213,10 @@ def resnet(
         block=block,
         activation=activation,
         shortcut=shortcut if residual else None,
-        blocks_per_stage=blocks_per_stage(block, depth),
+        blocks_per_stage=blocks_per_stage(block, depth, stem),
         num_classes=num_classes,
         width=width,
+        stem=stem,
         keras=keras,
         dtype=dtype,
         scan=scan,

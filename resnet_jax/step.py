@@ -14,7 +14,7 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from resnet_jax import data, models
+from resnet_jax import data, freeze, models
 from resnet_jax.augment import augment, normalize
 from resnet_jax.plan import Plan
 
@@ -78,12 +78,14 @@ def make_train_step(
     """
 
     def loss(params, batch_stats, images, labels):
-        logits, changed = net.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        params = freeze.stop_gradients(config.optimizer, params)
+        with freeze.kept_statistics(config.optimizer):
+            logits, changed = net.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
         targets = jax.nn.one_hot(labels, net.num_classes, dtype=logits.dtype)
         targets = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()

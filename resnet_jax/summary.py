@@ -51,7 +51,8 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
             )
             copies, name = 1, "/".join(module.path)
             if "_blocks" in name:
-                copies = net.blocks_per_stage - 1
+                stage = int(name.removeprefix("stage").partition("_")[0])
+                copies = net.blocks_per_stage[stage - 1] - 1
                 last = f"-{copies + 1}" if copies > 1 else ""
                 name = name.replace("_blocks", f"_block2{last}")
             parameters = models.count_parameters(params)
@@ -124,7 +125,8 @@ def describe(net: models.ResNet) -> str:
     """A network in a few words, as 'bottleneck blocks, pre-activation, shortcut B'."""
     variant = ", Keras variant" if net.keras else ""
     shortcut = f"shortcut {net.shortcut}" if net.shortcut else "no shortcuts"
-    return f"{net.block} blocks, {net.activation}-activation, {shortcut}{variant}"
+    stem = ", ImageNet stem" if net.stem == "imagenet" else ""
+    return f"{net.block} blocks, {net.activation}-activation, {shortcut}{variant}{stem}"
 
 
 def main(argv: list[str]) -> None:
@@ -134,14 +136,15 @@ def main(argv: list[str]) -> None:
         command_line.define_config(values, argv)
         for name, default, what in (
             ("num_classes", 10, "Classes to tell apart."),
-            ("image_size", 32, "Height and width of an image, in pixels."),
+            ("image_size", None, "Pixels a side; as in the config, else 32."),
             ("channels", 3, "Channels of an image."),
         ):
             flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
 
     values = command_line.parse(argv, __doc__, define)
     config = command_line.checked_config(values)
-    shape = (values.image_size, values.image_size, values.channels)
+    size = values.image_size or config.dataset.image_size or 32
+    shape = (size, size, values.channels)
     print(table(config, values.num_classes, shape))
 
 

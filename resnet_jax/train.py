@@ -12,7 +12,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, hosts, parallel, summary, trained, workdir
+from resnet_jax import (
+    UserError,
+    data,
+    finetune,
+    hosts,
+    parallel,
+    summary,
+    trained,
+    workdir,
+)
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
@@ -102,6 +111,10 @@ def _run(
         changed += workdir.differences(record["provenance"], made_by)
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
+    elif config.init_from:
+        begin = (config.init_from, state, dataset.class_names)
+        state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
+        hosts.tell(f"weights   of {taken}")
     if done and done.get("steps") == step == plan.total_steps:
         hosts.tell(f"finished  at step {step:,} of {step:,}: {_result(done)}")
         return done

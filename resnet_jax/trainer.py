@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, models, optimizers
+from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import statistics
 from resnet_jax.config import build_network
 from resnet_jax.evaluate import Evaluator
@@ -59,7 +59,9 @@ class Trainer:
     def new_state(self) -> TrainState:
         """The state of step 0: NumPy arrays, blocks under their unrolled names."""
         config, shape = self._config, self._dataset.image_shape
-        return models.unstack(create_state(self.net, self._tx, config.seed, shape))
+        state = create_state(self.net, self._tx, config.seed, shape)
+        freeze.check(config.optimizer, state.params)
+        return models.unstack(state)
 
     def place(self, state: TrainState) -> TrainState:
         """Puts a state as `new_state` and `fetch` return it on the devices."""

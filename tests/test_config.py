@@ -99,7 +99,8 @@ PAPER = {
     "batch_size": 128,
     "label_smoothing": 0,
     "model.variant": "paper",
-    "model.width": 16,
+    "model.stem": "cifar",
+    "model.width": 0,
     "dataset.name": "cifar10",
     "augment.normalization": "pixel_mean",
     "augment.crop": 4 / 32,
@@ -232,7 +233,7 @@ BAD = [
     ("model.activation", "none"),
     ("model.shortcut", "C"),
     ("model.shortcut", "a"),
-    ("model.width", 0),
+    ("model.stem", "stl10"),
     ("model.width", -16),
     ("model.dtype", "float16"),
     ("model.dtype", "int32"),
@@ -269,6 +270,9 @@ BAD = [
     ("optimizer.decay_on", "kernel"),
     ("optimizer.clip_norm", -1.0),
     ("optimizer.clip_norm", math.nan),
+    ("optimizer.freeze", "(stem"),
+    ("optimizer.backbone_factor", 0.0),
+    ("optimizer.backbone_factor", math.inf),
     ("optimizer.accumulate", 0),
     ("optimizer.accumulate", -2),
     ("optimizer.accumulate", 3),
@@ -314,7 +318,7 @@ def test_bad_value_is_refused_with_field_and_value(field, value):
 def test_every_field_that_can_be_wrong_is_among_them():
     flags_and_free_text = {
         *("model.residual", "model.scan", "model.remat"),
-        *("augment.flip", "optimizer.nesterov"),
+        *("augment.flip", "optimizer.nesterov", "init_from"),
     }
     fields = {
         name if not hasattr(value, "items") else f"{name}.{inner}"
@@ -356,6 +360,8 @@ def test_values_that_exclude_each_other_are_refused(changes, named):
         (2, 57, "basic", "56 and 62"),
         (2, 1, "", "11 and 20"),
         (1, 3, "", "8 and 14"),
+        (1, 18, "", "or choose stem 'imagenet'"),
+        (2, 50, "", "or choose stem 'imagenet'"),
     ],
 )
 def test_depth_that_does_not_fit_is_refused_with_the_nearest(
@@ -368,6 +374,28 @@ def test_depth_that_does_not_fit_is_refused_with_the_nearest(
     message = refusal(config)
     assert f"config.model.depth={depth}" in message
     assert nearest in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model.depth": 20}, ["config.model.depth=20", "18, 34, 50, 101, 152", "18"]),
+        ({"model.depth": 1000}, ["config.model.depth=1000", "the nearest is 152"]),
+        ({"model.depth": 1}, ["config.model.depth=1:", "the nearest is 18"]),
+        (
+            {"model.depth": 34, "model.block": "bottleneck"},
+            ["config.model.depth=34", "has basic blocks, not bottleneck"],
+        ),
+        (
+            {"model.depth": 18, "model.variant": "keras"},
+            ["config.model.variant='keras'", "choose variant 'paper'"],
+        ),
+    ],
+)
+def test_what_does_not_fit_the_imagenet_stem_is_refused(changes, named):
+    message = refusal(cifar_config(**changes, **{"model.stem": "imagenet"}))
+    for text in named:
+        assert text in message
 
 
 @pytest.mark.parametrize(
@@ -419,7 +447,7 @@ def test_build_network_hands_every_field_on():
     )
     net = build_network(config, num_classes=7)
     assert (net.block, net.activation, net.shortcut) == ("bottleneck", "pre", "B")
-    assert (net.blocks_per_stage, net.width, net.num_classes) == (3, 8, 7)
+    assert (net.blocks_per_stage, net.width, net.num_classes) == ((3, 3, 3), 8, 7)
     assert (net.dtype, net.scan, net.remat, net.keras) == (
         "bfloat16",
         True,
@@ -428,3 +456,10 @@ def test_build_network_hands_every_field_on():
     )
     config.model.residual = False
     assert build_network(config, num_classes=7).shortcut is None
+    config = cifar_config(depth=50, **{"model.stem": "imagenet"})
+    net = build_network(config, num_classes=7)
+    assert (net.block, net.blocks_per_stage, net.width) == (
+        "bottleneck",
+        (3, 4, 6, 3),
+        64,
+    )

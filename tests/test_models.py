@@ -221,6 +221,46 @@ def test_summary_counts_the_parameters_of_the_deepest_networks(kind, depth, coun
     assert summary.cost(build(kind, depth), CIFAR)["params"] == count
 
 
+# Version 1: torchvision's. Version 2: less the BatchNorms of stem and shortcuts,
+# plus the last one, those of the blocks being over the blocks' inputs.
+IMAGENET = [
+    (1, 18, 11_689_512, 1_814.07),
+    (1, 34, 21_797_672, 3_663.76),
+    (1, 50, 25_557_032, 4_089.18),
+    (1, 101, 44_549_160, 7_801.41),
+    (1, 152, 60_192_808, 11_513.63),
+    (2, 18, 11_687_720, 1_814.07),
+    (2, 34, 21_795_880, 3_663.76),
+    (2, 50, 25_549_352, 4_089.18),
+    (2, 101, 44_541_480, 7_801.41),
+    (2, 152, 60_185_128, 11_513.63),
+]
+
+
+@pytest.mark.parametrize(("version", "depth", "count", "millions"), IMAGENET)
+def test_imagenet_networks_have_the_published_cost(version, depth, count, millions):
+    net = models.resnet(version, depth, 1000, stem="imagenet", scan=True)
+    image = (224, 224, 3)
+    params = declared_shapes(net, image)["params"]
+    assert models.count_parameters(params) == count
+    cost = summary.cost(net, image)
+    assert cost["params"] == count
+    assert round(cost["macs"] / 1e6, 2) == millions
+
+
+def test_imagenet_stem_shrinks_by_four_and_every_later_stage_by_two():
+    net = models.resnet(1, 50, 10, stem="imagenet")
+    shapes = {layer.name: layer.output_shape for layer in summary.layers(net, CIFAR)}
+    assert shapes["stem_conv"] == (16, 16, 64)
+    for stage, size in enumerate((8, 4, 2, 1), start=1):
+        wide = 2 ** (stage - 1)
+        assert shapes[f"stage{stage}_block1/conv3"] == (size, size, 256 * wide)
+        # The stride is in the 3x3 convolution.
+        before = size if stage == 1 else 2 * size
+        assert shapes[f"stage{stage}_block1/conv1"] == (before, before, 64 * wide)
+        assert shapes[f"stage{stage}_block1/conv2"] == (size, size, 64 * wide)
+
+
 @pytest.mark.parametrize(("kind", "depth", "count"), STATISTICS, ids=label)
 def test_number_of_batchnorm_statistics(kind, depth, count):
     for scan in (False, True):
@@ -330,7 +370,7 @@ def test_depth_rule_follows_the_version(version, variant):
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_depth_164_fits_both_blocks(block):
     n = {"basic": 27, "bottleneck": 18}[block]
-    assert build(V1, 164, block=block).blocks_per_stage == n
+    assert build(V1, 164, block=block).blocks_per_stage == (n, n, n)
 
 
 @pytest.mark.parametrize(

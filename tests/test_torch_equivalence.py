@@ -29,6 +29,13 @@ TOLERANCE = 1e-9
 # Values are under test, not speed: compile without optimisation.
 QUICK = {"xla_backend_optimization_level": 0}
 
+
+def imagenet(version: int, depth: int):
+    return models.resnet(
+        version, depth, 10, stem="imagenet", width=8, scan=True, dtype=jnp.float64
+    )
+
+
 NETWORKS = {
     "v1-20-A": (
         lambda: models.resnet(1, 20, 10, dtype=jnp.float64),
@@ -69,6 +76,22 @@ NETWORKS = {
     "v2-164": (
         lambda: models.resnet(2, 164, 10, scan=True, dtype=jnp.float64),
         lambda: nets.ResNet(nets.PreActBottleneck, 18, "B"),
+    ),
+    "v1-18-imagenet": (
+        lambda: imagenet(1, 18),
+        lambda: nets.ImageNetResNet(nets.BasicBlock, (2, 2, 2, 2), 8),
+    ),
+    "v1-50-imagenet": (
+        lambda: imagenet(1, 50),
+        lambda: nets.ImageNetResNet(nets.StridedIn3x3, (3, 4, 6, 3), 8),
+    ),
+    "v2-34-imagenet": (
+        lambda: imagenet(2, 34),
+        lambda: nets.ImageNetResNet(nets.PreActBlock, (3, 4, 6, 3), 8),
+    ),
+    "v2-50-imagenet": (
+        lambda: imagenet(2, 50),
+        lambda: nets.ImageNetResNet(nets.PreActStridedIn3x3, (3, 4, 6, 3), 8),
     ),
     "v1-20-keras": (
         lambda: models.resnet(1, 20, 10, variant="keras", dtype=jnp.float64),

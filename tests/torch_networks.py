@@ -69,6 +69,14 @@ class Bottleneck(nn.Module):
         return F.relu(out)
 
 
+class StridedIn3x3(Bottleneck):
+    """Torchvision's bottleneck, called version 1.5: the stride is in the 3x3."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, option: str | None):
+        super().__init__(inputs, planes, stride, option)
+        self.conv1.stride, self.conv2.stride = (1, 1), (stride, stride)
+
+
 def post_shortcut(inputs: int, outputs: int, stride: int, option: str | None):
     if option is None:
         return None
@@ -120,6 +128,12 @@ class PreActBottleneck(nn.Module):
         return add_pre_shortcut(self, out, x, activated)
 
 
+class PreActStridedIn3x3(PreActBottleneck):
+    def __init__(self, inputs: int, planes: int, stride: int, option: str | None):
+        super().__init__(inputs, planes, stride, option)
+        self.conv1.stride, self.conv2.stride = (1, 1), (stride, stride)
+
+
 def pre_shortcut(inputs: int, outputs: int, stride: int, option: str | None):
     if option is None or (stride == 1 and inputs == outputs):
         return None
@@ -141,7 +155,7 @@ class ResNet(nn.Module):
 
     def __init__(self, block, n: int, option: str | None, num_classes: int = 10):
         super().__init__()
-        self.pre = block in (PreActBlock, PreActBottleneck)
+        self.pre = issubclass(block, PreActBlock | PreActBottleneck)
         self.conv1 = conv3x3(3, 16)
         if not self.pre:
             self.bn = nn.BatchNorm2d(16)
@@ -175,6 +189,35 @@ class ResNet(nn.Module):
         name = name.replace("shortcut.1", "shortcut_bn")
         name = name.replace("project", "shortcut_conv")
         return name.replace("fc", "classifier")
+
+
+class ImageNetResNet(ResNet):
+    """He 2015, table 1, narrower: a 7x7 convolution, max pooling and four stages."""
+
+    def __init__(self, block, blocks: tuple[int, ...], width: int):
+        super().__init__(block, 1, "B")
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        if not self.pre:
+            self.bn = nn.BatchNorm2d(width)
+        inputs = width
+        for stage, n in enumerate(blocks):
+            planes, layers = width * 2**stage, []
+            for i in range(n):
+                stride = 2 if stage > 0 and i == 0 else 1
+                layers.append(block(inputs, planes, stride, "B"))
+                inputs = planes * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        if self.pre:
+            self.bn = nn.BatchNorm2d(inputs)
+        self.fc = nn.Linear(inputs, 10)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        x = x if self.pre else F.relu(self.bn(x))
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = F.relu(self.bn(x)) if self.pre else x
+        return self.fc(x.mean((2, 3)))
 
 
 def next_block(match: re.Match) -> str:
