@@ -25,7 +25,7 @@ NETWORKS = {
 }
 
 
-def _is_block(module: nn.Module) -> bool:
+def is_block(module: nn.Module) -> bool:
     return isinstance(module, PostActivationBlock | PreActivationBlock)
 
 
@@ -43,7 +43,7 @@ def _around_blocks(net: models.ResNet, norm: bool, variables: dict, images, last
     read = []
 
     def replace_blocks(call, args, kwargs, context):
-        if not _is_block(context.module):
+        if not is_block(context.module):
             return call(*args, **kwargs)
         read.append(args[0])
         return last
@@ -68,7 +68,7 @@ def parts(
     found = {}
 
     def record(call, args, kwargs, context):
-        if _is_block(context.module):
+        if is_block(context.module):
             name = context.module.name
             block = context.module.clone(parent=None, name=None)
             found[name] = functools.partial(_apply, block, norm)

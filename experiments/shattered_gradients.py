@@ -20,10 +20,10 @@ Found (smoke, seeds 0 to 19):
 - Plain: correlation 0.497, 0.250, 0.061, 0.0013 at 1, 2, 4, 10 layers, as 1 / 2^L says
   (0.5, 0.25, 0.063, 0.0010); from 24 on it cannot be told from zero. On the line, two
   neighbours still have 0.99 at one layer, 0.47 at 10 and -0.03 at 24.
-- Residual with BatchNorm: 0.74, 0.45, 0.27, 0.16, 0.087, 0.053 at 1, 4, 10, 24, 50, 100;
-  the paper's formula gives 0.75, 0.49, 0.34, 0.22, 0.16, 0.11. It decays by a power
-  of depth, but a faster one: the variance about the mean gives 0.75, 0.46, 0.28, 0.16,
-  0.094, 0.057. Neighbours on the line have 0.71 at 50 layers, and 0.90 at beta 0.1.
+- Residual with BatchNorm: 0.74, 0.45, 0.27, 0.16, 0.087, 0.053 at 1, 4, 10, 24, 50,
+  100; the paper's formula gives 0.75, 0.49, 0.34, 0.22, 0.16, 0.11. It decays by a
+  power of depth, but a faster one: the variance about the mean gives 0.75, 0.46, 0.28,
+  0.16, 0.094, 0.057. Neighbours on the line have 0.71 at 50 layers, 0.90 at beta 0.1.
 - Residual without BatchNorm: 0.37, 0.15, 0.041 at 4, 10, 24, above the paper's (3/4)^L
   (0.32, 0.056, 0.001), since activations of unrelated inputs grow alike with depth.
 """
