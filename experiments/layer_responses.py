@@ -48,7 +48,7 @@ def measure(config: dict) -> dict:
 def draw(cells: dict[str, list[dict]]) -> Figure:
     """Above by layer, below sorted, as He's figure 7."""
     figure, axes = study.figure(6.4, 4.8, nrows=2)
-    for (network, results), style in zip(cells.items(), STYLES, strict=True):
+    for (network, results), style in zip(cells.items(), STYLES, strict=False):
         samples = np.array([result["responses"] for result in results])
         layers = 1 + np.arange(samples.shape[1])
         style = style | {"label": network, "markevery": max(1, len(layers) // 10)}

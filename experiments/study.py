@@ -80,7 +80,10 @@ class Study:
         """
         key = _key(settings)
         if key not in self._cells:
-            print("measuring", key, flush=True)
+            shown = [v for v in settings.items() if not isinstance(v[1], dict | list)]
+            print(
+                "measuring", *(f"{name}={value}" for name, value in shown), flush=True
+            )
             start = time.perf_counter()
             result = measure(**settings)
             seconds = round(time.perf_counter() - start, 2)

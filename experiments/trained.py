@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ class Trained(NamedTuple):
     summary: dict
     net: models.ResNet
     variables: dict  # unrolled names
-    images: np.ndarray  # float32 [examples, height, width, channels]
+    images: jax.Array  # float32 [examples, height, width, channels]
     labels: np.ndarray
 
 
@@ -63,5 +64,5 @@ def trained(settings: dict) -> Trained:
     trees, _ = checkpoints.restore(checkpoints.latest_step, shapes)
     checkpoints.close()
     scaling = statistics(settings.augment.normalization, dataset.train.images)
-    images = np.asarray(normalize(jnp.asarray(dataset.eval.images), *scaling))
+    images = normalize(jnp.asarray(dataset.eval.images), *scaling)
     return Trained(summary, net, trees["variables"], images, dataset.eval.labels)
