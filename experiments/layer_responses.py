@@ -11,7 +11,10 @@ from experiments.trained import trained, training
 from resnet_jax import command_line
 
 # Depth, and whether there are shortcuts.
-NETWORKS = ((20, False), (56, False), (20, True), (56, True), (110, True))
+SCALES = {
+    "smoke": ((20, False), (20, True), (56, True)),
+    "full": ((20, False), (56, False), (20, True), (56, True), (110, True)),
+}
 SEEDS = (0, 1, 2)
 
 
@@ -68,7 +71,7 @@ def main(argv: list[str]) -> None:
     """Trains and measures what is not there yet, and draws the figure."""
     own = Study.of(argv, __doc__)
     cells = {}
-    for depth, residual in NETWORKS:
+    for depth, residual in SCALES[own.scale]:
         name = f"{'residual' if residual else 'plain'}-{depth}"
         cells[name] = [
             own.cell(measure, config=training(own.scale, depth, residual, seed))

@@ -21,8 +21,8 @@ from resnet_jax.layers import zero_padded_shortcut
 
 # Depth, and whether there are shortcuts.
 SCALES = {
-    "smoke": {"networks": ((56, True), (20, False), (56, False)), "draws": 5},
-    "full": {"networks": ((110, True), (20, False), (56, False)), "draws": 50},
+    "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 10},
+    "full": {"networks": ((110, True), (56, True), (20, False)), "draws": 50},
 }
 SEEDS = (0, 1, 2)
 

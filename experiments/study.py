@@ -18,7 +18,7 @@ from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resnet_jax import command_line, workdir
+from resnet_jax import UserError, command_line, workdir
 
 # Told apart by colour, by grey, by line and by marker (colours: Okabe and Ito).
 STYLES = [
@@ -44,8 +44,9 @@ _RC = {
 class Study:
     """The cells of one experiment at one scale, and where they are kept."""
 
-    def __init__(self, scale: str, out: Path):
-        self.scale = scale
+    def __init__(self, scale: str, out: Path, redraw: bool = False):
+        """With `redraw` nothing is measured: what is not stored is an error."""
+        self.scale, self._redraw = scale, redraw
         self._out = out
         self._file = out / f"{scale}.jsonl"
         lines = self._file.read_text().splitlines() if self._file.exists() else []
@@ -69,21 +70,37 @@ class Study:
                 "Directory of results and figures.",
                 flag_values=values,
             )
+            flags.DEFINE_bool(
+                "redraw",
+                False,
+                "Draw what is stored, and measure nothing.",
+                flag_values=values,
+            )
 
         values = command_line.parse(argv, doc, define)
-        return cls(values.scale, Path(values.out))
+        return cls(values.scale, Path(values.out), values.redraw)
 
     def cell(self, measure: Callable[..., dict], **settings) -> dict:
         """Returns `measure(**settings)`, or what it returned before.
 
         Settings and result are what JSON can hold; see `numbers`.
+
+        Raises:
+          UserError: it is not stored, and the study only draws.
+          WriteError: the result cannot be written.
         """
         key = _key(settings)
         if key not in self._cells:
-            shown = [v for v in settings.items() if not isinstance(v[1], dict | list)]
-            print(
-                "measuring", *(f"{name}={value}" for name, value in shown), flush=True
+            told = " ".join(
+                f"{name}={value}"
+                for name, value in settings.items()
+                if not isinstance(value, dict | list)
             )
+            if self._redraw:
+                raise UserError(
+                    f"{self._file} lacks {told or key}: measure it, without --redraw"
+                )
+            print("measuring", told, flush=True)
             start = time.perf_counter()
             result = measure(**settings)
             seconds = round(time.perf_counter() - start, 2)
@@ -103,7 +120,7 @@ class Study:
         """Writes a figure as OUT/SCALE.png and .svg."""
         for kind, metadata in (("png", {}), ("svg", {"Date": None})):
             path = self._out / f"{self.scale}.{kind}"
-            figure.savefig(path, dpi=200, metadata=metadata)
+            figure.savefig(path, dpi=130, metadata=metadata)
             print("drew", path)
 
 

@@ -33,7 +33,7 @@ def training(scale: str, depth: int, residual: bool, seed: int) -> dict:
     which both kinds learn.
     """
     recipe = "smoke" if scale == "smoke" else "paper"
-    settings = common.get_config(recipe, 1, depth, residual=residual)
+    settings = common.get_config(recipe, 1, depth, residual=residual, scan=True)
     settings.seed = seed
     if recipe == "smoke":
         settings.epochs = settings.checkpoint.every = settings.eval_every = 20
@@ -56,12 +56,10 @@ def trained(settings: dict) -> Trained:
     directory = Path("runs", "experiments", name, f"seed{seed}")
     summary = train.train_and_evaluate(settings, directory)
     dataset = data.load(settings.dataset)
-    net = config.build_network(settings, dataset.num_classes)
-    checkpoints = Checkpoints(
-        directory / "checkpoints", settings.checkpoint.keep, best=False
-    )
+    net = config.build_network(settings, dataset.num_classes).clone(scan=False)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=None)
     shapes = {"variables": models.variable_shapes(net, dataset.image_shape)}
-    trees, _ = checkpoints.restore(checkpoints.latest_step, shapes)
+    trees = checkpoints.restore(checkpoints.saved_step, shapes)
     checkpoints.close()
     scaling = statistics(settings.augment.normalization, dataset.train.images)
     images = normalize(jnp.asarray(dataset.eval.images), *scaling)

@@ -31,7 +31,7 @@ def test_with_statistics_of_the_batch_every_response_has_the_scale_of_its_norm()
 @pytest.mark.slow
 def test_end_to_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(layer_responses, "NETWORKS", ((8, True),))
+    monkeypatch.setitem(layer_responses.SCALES, "smoke", ((8, True),))
     monkeypatch.setattr(layer_responses, "SEEDS", (0,))
     monkeypatch.setattr(
         layer_responses,

@@ -14,6 +14,38 @@ def test_predictions_are_the_papers():
     assert tail[0] / tail[1] == pytest.approx(2, rel=1e-3)  # 1 / sqrt(L)
 
 
+def test_predictions_hold_for_a_network_written_out_by_hand():
+    """NumPy forward and back, without the experiment's code."""
+    rng, width, depth = np.random.default_rng(0), 150, 12
+    variances, correlations = [], []
+    for _ in range(10):
+        h = rng.standard_normal((300, width))
+        kernels = rng.standard_normal((depth, width, width)) * (2 / width) ** 0.5
+        slopes = []  # of relu(BatchNorm(h)), its statistics held
+        for kernel in kernels:
+            deviation = h.std(0)
+            z = (h - h.mean(0)) / deviation
+            slopes.append((z > 0) / deviation)
+            h = h + np.maximum(z, 0) @ kernel
+        variances.append(h.var(0).mean())
+        gradients = np.tile(rng.standard_normal(width), (300, 1))
+        for kernel, slope in zip(kernels[::-1], slopes[::-1], strict=True):
+            gradients = gradients + gradients @ kernel.T * slope
+        products = gradients @ gradients.T
+        others = products.sum() - np.trace(products)
+        correlations.append(others / 299 / np.trace(products))
+    expected = 1 + depth * (1 - 1 / np.pi)
+    assert np.mean(variances) == pytest.approx(expected, rel=0.03)
+    predicted = shattered_gradients.predicted
+    assert np.mean(correlations) == pytest.approx(
+        predicted(True, True, 1.0, depth), abs=0.02
+    )
+    # The paper's formula is told apart from it.
+    assert predicted(True, True, 1.0, depth, centred=False) > 0.05 + np.mean(
+        correlations
+    )
+
+
 def test_white_noise_has_no_correlation_and_a_line_has():
     noise = np.random.default_rng(0).standard_normal(shattered_gradients.POINTS)
     assert abs(shattered_gradients.autocorrelation(noise)[1:]).max() < 0.2
