@@ -21,10 +21,11 @@ from resnet_jax.layers import zero_padded_shortcut
 
 # Depth, and whether there are shortcuts.
 SCALES = {
-    "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 10},
+    "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 3},
     "full": {"networks": ((110, True), (56, True), (20, False)), "draws": 50},
 }
 SEEDS = (0, 1, 2)
+PATH_EXAMPLES = 64  # whose gradients are averaged
 
 
 def block_names(net) -> list[str]:
@@ -88,13 +89,15 @@ def make_path_gradient(run: Trained) -> Callable:
             lax.stop_gradient(branch) + shortcut,
         )
 
+    labels = run.labels[:PATH_EXAMPLES]
+
     def loss(images, through):
         change = functools.partial(one_way, through)
         scores = logits(run.net, run.variables, images, change)
-        return optax.softmax_cross_entropy_with_integer_labels(scores, run.labels).sum()
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).sum()
 
     gradient = jax.jit(jax.grad(loss))
-    return lambda through: gradient(run.images, through)
+    return lambda through: gradient(run.images[:PATH_EXAMPLES], through)
 
 
 def mean_norm(gradients) -> float:

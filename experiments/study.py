@@ -100,7 +100,7 @@ class Study:
                 raise UserError(
                     f"{self._file} lacks {told or key}: measure it, without --redraw"
                 )
-            print("measuring", told, flush=True)
+            print(f"measuring {told}".strip(), flush=True)
             start = time.perf_counter()
             result = measure(**settings)
             seconds = round(time.perf_counter() - start, 2)

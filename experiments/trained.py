@@ -64,3 +64,12 @@ def trained(settings: dict) -> Trained:
     scaling = statistics(settings.augment.normalization, dataset.train.images)
     images = normalize(jnp.asarray(dataset.eval.images), *scaling)
     return Trained(summary, net, trees["variables"], images, dataset.eval.labels)
+
+
+def training_examples(settings: dict, count: int) -> tuple[jax.Array, np.ndarray]:
+    """The first training examples of a config: normalised images, and labels."""
+    settings = ConfigDict(settings)
+    train = data.load(settings.dataset).train
+    scaling = statistics(settings.augment.normalization, train.images)
+    images = normalize(jnp.asarray(train.images[:count]), *scaling)
+    return images, train.labels[:count]
