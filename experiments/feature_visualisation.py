@@ -18,8 +18,9 @@ SCALES = {
     "full": {"depth": 56, "image_size": 0, "epochs": None},
 }
 SEEDS = (0, 1, 2)
-SHOWN = 3  # examples, of different classes
+SHOWN = {"examples": 3, "blocks": 9}  # at most
 FITTED = 500  # training examples of which the classes' means are taken
+TESTED = 1000  # test examples, at most
 
 
 def config_of(scale: str, seed: int) -> dict:
@@ -104,14 +105,15 @@ def measure(config: dict) -> dict:
     run = trained(config)
     fitted, fitted_labels = training_examples(config, FITTED)
     pooled = jax.jit(lambda images: [x.mean((1, 2)) for x in watch(run, images)[1]])
-    pairs = zip(pooled(fitted), pooled(run.images), strict=True)
-    _, cams = block_maps(run, run.images, run.labels)
+    images, labels = run.images[:TESTED], run.labels[:TESTED]
+    pairs = zip(pooled(fitted), pooled(images), strict=True)
+    _, cams = block_maps(run, images, labels)
     return {
         "test_accuracy": run.summary["test_accuracy"],
         "nearest_mean_accuracy": study.numbers(
             [
                 nearest_mean_accuracy(
-                    np.asarray(of_fitted), fitted_labels, np.asarray(own), run.labels
+                    np.asarray(of_fitted), fitted_labels, np.asarray(own), labels
                 )
                 for of_fitted, own in pairs
             ]
@@ -120,23 +122,27 @@ def measure(config: dict) -> dict:
     }
 
 
-def pictures(config: dict, shown: int) -> dict:
-    """The stem's filters, and some test images with what each block makes of them.
+def pictures(config: dict, examples: int, blocks: int) -> dict:
+    """The stem's filters, and some test images with what blocks make of them.
 
-    Pictures are in whole percent of their range.
+    Pictures are in whole percent of their range; the blocks are counted from 1, and the
+    last is among them.
     """
     run = trained(config)
     _, first = np.unique(run.labels, return_index=True)
-    chosen = first[np.linspace(0, len(first) - 1, shown).astype(int)]
+    chosen = first[np.linspace(0, len(first) - 1, examples).astype(int)]
     images = run.images[chosen]
     outputs, cams = block_maps(run, images, run.labels[chosen])
+    every = -(-len(cams) // blocks)
+    numbers = range(len(cams), 0, -every)[::-1]
     filters = run.variables["params"]["stem_conv"]["kernel"].transpose(3, 0, 1, 2)
     return {
         "labels": run.labels[chosen].tolist(),
+        "blocks": list(numbers),
         "filters": percent(filters, (0, 1, 2, 3)),
         "images": percent(images, (1, 2, 3)),
-        "activations": [percent(x.mean(-1), (1, 2)) for x in outputs],
-        "cams": [percent(cam, (1, 2)) for cam in cams],
+        "activations": [percent(outputs[n - 1].mean(-1), (1, 2)) for n in numbers],
+        "cams": [percent(cams[n - 1], (1, 2)) for n in numbers],
     }
 
 
@@ -153,51 +159,54 @@ def percent(array, axes) -> list:
 
 def draw(found: dict, results: list[dict]) -> Figure:
     """Filters; for each example activations and Grad-CAM by block; numbers by block."""
-    blocks, examples = len(found["cams"]), len(found["labels"])
-    figure, axes = study.figure(7.2, 7.4, nrows=2 * examples + 3, ncols=blocks + 1)
+    shown, examples = len(found["blocks"]), len(found["labels"])
+    figure, axes = study.figure(7.2, 7.4, nrows=2 * examples + 3, ncols=shown + 1)
     grid = axes[0, 0].get_gridspec()
     for panel in axes.flat:
         panel.axis("off")
 
-    def show(panel, picture, **settings):
-        picture = np.array(picture, float) / 100
-        settings = {"vmin": 0, "vmax": 1} | settings
-        panel.imshow(picture.squeeze(), interpolation="nearest", **settings)
+    def show(panel, picture, cmap="gray"):
+        picture = np.array(picture).squeeze() / 100
+        panel.imshow(picture, cmap, vmin=0, vmax=1, interpolation="nearest")
 
-    filters = np.pad(
-        np.array(found["filters"]),
-        ((0, 0), (0, 0), (0, 1), (0, 0)),
-        constant_values=100,
-    )
     strip = figure.add_subplot(grid[0, :])
-    show(strip, np.concatenate(filters, 1), cmap="gray")
+    beside = ((0, 0), (0, 0), (0, 1), (0, 0))
+    filters = np.pad(np.array(found["filters"]), beside, constant_values=100)
+    show(strip, np.concatenate(filters, 1))
     strip.set_title("(a) filters of the first layer", loc="left")
     strip.axis("off")
     for example in range(examples):
         rows = axes[1 + 2 * example : 3 + 2 * example]
-        show(rows[0, 0], found["images"][example], cmap="gray")
-        for block in range(blocks):
-            show(
-                rows[0, 1 + block],
-                found["activations"][block][example],
-                cmap="gray",
-            )
-            show(rows[1, 1 + block], found["cams"][block][example], cmap="inferno")
-    for block in range(blocks):
-        stage, number = divmod(block, blocks // 3)
-        axes[1, 1 + block].set_title(f"{stage + 1}.{number + 1}", fontsize=7)
+        show(rows[0, 0], found["images"][example])
+        for column in range(shown):
+            show(rows[0, 1 + column], found["activations"][column][example])
+            show(rows[1, 1 + column], found["cams"][column][example], "inferno")
     axes[1, 0].set_title("(b)", loc="left")
-    numbers = 1 + np.arange(blocks)
-    for columns, letter, name, label, style in (
-        (slice(0, blocks // 2), "c", "nearest_mean_accuracy", "accuracy (%)", 0),
-        (slice(blocks // 2 + 1, None), "d", "cam_area", "of the image (%)", 1),
+    for column, number in enumerate(found["blocks"], start=1):
+        axes[1, column].set_title(f"block {number}", fontsize=7)
+    middle = (shown + 1) // 2
+    for columns, title, name, label, style in (
+        (
+            slice(0, middle),
+            "(c) nearest class mean",
+            "nearest_mean_accuracy",
+            "test accuracy (%)",
+            STYLES[0],
+        ),
+        (
+            slice(middle, None),
+            "(d) area of Grad-CAM",
+            "cam_area",
+            "of the image (%)",
+            STYLES[1],
+        ),
     ):
         panel = figure.add_subplot(grid[-2:, columns])
         samples = 100 * np.array([result[name] for result in results])
-        study.plot_seeds(panel, numbers, samples, **STYLES[style])
-        panel.set(xlabel="block", ylabel=label, ylim=(0, 100), xticks=numbers)
-        title = {"c": "nearest class mean", "d": "area of Grad-CAM"}[letter]
-        panel.set_title(f"({letter}) {title}", loc="left")
+        numbers = 1 + np.arange(samples.shape[1])
+        study.plot_seeds(panel, numbers, samples, **style)
+        panel.set(xlabel="block", ylabel=label, ylim=(0, 100), xticks=found["blocks"])
+        panel.set_title(title, loc="left")
     return figure
 
 
@@ -205,7 +214,7 @@ def main(argv: list[str]) -> None:
     """Trains and measures what is not there yet, and draws the figure."""
     own = Study.of(argv, __doc__)
     results = [own.cell(measure, config=config_of(own.scale, s)) for s in SEEDS]
-    found = own.cell(pictures, config=config_of(own.scale, SEEDS[0]), shown=SHOWN)
+    found = own.cell(pictures, config=config_of(own.scale, SEEDS[0]), **SHOWN)
     own.save(draw(found, results))
 
 

@@ -1,4 +1,46 @@
-"""TODO."""
+"""What of a trained network can be deleted, and how long its paths are.
+
+    python -m experiments.lesion [--scale=full]
+
+Claim. Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow
+Networks", arXiv 1605.06431: n blocks with shortcuts are 2^n paths, of lengths that are
+binomially distributed. Deleting a block leaves half of the paths, so that a residual
+network hardly notices, while a plain one is lost; the error grows smoothly with the
+number of blocks deleted, or put in another order; and since a path's gradient falls
+exponentially with its length, only short paths train the network.
+
+Method. Version 1, trained. (a) A block is deleted: its shortcut stands in for it, also
+in a plain network. (b) So many blocks, drawn at random, medians over draws. (c) Blocks
+of a stage, its first one excepted, are swapped; Kendall's tau is 1 for the right order.
+(d) Norm of the loss's gradient by the pixels along one path: back through the branches
+of some blocks and the shortcuts alone of all others; times the number of such paths.
+Lines are medians over seeds, bands their range.
+
+Cost. Smoke: digits, nine short trainings (shared with other experiments) and ten
+minutes in all on two shared cores of an x86 machine.
+
+Found. Most of it holds on digits. Deleting any block of the plain network destroys it,
+while each of the last 17 of a residual network's 27 blocks can go for 1.4 points or
+less. The exception is the first stage: without its first blocks a residual network is
+almost as lost as a plain one, since there is no good signal yet for shortcuts to carry.
+(Veit finds that of the blocks that change the shape, which cost little here.) When more
+blocks go, or change places, the error rises over several of them, where the plain
+network is at chance from the first on. Most of the gradient comes along paths shorter
+than half the network, though not as few blocks as Veit's, whose networks are deeper and
+trained for longer.
+
+Numbers (smoke, seeds 0, 1, 2, test error in percent).
+- Whole: residual-56 0.6, 2.8, 0.6; residual-20 1.9, 1.9, 2.2; plain-20 1.7, 1.9, 1.7.
+- One block deleted, median over the blocks: 1.1, 3.1, 0.8; 6.7, 4.7, 4.2; 91, 90, 90,
+  where guessing is 90. The worst block: 75, 86, 56; 86, 91, 84; 100, 94, 96. The least
+  that the plain network loses by a block is 74 points.
+- Several deleted from residual-56: half of the 360 digits are wrong from 8 blocks on
+  (medians over seeds), in residual-20 from 2 on, in plain-20 from 1 on.
+- Order of residual-56: 3 at tau above 0.9, 53 at 0.8 to 0.9, 61 at 0.7 to 0.8.
+- Paths of residual-56: each block on a path multiplies the gradient by 0.74 to 0.78, so
+  that 90% of it comes along paths of 7 or 8 to 16 of 27 blocks, 11.4 to 11.8 in the
+  mean, against 13.5 without gradients. In residual-20 the factor is 0.94 to 0.98.
+"""
 
 import functools
 from collections.abc import Callable
@@ -166,7 +208,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
         tau = np.concatenate([result["tau"] for result in results])
         errors = np.concatenate([result["swapped"] for result in results])
         order.plot(tau, 100 * errors, **style | {"linestyle": "none", "alpha": 0.6})
-        if "path_gradients" not in results[0]:
+        if "path_gradients" not in results[0] or paths.lines:
             continue
         lengths = np.arange(blocks + 1)
         each = np.array([np.mean(result["path_gradients"], 1) for result in results])

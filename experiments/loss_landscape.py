@@ -19,8 +19,8 @@ from resnet_jax import command_line, models
 SCALES = {
     "smoke": {
         "networks": ((20, False), (20, True), (56, True)),
-        "points": 17,
-        "examples": 256,
+        "points": 13,
+        "examples": 128,
         "iterations": 20,
     },
     "full": {
@@ -179,7 +179,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
         plane = np.meshgrid(axis, axis, indexing="ij")
         solid = figure.add_subplot(3, columns, 1 + column, projection="3d")
         solid.plot_surface(
-            *plane, np.log10(losses), cmap="cividis", rcount=17, ccount=17
+            *plane, np.log10(losses), cmap="cividis", rcount=51, ccount=51
         )
         solid.set(zlim=(-2.5, highest), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
         solid.set_title(f"({'abcde'[column]}) {network}", loc="left")
