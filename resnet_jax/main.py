@@ -14,7 +14,7 @@ from resnet_jax import command_line, report, train, workdir
 
 
 def main(argv: list[str]) -> None:
-    """Trains as the command line says, and draws the curves."""
+    """Trains as the command line says, and draws and reports the results."""
 
     def define(values: flags.FlagValues) -> None:
         command_line.define_config(values, argv)
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     directory = Path(values.workdir or workdir.default(config_flag, config))
     train.train_and_evaluate(config, directory)
     report.draw_curves(directory)
+    report.update(directory)
 
 
 if __name__ == "__main__":
