@@ -261,6 +261,7 @@ def _summary(
         "seed": config.seed,
         "seconds": round(clock["total"], 1),
         "compile_seconds": round(clock["compiling"], 1),
+        "peak_memory_bytes": summary.peak_memory(),
         "images_per_second": round(
             plan.total_steps * plan.batch_size / max(clock["training"], 1e-9), 1
         ),

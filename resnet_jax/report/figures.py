@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from resnet_jax.report.calibration import Bins
@@ -67,10 +68,15 @@ def lines(
                 label="_" if name in named else name,
             )
             named.add(name)
+        if all(float(value).is_integer() for _, x, _ in series for value in x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter())
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            between = "{x:g}" if high < 100 * low else NullFormatter()
+            axes.yaxis.set_minor_formatter(between)
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         if len(named) > 1:
@@ -93,7 +99,14 @@ def reliability_diagram(bins: Bins, title: str) -> Markup:
             edgecolor=COLORS[0],
         )
         axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle="--")
-        axes.scatter(bins.confidence, bins.accuracy, 12, color=COLORS[1], zorder=3)
+        axes.scatter(
+            bins.confidence,
+            bins.accuracy,
+            8 + 150 * bins.counts / bins.counts.sum(),
+            color=COLORS[1],
+            zorder=3,
+            clip_on=False,
+        )
         axes.set(xlim=(0, 1), ylim=(0, 1), title=title)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -31,7 +31,7 @@ def update(directory: Path) -> None:
     """Writes a finished run's `report.html` unless it is newer than the results."""
     path, result = directory / "report.html", directory / "summary.json"
     if not path.exists() or path.stat().st_mtime < result.stat().st_mtime:
-        write(directory)
+        print(f"report    {write(directory)}")
 
 
 def write(directory: Path) -> Path:
@@ -200,7 +200,7 @@ def _gradients(norms: dict[str, tuple[float, float]]):
     # Zeros, which a log axis cannot show, come from units that are dead.
     series = [
         (name, x[values > 0], values[values > 0])
-        for name, values in (("first step", start), ("now", now))
+        for name, values in (("at the start", start), ("at the end", now))
     ]
     return figures.lines(series, ("layer, from the input", "gradient norm"), log=True)
 

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -162,6 +163,41 @@ def test_comparison(runs, tmp_path, capsys):
     assert "batch_size" in found.text
     assert "model.depth" not in found.text  # does not differ
     assert "0, 1" in found.text  # seeds of one row
+
+
+BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)}")
+@pytest.mark.parametrize("width", [390, 1100])
+def test_opens_in_a_browser(runs, tmp_path, width):
+    """Nothing is wider than the screen, every figure has a size, every image loads."""
+    page.write(runs / "a")
+    measure = """<script>onload = () => { document.title = JSON.stringify({
+        wide: document.documentElement.scrollWidth - innerWidth,
+        figures: [...document.querySelectorAll("svg")].map(f => f.clientHeight),
+        images: [...document.images].map(i => i.naturalWidth)}) }</script>"""
+    text = (runs / "a" / "report.html").read_text()
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{measure}</body>"))
+    ended = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu"),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},800",
+            *("--dump-dom", (tmp_path / "page.html").as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = json.loads(re.search("<title>(.*?)</title>", ended.stdout)[1])
+    assert found["wide"] <= 0
+    assert len(found["figures"]) == 7
+    assert min(found["figures"]) > 150
+    assert min(found["images"]) >= 200
 
 
 def test_many_classes_are_a_figure_and_the_worst():
