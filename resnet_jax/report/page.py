@@ -16,6 +16,8 @@ from resnet_jax.report.analysis import analyse, interval
 from resnet_jax.report.command import flat, reproduce
 
 _CLASSES_SHOWN = 20  # in a table; of more classes the worst
+# Fields in which the runs of one row may differ.
+_SAME_TRAINING = {"seed", "dataset.data_dir", "dataset.mirror"}
 _SPLITS = ("train", "validation", "test")
 
 _templates = jinja2.Environment(
@@ -94,7 +96,8 @@ def compare(directories: list[Path], path: Path) -> None:
         result = _finished(directory)
         fields = flat(workdir.read_config(directory))
         runs.append((directory, fields, result, metrics.read_rows(directory)))
-    names = sorted({name for _, fields, *_ in runs for name in fields} - {"seed"})
+    names = {name for _, fields, *_ in runs for name in fields} - _SAME_TRAINING
+    names = sorted(names)
     groups: dict[tuple, list] = {}
     for run in runs:
         key = tuple(repr(run[1].get(name)) for name in names)
@@ -258,7 +261,7 @@ def _mean_interval(values: list[float], examples: int) -> tuple[float, float, fl
     if len(values) == 1:
         return mean, *interval(round(mean * examples), examples)
     error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return mean, mean - error, mean + error
+    return mean, max(mean - error, 0.0), min(mean + error, 1.0)
 
 
 def _letters():
