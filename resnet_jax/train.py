@@ -366,6 +366,7 @@ def _summary(
         "seed": config.seed,
         "seconds": round(clock["total"], 1),
         "compile_seconds": round(clock["compiling"], 1),
+        "peak_memory_bytes": summary.peak_memory(),
         "images_per_second": round(speed, 1),
         "images_per_second_per_device": round(speed / made_by["device_count"], 1),
         **made_by,
