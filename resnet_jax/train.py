@@ -4,14 +4,16 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, parallel, summary, workdir
+from resnet_jax import UserError, data, models, parallel, summary, workdir
 from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import build_network
 from resnet_jax.metrics import Recorder
 from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
@@ -24,11 +26,18 @@ class DivergedError(UserError):
     exit_status = 1
 
 
-def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
+def train_and_evaluate(
+    config: ConfigDict,
+    directory: Path,
+    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
     Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
     or SIGINT end it behind the call that is under way, with a checkpoint.
+
+    `build(config, num_classes)` may build another network than the config's own, for
+    experiments with blocks; the directory is then for that network alone.
 
     Raises:
       UserError: the data or the directory are not what they should be.
@@ -44,12 +53,13 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         stack.enter_context(workdir.claimed(directory))
-        return _run(config, directory, clock, preemption, stack)
+        return _run(config, directory, build, clock, preemption, stack)
 
 
 def _run(
     config: ConfigDict,
     directory: Path,
+    build: Callable[[ConfigDict, int], models.ResNet],
     clock: dict[str, float],
     preemption: Preemption,
     stack: contextlib.ExitStack,
@@ -59,7 +69,7 @@ def _run(
     stack.callback(checkpoints.close)
     newest = checkpoints.newest()
     dataset = data.load(config.dataset)
-    trainer = Trainer(config, dataset)
+    trainer = Trainer(config, dataset, build)
     plan = trainer.plan
     state, step, changes = trainer.new_state(), 0, []
     made_by = {
