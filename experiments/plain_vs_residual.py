@@ -1,6 +1,6 @@
 """TODO."""
 
-import json
+import itertools
 
 from matplotlib.figure import Figure
 
@@ -23,26 +23,22 @@ def measure(config: dict) -> dict:
 def run(study: Study) -> dict[str, list[dict]]:
     """The results of each network, as 'plain-20', for each seed."""
     scale, cells = SCALES[study.scale], {}
-    for residual in (False, True):
-        for depth in scale["depths"]:
-            cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-                study.cell(
-                    measure,
-                    config=json.loads(
-                        curves.training(
-                            *(study.scale, 1, depth, seed, scale["epochs"]),
-                            residual=residual,
-                        ).to_json()
-                    ),
-                )
-                for seed in SEEDS
-            ]
+    for residual, depth in itertools.product((False, True), scale["depths"]):
+        configs = [
+            curves.training(
+                study.scale, 1, depth, seed, scale["epochs"], residual=residual
+            )
+            for seed in SEEDS
+        ]
+        cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
+            study.cell(measure, config=config) for config in configs
+        ]
     return cells
 
 
 def draw(cells: dict[str, list[dict]], depths: tuple[int, ...]) -> Figure:
     """Training error above and test error below, plain left and residual right."""
-    figure, axes = study.figure(6.0, 4.2, nrows=2, ncols=2, sharex=True, sharey=True)
+    figure, axes = study.figure(5.6, 3.8, nrows=2, ncols=2, sharex=True, sharey=True)
     for column, kind in enumerate(("plain", "residual")):
         for depth, style in zip(depths, STYLES, strict=False):
             style = style | {"label": f"{depth} layers"}
