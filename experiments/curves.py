@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,25 +41,25 @@ def training(
     return json.loads(config.to_json())
 
 
-def curves(
+class Run(NamedTuple):
+    """What a run left behind: its metrics.jsonl, summary, and where it diverged."""
+
+    rows: list[dict]
+    summary: dict
+    diverged: str
+
+
+def run(
     config: dict,
     network: str = "",
     build: Callable[[ConfigDict, int], models.ResNet] = build_network,
-) -> dict:
-    """Trains as a config says, and tells how it went, by epoch.
-
-    The run is in runs/experiments; one that was stopped goes on from its checkpoint.
+) -> Run:
+    """Trains as a config says, in runs/experiments; a run that was stopped goes on.
 
     Args:
       config: as JSON holds it.
       network: a name for what `build` builds, where that is not the config's network.
       build: as for `train.train_and_evaluate`.
-
-    Returns:
-      'train_loss' and 'train_error' (means over the epoch, on augmented images),
-      'test_error' and, with a validation split, 'validation_error', each by epoch;
-      'parameters', 'macs', 'images_per_second'. A run that diverges has curves up to
-      there, and 'diverged' says where.
     """
     key = json.dumps([config, network], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
@@ -67,26 +68,36 @@ def curves(
     parts = [name, network.replace(" ", "-"), config.dataset.name, digest]
     directory = Path("runs", "experiments", "-".join(filter(None, parts)))
     try:
-        summary, diverged = train.train_and_evaluate(config, directory, build), None
+        summary = train.train_and_evaluate(config, directory, build)
     except train.DivergedError as error:
         print(error)
-        summary, diverged = {}, str(error).partition(" (")[0]
-    rows = read_rows(directory)
+        return Run(read_rows(directory), {}, str(error).partition(" (")[0])
+    return Run(read_rows(directory), summary, "")
+
+
+def curves(*args) -> dict:
+    """Trains as `run`, and tells how it went.
+
+    Returns:
+      By epoch 'train_loss' and 'train_error' (means over its steps, on augmented
+      images), 'test_error' or, with a validation split, 'validation_error' and
+      'validation_loss'; and 'params', 'macs', 'images_per_second'. A run that
+      diverges has curves up to there, and 'diverged' says where.
+    """
+    rows, summary, diverged = run(*args)
     result = {
         "train_loss": _by_epoch(rows, "train_loss"),
         "train_error": 1 - _by_epoch(rows, "train_accuracy"),
         "test_error": 1 - _evaluations(rows, "test_accuracy"),
         "validation_error": 1 - _evaluations(rows, "validation_accuracy"),
+        "validation_loss": _evaluations(rows, "validation_loss"),
     }
     result = {name: study.numbers(curve) for name, curve in result.items()}
     result = {name: curve for name, curve in result.items() if curve}
     if diverged:
         return result | {"diverged": diverged}
-    return result | {
-        "parameters": summary["params"],
-        "macs": summary["macs"],
-        "images_per_second": summary["images_per_second"],
-    }
+    costs = ("params", "macs", "images_per_second")
+    return result | {name: summary[name] for name in costs}
 
 
 def _by_epoch(rows: list[dict], name: str) -> np.ndarray:
@@ -104,7 +115,7 @@ def _by_epoch(rows: list[dict], name: str) -> np.ndarray:
 
 
 def _evaluations(rows: list[dict], name: str) -> np.ndarray:
-    return np.array([row[name] for row in rows if name in row])
+    return np.array([row[name] for row in rows if name in row], float)
 
 
 def last(results: list[dict], name: str) -> np.ndarray:
