@@ -39,7 +39,9 @@ SHORTCUTS = {
 }
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """What these blocks have in common: the fields of the standard ones, and layers."""
+
     branch: Branch
     shortcut: str | None
     conv: Callable[..., nn.Module]
@@ -76,7 +78,7 @@ class _Block(nn.Module):
         return bn(x, use_running_average=not train) if norm else x
 
 
-class OrderedBlock(_Block):
+class OrderedBlock(Block):
     """A block in one of ORDERS.
 
     A projection reads what the first convolution reads, and has a BatchNorm if the last
@@ -100,7 +102,7 @@ class OrderedBlock(_Block):
         return run(after, y)
 
 
-class ShortcutBlock(_Block):
+class ShortcutBlock(Block):
     """The original block with one of SHORTCUTS, at changes of shape as elsewhere.
 
     A gate is the sigmoid of a 1x1 convolution of what the block reads: it scales the

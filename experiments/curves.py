@@ -65,6 +65,7 @@ def run(
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     config = ConfigDict(config)
     name = f"v{config.model.version}-{config.model.depth}"
+    name += "" if config.model.residual else "-plain"
     parts = [name, network.replace(" ", "-"), config.dataset.name, digest]
     directory = Path("runs", "experiments", "-".join(filter(None, parts)))
     try:
@@ -81,8 +82,8 @@ def curves(*args) -> dict:
     Returns:
       By epoch 'train_loss' and 'train_error' (means over its steps, on augmented
       images), 'test_error' or, with a validation split, 'validation_error' and
-      'validation_loss'; and 'params', 'macs', 'images_per_second'. A run that
-      diverges has curves up to there, and 'diverged' says where.
+      'validation_loss'; 'params', 'macs', 'images_per_second' and 'seconds'. A run
+      that diverges has curves up to there, and 'diverged' says where.
     """
     rows, summary, diverged = run(*args)
     result = {
@@ -96,7 +97,7 @@ def curves(*args) -> dict:
     result = {name: curve for name, curve in result.items() if curve}
     if diverged:
         return result | {"diverged": diverged}
-    costs = ("params", "macs", "images_per_second")
+    costs = ("params", "macs", "images_per_second", "seconds")
     return result | {name: summary[name] for name in costs}
 
 

@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 
 def measure(config: dict) -> dict:
     """The curves of one network."""
-    return curves.curves(config, "" if config["model"]["residual"] else "plain")
+    return curves.curves(config)
 
 
 def run(study: Study) -> dict[str, list[dict]]:

@@ -18,6 +18,9 @@ SEEDS = (0, 1, 2)
 
 def measure(config: dict, shortcut: str) -> dict:
     """The curves of one network."""
+    if shortcut in ("identity", "none (plain)"):  # runs that other experiments share
+        model = config["model"] | {"residual": shortcut == "identity"}
+        return curves.curves(config | {"model": model})
     return curves.curves(config, shortcut, partial(with_shortcut, shortcut))
 
 
