@@ -1,6 +1,5 @@
 """TODO."""
 
-import statistics
 import time
 
 import jax
@@ -13,7 +12,7 @@ from configs import common
 from experiments import curves, study
 from experiments.study import STYLES, Study
 from resnet_jax import command_line, data, optimizers, parallel, summary
-from resnet_jax.augment import statistics as image_statistics
+from resnet_jax.augment import statistics
 from resnet_jax.step import Batch, create_state, make_train_step
 from resnet_jax.trainer import Trainer
 
@@ -29,30 +28,29 @@ def cost(version: int, depth: int, batch_size: int, image_size: int) -> dict:
     """What one update of a network of the papers' width costs on this machine.
 
     Returns:
-      'milliseconds' of an update, the median over calls behind the first; 'bytes' that
-      the compiled update takes: its arguments, results and temporaries; 'parameters'
+      'milliseconds' of an update, the least of several, since what else runs on the
+      machine can only make it longer; 'bytes' that the compiled update takes: its arguments, results and temporaries; 'parameters'
       and 'macs' (multiply-accumulates of an image, forward).
     """
     config = common.get_config("paper", version, depth, scan=True)
-    config.update(batch_size=batch_size, steps=10**6, steps_per_call=2)
+    config.update(batch_size=batch_size, steps=10**6, steps_per_call=1)
     config.dataset.update(name="fake", train_split=f"train[:{8 * batch_size}]")
     config.dataset.update(eval_split="test[:1]", image_size=image_size)
     parallel.split_cpu(batch_size)
     parallel.use_compilation_cache()
     dataset = data.load(config.dataset)
     trainer = Trainer(config, dataset)
-    state, step, seconds = trainer.place(trainer.new_state()), 0, []
+    state, seconds = trainer.place(trainer.new_state()), []
     trainer.compile(state)
-    for _ in range(4):
+    for step in range(8):
         start = time.perf_counter()
-        state, _ = trainer.train(state, step, step + 2)
-        seconds.append((time.perf_counter() - start) / 2)
-        step += 2
+        state, _ = trainer.train(state, step, step + 1)
+        seconds.append(time.perf_counter() - start)
     size = summary.cost(trainer.net, dataset.image_shape)
     return {
         "parameters": size["params"],
         "macs": size["macs"],
-        "milliseconds": study.numbers(1e3 * statistics.median(seconds[1:])),
+        "milliseconds": study.numbers(1e3 * min(seconds)),
         "bytes": update_bytes(config, dataset, trainer.net),
     }
 
@@ -61,7 +59,7 @@ def update_bytes(config: ConfigDict, dataset: data.Dataset, net) -> int:
     """Memory of one compiled update on one device, as XLA plans it."""
     tx = optimizers.optimizer(config.optimizer, lambda step: 0.1)
     state = create_state(net, tx, config.seed, dataset.image_shape)
-    normalization = image_statistics("pixel_mean", dataset.train.images)
+    normalization = statistics("pixel_mean", dataset.train.images)
     size = config.batch_size
     batch = Batch(
         jnp.zeros((size, *dataset.image_shape), jnp.uint8),
