@@ -29,8 +29,9 @@ def cost(version: int, depth: int, batch_size: int, image_size: int) -> dict:
 
     Returns:
       'milliseconds' of an update, the least of several, since what else runs on the
-      machine can only make it longer; 'bytes' that the compiled update takes: its arguments, results and temporaries; 'parameters'
-      and 'macs' (multiply-accumulates of an image, forward).
+      machine can only make it longer; 'bytes' that the update takes: its arguments,
+      results and temporaries; 'parameters' and 'macs' (multiply-accumulates of an
+      image, forward).
     """
     config = common.get_config("paper", version, depth, scan=True)
     config.update(batch_size=batch_size, steps=10**6, steps_per_call=1)
