@@ -69,7 +69,7 @@ def draw(cells: dict[str, dict[str, list[dict]]]) -> Figure:
     rows = len(cells)
     figure, axes = study.figure(6.0, 0.5 + 2.4 * rows, nrows=rows, ncols=2, sharey=True)
     for row, (network, orders) in zip(axes, cells.items(), strict=True):
-        for (order, results), style in zip(orders.items(), STYLES, strict=True):
+        for (order, results), style in zip(orders.items(), STYLES, strict=False):
             style = style | {"label": order}
             curves.plot(row[0], results, "train_error", **style)
             curves.plot(row[1], results, "test_error", **style)

@@ -88,9 +88,14 @@ def test_end_to_end(experiment, tmp_path, monkeypatch, shallow, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(experiment.SCALES, "smoke", TINY[experiment])
     monkeypatch.setattr(experiment, "SEEDS", (0,), raising=False)
+    if experiment is activation_order:
+        orders = ("original", "ReLU-only pre-activation")
+        monkeypatch.setattr(activation_order, "ORDERS", orders)
     if experiment is optimizers:
         one = {"adam": ({}, (0.001, 0.01))}
         monkeypatch.setattr(optimizers, "OPTIMIZERS", one)
+    if experiment is fixup:
+        monkeypatch.setattr(fixup, "METHODS", ("nothing", "Fixup"))
     if experiment is shortcut_kinds:
         kinds = ("shortcut gate, bias 0", "dropout 0.5")
         monkeypatch.setattr(experiment, "SHORTCUTS", kinds)
