@@ -16,10 +16,14 @@ from resnet_jax.augment import statistics
 from resnet_jax.step import Batch, create_state, make_train_step
 from resnet_jax.trainer import Trainer
 
-# By version: depths.
+# Depths by version, and the batch of which an update is timed.
 SCALES = {
-    "smoke": {"depths": {1: (8, 20, 56, 110), 2: (11, 20, 56, 110)}, "epochs": 10},
-    "full": {"depths": {1: (20, 32, 44, 56, 110), 2: (20, 29, 56, 110, 164)}},
+    "smoke": {"depths": {1: (8, 20, 56), 2: (11, 20, 56)}, "epochs": 10, "batch": 32},
+    "full": {
+        "depths": {1: (20, 32, 44, 56, 110), 2: (20, 29, 56, 110, 164)},
+        "epochs": 0,
+        "batch": 128,
+    },
 }
 SEEDS = (0, 1, 2)
 
@@ -91,12 +95,14 @@ def run(study: Study) -> dict[int, list[dict]]:
     for version, depths in scale["depths"].items():
         for depth in depths:
             costs = study.cell(
-                cost, version=version, depth=depth, batch_size=128, image_size=32
+                cost,
+                version=version,
+                depth=depth,
+                batch_size=scale["batch"],
+                image_size=32,
             )
             configs = [
-                curves.training(
-                    study.scale, version, depth, seed, scale.get("epochs", 0)
-                )
+                curves.training(study.scale, version, depth, seed, scale["epochs"])
                 for seed in SEEDS
             ]
             results = [study.cell(accuracy, config=config) for config in configs]
@@ -106,7 +112,7 @@ def run(study: Study) -> dict[int, list[dict]]:
     return cells
 
 
-def draw(cells: dict[int, list[dict]]) -> Figure:
+def draw(cells: dict[int, list[dict]], batch: int) -> Figure:
     """What depth costs and brings, for both versions."""
     figure, axes = study.figure(6.8, 4.2, nrows=2, ncols=3)
     for (version, rows), style in zip(cells.items(), STYLES, strict=False):
@@ -126,7 +132,7 @@ def draw(cells: dict[int, list[dict]]) -> Figure:
         axes[1, 0].plot(depths, measured["parameters"], **style)
         study.plot_seeds(axes[1, 1], measured["milliseconds"], errors.T, **style)
         study.plot_seeds(axes[1, 2], measured["bytes"], errors.T, **style)
-    error, update = "test error (%)", "ms an update of 128 images"
+    error, update = "test error (%)", f"ms an update of {batch} images"
     for panel, letter, (x, y) in zip(
         axes.flat,
         "abcdef",
@@ -166,7 +172,7 @@ def main(argv: list[str]) -> None:
     own = Study.of(argv, __doc__)
     cells = run(own)
     print(table(cells))
-    own.save(draw(cells))
+    own.save(draw(cells, SCALES[own.scale]["batch"]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from resnet_jax import config
 BOTTLENECK = activation_order.BOTTLENECK
 TINY = {
     activation_order: {"networks": ((11, BOTTLENECK),), "epochs": 1},
-    depth_and_version: {"depths": {1: (8,), 2: (11,)}, "epochs": 1},
+    depth_and_version: {"depths": {1: (8,), 2: (11,)}, "epochs": 1, "batch": 8},
     fixup: {"depths": (8,), "epochs": 1, "learning_rate": 0.1},
     optimizers: optimizers.SCALES["smoke"] | {"depths": {1: 8}, "epochs": 1},
     plain_vs_residual: {"depths": (8,), "epochs": 1},
@@ -103,7 +103,7 @@ def test_end_to_end(experiment, tmp_path, monkeypatch, shallow, capsys):
         cost = depth_and_version.cost
 
         def small(**settings):
-            return cost(**settings | {"batch_size": 8, "image_size": 8})
+            return cost(**settings | {"image_size": 8})
 
         monkeypatch.setattr(experiment, "cost", small)
     command = [experiment.__name__, f"--out={tmp_path / 'results'}"]
