@@ -139,7 +139,7 @@ def _scan(block: nn.Module, x: Images, train: bool, length: int) -> Images:
     x, _ = nn.scan(
         lambda block, x, _: (block(x, train), None),
         variable_axes={"params": 0, "batch_stats": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         length=length,
     )(block, x, None)
     return x

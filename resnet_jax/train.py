@@ -17,12 +17,14 @@ from resnet_jax import (
     data,
     finetune,
     hosts,
+    models,
     parallel,
     summary,
     trained,
     workdir,
 )
 from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import build_network
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
@@ -35,12 +37,19 @@ class DivergedError(UserError):
     exit_status = 1
 
 
-def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
+def train_and_evaluate(
+    config: ConfigDict,
+    directory: Path,
+    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
     Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
     or SIGINT end it behind the call that is under way, with a checkpoint. Of several
     processes (`hosts`), the first alone uses the directory and the data set's files.
+
+    `build(config, num_classes)` may build another network than the config's own, for
+    experiments with blocks; the directory is then for that network alone.
 
     Raises:
       UserError: the data or the directory are not what they should be.
@@ -57,7 +66,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         try:
-            return _run(config, directory, clock, preemption, stack)
+            return _run(config, directory, build, clock, preemption, stack)
         except jax.errors.JaxRuntimeError as error:
             if hosts.count() == 1:
                 raise
@@ -70,6 +79,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
 def _run(
     config: ConfigDict,
     directory: Path,
+    build: Callable[[ConfigDict, int], models.ResNet],
     clock: dict[str, float],
     preemption: Preemption,
     stack: contextlib.ExitStack,
@@ -87,7 +97,7 @@ def _run(
         return changed, newest, rows, done, data.load(config.dataset)
 
     changed, newest, rows, done, dataset = hosts.from_first(enter)
-    trainer = Trainer(config, dataset)
+    trainer = Trainer(config, dataset, build)
     plan = trainer.plan
     state, step, changes = trainer.new_state(), 0, []
     made_by = {

@@ -29,8 +29,17 @@ class Trainer:
       compile_seconds: spent in compiling so far.
     """
 
-    def __init__(self, config: ConfigDict, dataset: data.Dataset):
-        """Raises UserError where the batch does not suit the data or the devices."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: data.Dataset,
+        build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+    ):
+        """Builds the network by `build(config, num_classes)`.
+
+        Raises:
+          UserError: the batch does not suit the data or the devices.
+        """
         self._config = config
         self._dataset = dataset
         self.plan = Plan.of(config, len(dataset.train.labels))
@@ -43,7 +52,7 @@ class Trainer:
                 f"{config.batch_size // pieces} images that each device takes: choose "
                 "a divisor of that"
             )
-        self.net = build_network(config, dataset.num_classes)
+        self.net = build(config, dataset.num_classes)
         self.learning_rate = optimizers.schedule(
             config.schedule,
             config.optimizer.learning_rate,
