@@ -1,0 +1,104 @@
+"""One picture file to pixels: any size, mode and orientation to RGB of one size."""
+
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# By content and not by name, since many a '.jpg' is another format.
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
+)
+_ORIENTATION = 0x0112  # of EXIF
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Larger pictures are refused below, before they are decoded, and in a sentence.
+Image.MAX_IMAGE_PIXELS = None
+# What Pillow mends by itself in a picture is no news to who trains on thousands.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class UnreadableError(Exception):
+    """A file is no picture that can be read; says why in a few words."""
+
+
+def decode(file: str | Path | IO[bytes], size: int = 0) -> np.ndarray:
+    """Reads a picture as it is seen: turned as its EXIF says, on white where clear.
+
+    The middle square of it is resized (bilinear, over all pixels that a new one covers)
+    to `size` pixels a side; 0 leaves the whole picture as it is. Of an animation it is
+    the first frame. A JPEG is decoded at a half, a quarter or an eighth where that is
+    no smaller than `size`.
+
+    Returns:
+      uint8 [height, width, 3].
+
+    Raises:
+      UnreadableError: it is damaged, over `MAX_PIXELS`, or none of `FORMATS`.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableError(
+                    f"{width}x{height} pixels are over {MAX_PIXELS // 10**6} million"
+                )
+            if size:
+                image.draft(None, (size, size))
+            image.load()
+            image = _upright(_rgb(image), _orientation(image))
+    except UnreadableError:
+        raise
+    except Exception as error:  # Pillow's plugins raise all kinds at damaged files.
+        raise UnreadableError(_reason(error)) from None
+    if size:
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+    return np.array(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(clear)
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged note does not spoil the picture
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TRANSPOSE.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "cannot identify" in str(error):
+        return f"no picture in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return " ".join(str(error).split()) or type(error).__name__
