@@ -266,11 +266,11 @@ def _key(splits: dict[str, list[_File]], root: Path, size: int) -> str:
 def _balance(names: tuple[str, ...], counts: list[int]) -> str:
     least, most = min(counts), max(counts)
     largest, smallest = names[counts.index(most)], names[counts.index(least)]
-    line = f"classes   {len(names)}, of {least:,} to {most:,} pictures to train on"
     if least == most:
-        return line.replace(f"{least:,} to ", "")
+        return f"classes   {len(names)}, of {most:,} pictures each in train"
     return (
-        f"{line} ({smallest}, {largest}); always guessing {largest} is right for "
+        f"classes   {len(names)}, of {least:,} ({smallest}) to {most:,} ({largest}) "
+        f"pictures in train; always to guess {largest} is right for "
         f"{most / sum(counts):.0%} of them"
     )
 

@@ -1,8 +1,8 @@
 """One picture file to pixels: any size, mode and orientation to RGB of one size."""
 
 import warnings
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,7 @@ class UnreadableError(Exception):
     """A file is no picture that can be read; says why in a few words."""
 
 
-def decode(file: str | Path | IO[bytes], size: int = 0) -> np.ndarray:
+def decode(file: str | Path | BufferedIOBase, size: int = 0) -> np.ndarray:
     """Reads a picture as it is seen: turned as its EXIF says, on white where clear.
 
     The middle square of it is resized (bilinear, over all pixels that a new one covers)
