@@ -35,15 +35,16 @@ class Feed:
         self.positions = parallel.shard(np.arange(batch_size, dtype=np.int32))
         self._shards = self.positions.addressable_shards
         self._own = np.concatenate([np.ravel(shard.data) for shard in self._shards])
-        self._next, self._batches = None, iter(())
+        self.close()
 
     def batches(self, start: int, stop: int, end: int) -> Iterator[tuple]:
         """Yields images and labels of the batches from `start` to `stop`, placed.
 
         Reading goes on behind `stop`, until `end`, for the call that starts there.
         """
-        if self._next != start:
+        if (self._next, self._end) != (start, end):
             self.close()
+            self._end = end
             self._batches = stream.batches(
                 self._split.images,
                 self._split.labels,
@@ -60,7 +61,7 @@ class Feed:
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
-        self._next, self._batches = None, iter(())
+        self._next, self._end, self._batches = None, None, iter(())
 
     def _place(self, local: np.ndarray) -> jax.Array:
         parts = [
