@@ -77,14 +77,24 @@ class Evaluator:
 
             return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
 
-        def evaluate_batch(variables, images, labels, positions, number):
-            counts = number * batch_size + positions < self._examples
-            return over_devices(add(variables, zeros, images, labels, counts))
+        def evaluate_block(variables, images, labels, positions, start, stop):
+            def body(number, sums):
+                counts = number * batch_size + positions < self._examples
+                batch = images[:, number - start], labels[:, number - start]
+                return add(variables, sums, *batch, counts)
+
+            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
 
         if isinstance(split.images, data.StreamedImages):
             last = self._examples - 1
-            self._feed = Feed(split, lambda p: min(p, last), batch_size, parallel)
-            self._function = evaluate_batch
+            self._feed = Feed(
+                split,
+                lambda place: min(place, last),
+                batch_size,
+                self._batches_per_call,
+                parallel,
+            )
+            self._function = evaluate_block
         else:
             self._feed, self._split = None, split
             self._function = evaluate_call
@@ -111,21 +121,20 @@ class Evaluator:
 
     def _compile_streamed(self, variables) -> Callable:
         parallel, feed = self._parallel, self._feed
-        number = parallel.replicate(np.int32(0))
-        batch = next(feed.batches(0, 1, end=1))
+        bounds = [parallel.replicate(np.int32(0))] * 2
         call = parallel.compile(
             self._function,
-            *(variables, *batch, feed.positions, number),
+            *(variables, *feed.empty_block(), feed.positions, *bounds),
             sharded=(1, 2, 3),
         )
 
         def run(variables, start: int, stop: int) -> list[dict]:
             parts, before = [], None
-            batches = feed.batches(start, stop, end=self._batches)
-            for number, batch in enumerate(batches, start):
-                place = parallel.replicate(np.int32(number))
-                parts.append(call(variables, *batch, feed.positions, place))
-                jax.block_until_ready(before)  # few batches wait in memory
+            blocks = feed.blocks(start, stop, end=self._batches)
+            for first, last, images, labels in blocks:
+                bounds = map(parallel.replicate, (np.int32(first), np.int32(last)))
+                parts.append(call(variables, images, labels, feed.positions, *bounds))
+                jax.block_until_ready(before)  # few blocks wait in memory
                 before = parts[-1]
             return [parallel.fetch(part) for part in parts]
 

@@ -1,6 +1,7 @@
 """Batches of streamed images, on their way from the disk to the devices."""
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator
 
@@ -13,9 +14,13 @@ from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
 from resnet_jax.step import epoch_order
 
+# Several batches go to the devices in one block, since a call costs as much as half a
+# step on a CPU; large ones alone, since two blocks wait in memory.
+_BLOCK_BYTES = 128 * 2**20
+
 
 class Feed:
-    """Gives the batches of a split; the next ones are read meanwhile.
+    """Gives the batches of a split in blocks; the next ones are read meanwhile.
 
     Each process reads the examples that its own devices take.
 
@@ -28,6 +33,7 @@ class Feed:
         split: data.Split,
         row_of: Callable[[int], int],
         batch_size: int,
+        batches_per_call: int,
         parallel: Parallel,
     ):
         """`row_of(place)` is the row at a place; batch s begins at s * batch_size."""
@@ -35,12 +41,21 @@ class Feed:
         self.positions = parallel.shard(np.arange(batch_size, dtype=np.int32))
         self._shards = self.positions.addressable_shards
         self._own = np.concatenate([np.ravel(shard.data) for shard in self._shards])
+        size = batch_size * math.prod(split.images.shape[1:])
+        self._length = max(1, min(batches_per_call, _BLOCK_BYTES // size))
         self.close()
 
-    def batches(self, start: int, stop: int, end: int) -> Iterator[tuple]:
-        """Yields images and labels of the batches from `start` to `stop`, placed.
+    def empty_block(self) -> tuple[jax.Array, jax.Array]:
+        """Images and labels as `blocks` gives them, all zero."""
+        return tuple(map(self._place, self._zeros()))
 
-        Reading goes on behind `stop`, until `end`, for the call that starts there.
+    def blocks(self, start: int, stop: int, end: int) -> Iterator[tuple]:
+        """Yields (first, last, images, labels): the batches from `first` up to `last`.
+
+        Images are [batch, batches, height, width, channels], spread over the devices by
+        the first axis, and labels [batch, batches]; behind `last` there are zeros.
+        Together the blocks go from `start` to `stop`. Reading goes on behind `stop`,
+        until `end`, for the call that starts there.
         """
         if (self._next, self._end) != (start, end):
             self.close()
@@ -53,11 +68,20 @@ class Feed:
                 self._own,
                 self._batch_size,
             )
-        for number in range(start, stop):
-            self._next = None  # until this batch is out, there is no going on
-            placed = tuple(map(self._place, next(self._batches)))
-            self._next = number + 1
-            yield placed
+        for first in range(start, stop, self._length):
+            last = min(first + self._length, stop)
+            block = self._zeros()
+            self._next = None  # until this block is out, there is no going on
+            for number in range(first, last):
+                for whole, part in zip(block, next(self._batches), strict=True):
+                    whole[:, number - first] = part
+            self._next = last
+            yield first, last, *map(self._place, block)
+
+    def _zeros(self) -> tuple[np.ndarray, np.ndarray]:
+        shape = (len(self._own), self._length)
+        images = np.zeros(shape + self._split.images.shape[1:], np.uint8)
+        return images, np.zeros(shape, np.int32)
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
@@ -91,4 +115,4 @@ def train_feed(split: data.Split, plan: Plan, seed: int, parallel: Parallel) -> 
         with lock:  # one thread computes what all ask for
             return int(order(epoch)[place])
 
-    return Feed(split, row_of, plan.batch_size, parallel)
+    return Feed(split, row_of, plan.batch_size, plan.steps_per_call, parallel)

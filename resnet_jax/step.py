@@ -155,20 +155,29 @@ def epoch_order(seed: int, epoch, examples: int):
     return jax.random.permutation(jax.random.fold_in(_keys(seed)[0], epoch), examples)
 
 
-def make_train_update(train_step: Callable, seed: int, axis_name: str | None):
-    """Builds `train_update(state, sums, images, labels, positions)`: one update.
+def make_streamed_call(train_step: Callable, seed: int, axis_name: str | None):
+    """Builds `streamed_call(state, sums, images, labels, positions, stop)`.
 
-    For batches that come from the host. Returns the new state, and the sums of the
-    metrics with this step's added.
+    It makes the updates until step `stop`, of batches that come from the host: images
+    [batch, steps, height, width, channels] and labels [batch, steps], beginning with
+    those of the state's step. Returns the new state, and the sums of the metrics with
+    these steps' added.
     """
 
-    def train_update(state: TrainState, sums: dict, images, labels, positions):
-        rng = jax.random.fold_in(_keys(seed)[1], state.step)
-        batch = Batch(images, labels, positions)
-        state, metrics = train_step(state, batch, rng, axis_name=axis_name)
-        return state, jax.tree.map(jnp.add, sums, metrics)
+    def streamed_call(state: TrainState, sums: dict, images, labels, positions, stop):
+        first, draws_key = state.step, _keys(seed)[1]
 
-    return train_update
+        def update(step, carry):
+            state, sums = carry
+            place = step - first
+            batch = Batch(images[:, place], labels[:, place], positions)
+            rng = jax.random.fold_in(draws_key, step)
+            state, metrics = train_step(state, batch, rng, axis_name=axis_name)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        return jax.lax.fori_loop(first, stop, update, (state, sums))
+
+    return streamed_call
 
 
 def make_train_call(

@@ -19,9 +19,9 @@ from resnet_jax.step import (
     METRICS,
     TrainState,
     create_state,
+    make_streamed_call,
     make_train_call,
     make_train_step,
-    make_train_update,
 )
 
 
@@ -129,24 +129,25 @@ class Trainer:
         return run
 
     def _compile_streamed(self, state: TrainState, train_step: Callable) -> Callable:
-        """The same updates, of batches that come one by one."""
+        """The same updates, of batches that are read meanwhile."""
         config, parallel, plan = self._config, self.parallel, self.plan
         feed = train_feed(self._dataset.train, plan, config.seed, parallel)
         zeros = dict.fromkeys(METRICS, np.float32(0))
-        update = make_train_update(train_step, config.seed, parallel.axis_name)
-        images, labels = next(feed.batches(0, 1, end=1))
         call = parallel.compile(
-            update,
-            *(state, parallel.replicate(zeros), images, labels, feed.positions),
+            make_streamed_call(train_step, config.seed, parallel.axis_name),
+            *(state, parallel.replicate(zeros), *feed.empty_block(), feed.positions),
+            parallel.replicate(np.int32(0)),
             sharded=(2, 3, 4),
             donated=(0,),
         )
 
         def run(state: TrainState, start: int, stop: int):
             sums, before = parallel.replicate(zeros), None
-            for batch in feed.batches(start, stop, end=plan.total_steps):
-                state, sums = call(state, sums, *batch, feed.positions)
-                # The host is one update ahead, so that few batches wait in memory.
+            blocks = feed.blocks(start, stop, end=plan.total_steps)
+            for _, last, images, labels in blocks:
+                last = parallel.replicate(np.int32(last))
+                state, sums = call(state, sums, images, labels, feed.positions, last)
+                # The host is one block ahead, so that few wait in memory.
                 jax.block_until_ready(before)
                 before = sums
             return state, sums

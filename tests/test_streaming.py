@@ -80,11 +80,17 @@ class Numbered(StreamedImages):
         return np.full((1, 1, 1), row, np.uint8)
 
 
-def rows_of(batch) -> list[int]:
-    images, labels = batch
-    rows = np.asarray(images).ravel().tolist()
-    assert np.asarray(labels).ravel().tolist() == [2 * row for row in rows]
-    return rows
+def rows_of(blocks) -> list[list[int]]:
+    """The rows of each batch; the labels must be theirs."""
+    batches = []
+    for first, last, images, labels in blocks:
+        size = np.asarray(labels).shape[-1]
+        images = np.asarray(images).reshape(-1, size).T
+        labels = np.asarray(labels).reshape(-1, size).T
+        np.testing.assert_array_equal(labels, 2 * images)
+        assert not images[last - first :].any()
+        batches += images[: last - first].tolist()
+    return batches
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -92,17 +98,18 @@ def rows_of(batch) -> list[int]:
 def test_feed_gives_the_epochs_orders_wherever_it_starts(mode, devices):
     examples, batch_size, seed = 20, 8, 3
     split = data.Split(Numbered(examples), 2 * np.arange(examples, dtype=np.int32))
-    plan = Plan(examples, batch_size, total_steps=10, steps_per_call=2)
+    plan = Plan(examples, batch_size, total_steps=10, steps_per_call=3)
     parallel = Parallel.over(jax.devices()[:devices], mode, batch_size)
     laid_out = np.concatenate([epoch_order(seed, e, examples) for e in range(4)])
     expected = laid_out.reshape(-1, batch_size).tolist()
     feed = train_feed(split, plan, seed, parallel)
     assert np.asarray(feed.positions).ravel().tolist() == list(range(batch_size))
-    for start, stop in ((0, 2), (2, 5), (7, 10), (1, 3), (3, 4)):
-        found = [rows_of(batch) for batch in feed.batches(start, stop, end=10)]
+    for start, stop in ((0, 2), (2, 6), (7, 10), (1, 3), (3, 4), (0, 10)):
+        found = rows_of(feed.blocks(start, stop, end=10))
         assert found == expected[start:stop]
-    first = next(feed.batches(0, 1, end=1))[0]
-    assert len(first.sharding.device_set) == devices
+    _, _, images, _ = next(feed.blocks(0, 1, end=1))
+    assert len(images.sharding.device_set) == devices
+    assert images.shape == feed.empty_block()[0].shape
     feed.close()
 
 
@@ -116,10 +123,20 @@ def test_feed_reads_ahead_and_no_further():
 
     split = data.Split(Watched(200), 2 * np.arange(200, dtype=np.int32))
     parallel = Parallel.over(jax.devices()[:1], "jit", 4)
-    feed = Feed(split, lambda place: place, 4, parallel)
-    assert rows_of(next(feed.batches(0, 1, end=50))) == [0, 1, 2, 3]
+    feed = Feed(split, lambda place: place, 4, 1, parallel)
+    assert rows_of(feed.blocks(0, 1, end=50)) == [[0, 1, 2, 3]]
     feed.close()
     assert len(read) <= 100
+
+
+def test_blocks_of_large_images_are_short(monkeypatch):
+    split = data.Split(Numbered(20), 2 * np.arange(20, dtype=np.int32))
+    parallel = Parallel.over(jax.devices()[:1], "jit", 4)
+    monkeypatch.setattr("resnet_jax.feed._BLOCK_BYTES", 8)
+    feed = Feed(split, lambda place: place, 4, 5, parallel)
+    blocks = list(feed.blocks(0, 5, end=5))
+    assert [(first, last) for first, last, _, _ in blocks] == [(0, 2), (2, 4), (4, 5)]
+    assert rows_of(blocks) == np.arange(20).reshape(5, 4).tolist()
 
 
 # A folder of photographs
@@ -204,12 +221,12 @@ def test_picture_that_goes_away_ends_training_in_a_sentence(photographs, tmp_pat
     plan = Plan(len(found.train.labels), 16, total_steps=10, steps_per_call=2)
     parallel = Parallel.over(jax.devices()[:1], "jit", 16)
     feed = train_feed(found.train, plan, 0, parallel)
-    images, _ = next(feed.batches(0, 1, end=1))
-    assert images.shape == (16, 32, 32, 3)
+    _, _, images, _ = next(feed.blocks(0, 2, end=2))
+    assert images.shape == (16, 2, 32, 32, 3)
     for path in root.glob("*/*.jpg"):
         path.unlink()
     with pytest.raises(UserError, match=r"No such file.*put the file back") as raised:
-        for _ in feed.batches(1, 10, end=10):
+        for _ in feed.blocks(2, 10, end=10):
             pass
     assert "\n" not in str(raised.value)
     feed.close()
