@@ -175,7 +175,9 @@ def test_streamed_set_has_the_images_of_the_one_in_memory(config, tmp_path):
         "label": tfds.features.ClassLabel(num_classes=3),
     }
     pixels = np.random.default_rng(0).integers(0, 256, (9, 5, 5, 3)).astype(np.uint8)
-    examples = [{"image": x, "label": i % 3} for i, x in enumerate(pixels)]
+    examples = [
+        {"image": Image.fromarray(x), "label": i % 3} for i, x in enumerate(pixels)
+    ]
     write_set(tmp_path, "noise", features, examples)
     for size in (0, 4):
         memory = data.load(config("noise", image_size=size, stream="never"))
