@@ -13,9 +13,14 @@ from ml_collections import ConfigDict
 from resnet_jax import UserError
 
 
-def get_config(recipe: str, version: int, depth: int, **model) -> ConfigDict:
-    """The config of a network under a recipe; `model` sets more of `config.model`."""
-    recipes = {"paper": paper, "keras": keras, "smoke": smoke}
+def get_config(
+    recipe: str, version: int, depth: int, *, own_recipes=(), **model
+) -> ConfigDict:
+    """The config of a network under a recipe; `model` sets more of `config.model`.
+
+    `own_recipes` are functions as `paper`, which a config file alone has.
+    """
+    recipes = {own.__name__: own for own in (paper, keras, smoke, *own_recipes)}
     if recipe not in recipes:
         close = difflib.get_close_matches(recipe, recipes, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -62,9 +67,12 @@ def default() -> ConfigDict:
 
     config.dataset = ConfigDict()
     config.dataset.name = "cifar10"
+    config.dataset.path = ""  # of your own pictures, with name 'image_folder'
+    config.dataset.split_seed = 0  # of its test set, where it has no test folder
     config.dataset.data_dir = ""  # '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.dataset.mirror = ""  # base URL of the archive; '': the official host
     config.dataset.image_size = 0  # pixels to resize to; 0: as stored
+    config.dataset.stream = "auto"  # from 2 GiB of pixels up; or 'always', 'never'
     config.dataset.train_split = "train"
     config.dataset.validation_split = ""  # for choosing, as 'train[45000:]'
     config.dataset.eval_split = "test"  # reported at the end
@@ -74,6 +82,7 @@ def default() -> ConfigDict:
         "pixel_mean"  # or 'mean', 'mean_std': of the channels
     )
     config.augment.crop = 0.125  # padding on each side by image size (4 of 32); 0: off
+    config.augment.random_resized_crop = 0.0  # smallest part of the area; 0: off
     config.augment.shift = 0.0  # Keras's shift, by image size; 0: off
     config.augment.flip = True  # left to right, half of the images
 

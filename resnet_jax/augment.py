@@ -1,8 +1,10 @@
-"""From stored images to the network's input, inside jit: normalise, shift, crop, flip.
+"""From stored images to the network's input, inside jit: normalise, crop, shift, flip.
 
 Every draw belongs to one example of one step, so a batch looks the same however it is
 spread over devices.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +12,50 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
+# Torch's and the Inception paper's range of width / height.
+_ASPECT = (3 / 4, 4 / 3)
+
 
 def statistics(
-    normalization: str, images: UInt8[np.ndarray, "examples height width channels"]
+    normalization: str,
+    images: UInt8[np.ndarray, "examples height width channels"] | Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and scale to normalise by, from the training images divided by 255.
 
     'pixel_mean' gives a mean [height, width, channels] and 'mean' one [channels], both
     with scale 1; 'mean_std' gives the channels' mean and standard deviation.
     """
+    if not isinstance(images, np.ndarray):  # streamed, and summed when they were read
+        return statistics_of_sums(normalization, len(images), *images.sums)
     # Sums of integers: exact, and the same however NumPy orders them.
-    count = len(images) if normalization == "pixel_mean" else images[..., 0].size
-    axes = 0 if normalization == "pixel_mean" else (0, 1, 2)
-    mean = images.sum(axes, dtype=np.int64) / count / 255
+    squares = np.zeros(images.shape[1:], np.int64)
+    if normalization == "mean_std":
+        for chunk in np.array_split(images, max(1, len(images) // 1024)):
+            squares += np.square(chunk, dtype=np.int64).sum(0)
+    total = images.sum(0, dtype=np.int64)
+    return statistics_of_sums(normalization, len(images), total, squares)
+
+
+def statistics_of_sums(
+    normalization: str, examples: int, total: np.ndarray, squares: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `statistics` gives, from the sums of the images and of their squares.
+
+    Args:
+      normalization: as in `statistics`.
+      examples: the number of images.
+      total: int64 [height, width, channels], their sum.
+      squares: the same of their squares, which 'mean_std' alone reads.
+    """
+    if normalization == "pixel_mean":
+        mean = total / examples / 255
+        return mean.astype(np.float32), np.ones_like(mean, np.float32)
+    count = examples * total[..., 0].size
+    mean = total.sum((0, 1)) / count / 255
     scale = np.ones_like(mean)
     if normalization == "mean_std":
-        square = sum(
-            np.square(chunk, dtype=np.int64).sum(axes)
-            for chunk in np.array_split(images, max(1, len(images) // 1024))
-        )
-        scale = np.sqrt(np.maximum(square / count / 255**2 - mean**2, 1e-12))
+        square = squares.sum((0, 1)) / count / 255**2
+        scale = np.sqrt(np.maximum(square - mean**2, 1e-12))
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
@@ -48,7 +74,8 @@ def augment(
     key: Array,
     positions: Int[Array, "batch"],
 ) -> Float[Array, "batch height width channels"]:
-    """Crops from padded images (He 2015, section 4.2), or shifts as Keras; and flips.
+    """Crops from padded images (He 2015, section 4.2), or shifts as Keras, or enlarges
+    a part of the image (Szegedy et al. 2015, arXiv 1409.4842, section 6); and flips.
 
     Args:
       config: `config.augment`.
@@ -65,7 +92,13 @@ def augment(
     columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32), (len(keys), width))
     if config.flip:
         columns = jnp.where(mirrored[:, None] < 0.5, width - 1 - columns, columns)
-    if config.crop:
+    if config.random_resized_crop:
+        tops, heights, lefts, widths = _boxes(
+            config.random_resized_crop, keys, vertical, horizontal, height, width
+        )
+        rows = ((rows + 0.5) * heights + tops - 0.5).clip(0, height - 1)
+        columns = ((columns + 0.5) * widths + lefts - 0.5).clip(0, width - 1)
+    elif config.crop:
         rows += _whole_offsets(vertical, round(config.crop * height))
         columns += _whole_offsets(horizontal, round(config.crop * width))
     elif config.shift:
@@ -76,6 +109,24 @@ def augment(
     elif not config.flip:
         return images
     return _resample(images, rows, columns)
+
+
+def _boxes(smallest: float, keys, vertical, horizontal, height: int, width: int):
+    """A box in each image to enlarge: top, height, left, width; [batch, 1] each.
+
+    Height and width are by the image's. The area is uniform from the smallest to 1, its
+    aspect log uniform; a side that would be longer than the image's is as long.
+    """
+    draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (2,)))(
+        keys
+    )
+    area = smallest + (1 - smallest) * draws[:, 0]
+    least, most = np.log(_ASPECT)
+    aspect = jnp.exp(least + (most - least) * draws[:, 1])
+    high = jnp.minimum(jnp.sqrt(area / aspect), 1)
+    wide = jnp.minimum(jnp.sqrt(area * aspect), 1)
+    tops, lefts = vertical * (1 - high) * height, horizontal * (1 - wide) * width
+    return (x[:, None] for x in (tops, high, lefts, wide))
 
 
 def _whole_offsets(uniform, pad: int):

@@ -18,6 +18,7 @@ _CHOICES = {
     "model.shortcut": ("", "A", "B"),
     "model.stem": ("cifar", "imagenet"),
     "model.dtype": ("float32", "bfloat16"),
+    "dataset.stream": ("auto", "always", "never"),
     "augment.normalization": ("mean", "mean_std", "pixel_mean"),
     "optimizer.name": tuple(optimizers.OPTIMIZERS),
     "optimizer.decay": ("coupled", "decoupled"),
@@ -36,7 +37,9 @@ _RANGES = {
     "label_smoothing": (0, 0.999, True),
     "model.width": (0, 4096, True),
     "dataset.image_size": (0, 4096, True),
+    "dataset.split_seed": (0, 2**32 - 1, True),
     "augment.crop": (0, 1, True),
+    "augment.random_resized_crop": (0, 1, True),
     "augment.shift": (0, 1, True),
     "optimizer.learning_rate": (0, 1e6, False),
     "optimizer.momentum": (0, 1, True),
@@ -86,8 +89,13 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
     except ValueError as error:
         name = "depth" if "depth" in str(error) else "variant"
         _refuse(f"model.{name}", model[name], str(error))
-    if config.augment.crop and config.augment.shift:
-        _refuse("augment.shift", config.augment.shift, "set it or augment.crop to 0")
+    moves = ("random_resized_crop", "shift", "crop")
+    if len(used := [name for name in moves if config.augment[name]]) > 1:
+        _refuse(
+            f"augment.{used[0]}",
+            config.augment[used[0]],
+            f"set it or augment.{used[1]} to 0",
+        )
     if config.batch_size % config.optimizer.accumulate:
         _refuse(
             "optimizer.accumulate",

@@ -12,11 +12,12 @@ import optax
 
 from resnet_jax import command_line, data, models, trained
 from resnet_jax.augment import normalize
+from resnet_jax.feed import Feed
 from resnet_jax.parallel import Parallel
 
 
 class Evaluator:
-    """Evaluates a network on one split, which it keeps on the devices."""
+    """Evaluates a network on one split, which it keeps on the devices or streams."""
 
     def __init__(
         self,
@@ -28,55 +29,110 @@ class Evaluator:
         batches_per_call: int | None = None,
     ):
         """Evaluates `batches_per_call` at a time; None: all."""
-        self._parallel = parallel
+        self._parallel, self._batch_size = parallel, batch_size
         self._examples = len(split.labels)
         self._batches = -(-self._examples // batch_size)
         self._batches_per_call = batches_per_call or self._batches
         self._class_sizes = np.bincount(split.labels, minlength=net.num_classes)
-        self._split = parallel.replicate(split)
-        self._positions = parallel.shard(np.arange(batch_size, dtype=np.int32))
-        self._call = None
+        self._run = None
 
-        def evaluate_call(variables, split: data.Split, positions, start, stop):
-            def add(number, sums):
-                place = number * batch_size + positions
-                # The last batch is filled up with examples that do not count.
-                counts = place < self._examples
-                place = jnp.minimum(place, self._examples - 1)
-                labels = split.labels[place]
-                images = normalize(split.images[place], *normalization)
-                logits = net.apply(variables, images, train=False)
-                loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-                correct = counts & (logits.argmax(-1) == labels)
-                top5 = counts & ((logits > score).sum(-1) < 5)
-                batch = {
-                    "loss": jnp.where(counts, loss, 0).sum(),
-                    "top5": top5.sum(),
-                    "correct": jnp.zeros(net.num_classes, jnp.int32)
-                    .at[labels]
-                    .add(correct.astype(jnp.int32)),
-                }
-                return jax.tree.map(jnp.add, sums, batch)
-
-            zeros = {
-                "loss": jnp.float32(0),
-                "top5": jnp.int32(0),
-                "correct": jnp.zeros(net.num_classes, jnp.int32),
+        def add(variables, sums, images, labels, counts):
+            """Adds what a batch has, but for the examples that do not count."""
+            logits = net.apply(variables, normalize(images, *normalization), False)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            score = jnp.take_along_axis(logits, labels[:, None], axis=1)
+            correct = counts & (logits.argmax(-1) == labels)
+            top5 = counts & ((logits > score).sum(-1) < 5)
+            batch = {
+                "loss": jnp.where(counts, loss, 0).sum(),
+                "top5": top5.sum(),
+                "correct": jnp.zeros(net.num_classes, jnp.int32)
+                .at[labels]
+                .add(correct.astype(jnp.int32)),
             }
-            sums = jax.lax.fori_loop(start, stop, add, zeros)
+            return jax.tree.map(jnp.add, sums, batch)
+
+        zeros = {
+            "loss": np.float32(0),
+            "top5": np.int32(0),
+            "correct": np.zeros(net.num_classes, np.int32),
+        }
+
+        def over_devices(sums):
             return jax.lax.psum(sums, axis) if (axis := parallel.axis_name) else sums
 
-        self._function = evaluate_call
+        def evaluate_call(variables, split: data.Split, positions, start, stop):
+            def body(number, sums):
+                place = number * batch_size + positions
+                # The last batch is filled up with examples that do not count.
+                row = jnp.minimum(place, self._examples - 1)
+                images, labels = split.images[row], split.labels[row]
+                return add(variables, sums, images, labels, place < self._examples)
+
+            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
+
+        def evaluate_block(variables, images, labels, positions, start, stop):
+            def body(number, sums):
+                counts = number * batch_size + positions < self._examples
+                batch = images[:, number - start], labels[:, number - start]
+                return add(variables, sums, *batch, counts)
+
+            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
+
+        if isinstance(split.images, data.StreamedImages):
+            last = self._examples - 1
+            self._feed = Feed(
+                split,
+                lambda place: min(place, last),
+                batch_size,
+                self._batches_per_call,
+                parallel,
+            )
+            self._function = evaluate_block
+        else:
+            self._feed, self._split = None, split
+            self._function = evaluate_call
 
     def compile(self, variables) -> None:
         """Compiles for variables like these, placed by `Parallel.replicate`."""
-        bounds = [self._parallel.replicate(np.int32(0))] * 2
-        self._call = self._parallel.compile(
-            self._function,
-            *(variables, self._split, self._positions, *bounds),
-            sharded=(2,),
+        compile_run = self._compile_streamed if self._feed else self._compile_resident
+        self._run = compile_run(variables)
+
+    def _compile_resident(self, variables) -> Callable:
+        parallel = self._parallel
+        split = parallel.replicate(self._split)
+        positions = parallel.shard(np.arange(self._batch_size, dtype=np.int32))
+        bounds = [parallel.replicate(np.int32(0))] * 2
+        call = parallel.compile(
+            self._function, variables, split, positions, *bounds, sharded=(2,)
         )
+
+        def run(variables, start: int, stop: int) -> list[dict]:
+            bounds = map(parallel.replicate, (np.int32(start), np.int32(stop)))
+            return [parallel.fetch(call(variables, split, positions, *bounds))]
+
+        return run
+
+    def _compile_streamed(self, variables) -> Callable:
+        parallel, feed = self._parallel, self._feed
+        bounds = [parallel.replicate(np.int32(0))] * 2
+        call = parallel.compile(
+            self._function,
+            *(variables, *feed.empty_block(), feed.positions, *bounds),
+            sharded=(1, 2, 3),
+        )
+
+        def run(variables, start: int, stop: int) -> list[dict]:
+            parts, before = [], None
+            blocks = feed.blocks(start, stop, end=self._batches)
+            for first, last, images, labels in blocks:
+                bounds = map(parallel.replicate, (np.int32(first), np.int32(last)))
+                parts.append(call(variables, images, labels, feed.positions, *bounds))
+                jax.block_until_ready(before)  # few blocks wait in memory
+                before = parts[-1]
+            return [parallel.fetch(part) for part in parts]
+
+        return run
 
     def __call__(
         self, variables, stop: Callable[[], bool] = lambda: False
@@ -91,9 +147,7 @@ class Evaluator:
             if stop():
                 return None
             end = min(start + self._batches_per_call, self._batches)
-            bounds = map(self._parallel.replicate, (np.int32(start), np.int32(end)))
-            part = self._call(variables, self._split, self._positions, *bounds)
-            parts.append(self._parallel.fetch(part))
+            parts += self._run(variables, start, end)
         sums = jax.tree.map(lambda *values: sum(values), *parts)
         correct = sums["correct"]
         metrics = {

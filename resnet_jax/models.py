@@ -116,17 +116,15 @@ class ResNet(nn.Module):
             branch = ((3, width, stride), (3, width, 1))
         else:
             inner = width * 2 if self.keras and stage > 0 else width
-            # The paper has the stride in the 1x1; what is compared with today has not.
             s1, s3 = (1, stride) if self.stem == "imagenet" else (stride, 1)
             branch = ((1, inner, s1), (3, inner, s3), (1, 4 * width, 1))
-        pre = self.activation == "pre"
-        block = PreActivationBlock if pre else PostActivationBlock
+        block = PreActivationBlock if self.activation == "pre" else PostActivationBlock
         if self.remat:
             block = nn.remat(block, static_argnums=(2,), prevent_cse=not self.scan)
         build = partial(block, branch, self.shortcut, self._conv, self._norm)
         if not self.keras:
             return build
-        if pre:
+        if self.activation == "pre":
             return partial(
                 build,
                 first_preactivation=not (first and stage == 0),

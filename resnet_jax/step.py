@@ -18,6 +18,8 @@ from resnet_jax import data, freeze, models
 from resnet_jax.augment import augment, normalize
 from resnet_jax.plan import Plan
 
+METRICS = ("loss", "accuracy", "gradient_norm")
+
 
 class TrainState(struct.PyTreeNode):
     """What training changes: arrays on the host, on devices, or their shapes."""
@@ -148,6 +150,41 @@ def make_train_step(
     return train_step
 
 
+def _keys(seed: int):
+    """The keys of the epochs' orders and of the steps' draws."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
+
+
+def epoch_order(seed: int, epoch, examples: int):
+    """int32 [examples], the permutation in which an epoch takes the examples."""
+    return jax.random.permutation(jax.random.fold_in(_keys(seed)[0], epoch), examples)
+
+
+def make_streamed_call(train_step: Callable, seed: int, axis_name: str | None):
+    """Builds `streamed_call(state, sums, images, labels, positions, stop)`.
+
+    It makes the updates until step `stop`, of batches that come from the host: images
+    [batch, steps, height, width, channels] and labels [batch, steps], beginning with
+    those of the state's step. Returns the new state, and the sums of the metrics with
+    these steps' added.
+    """
+
+    def streamed_call(state: TrainState, sums: dict, images, labels, positions, stop):
+        first, draws_key = state.step, _keys(seed)[1]
+
+        def update(step, carry):
+            state, sums = carry
+            place = step - first
+            batch = Batch(images[:, place], labels[:, place], positions)
+            rng = jax.random.fold_in(draws_key, step)
+            state, metrics = train_step(state, batch, rng, axis_name=axis_name)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        return jax.lax.fori_loop(first, stop, update, (state, sums))
+
+    return streamed_call
+
+
 def make_train_call(
     train_step: Callable, plan: Plan, seed: int, axis_name: str | None
 ) -> Callable:
@@ -160,15 +197,11 @@ def make_train_call(
     epochs_a_call = plan.steps_per_call * plan.batch_size // plan.examples + 2
 
     def train_call(state: TrainState, split: data.Split, positions, stop):
-        order_key, draws_key = jax.random.split(
-            jax.random.fold_in(jax.random.key(seed), 1)
-        )
+        draws_key = _keys(seed)[1]
         first_epoch = state.step * plan.batch_size // plan.examples
-        orders = jax.vmap(
-            lambda epoch: jax.random.permutation(
-                jax.random.fold_in(order_key, epoch), plan.examples
-            )
-        )(first_epoch + jnp.arange(epochs_a_call))
+        orders = jax.vmap(lambda epoch: epoch_order(seed, epoch, plan.examples))(
+            first_epoch + jnp.arange(epochs_a_call)
+        )
 
         def update(step, carry):
             state, sums = carry
@@ -179,7 +212,7 @@ def make_train_call(
             state, metrics = train_step(state, batch, rng, axis_name=axis_name)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        zeros = dict.fromkeys(("loss", "accuracy", "gradient_norm"), jnp.float32(0))
+        zeros = dict.fromkeys(METRICS, jnp.float32(0))
         # The number of steps is no constant of the program: one compilation serves
         # calls of every length, and a step's bits do not depend on the length.
         return jax.lax.fori_loop(state.step, stop, update, (state, zeros))

@@ -12,9 +12,17 @@ from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import statistics
 from resnet_jax.config import build_network
 from resnet_jax.evaluate import Evaluator
+from resnet_jax.feed import train_feed
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
-from resnet_jax.step import TrainState, create_state, make_train_call, make_train_step
+from resnet_jax.step import (
+    METRICS,
+    TrainState,
+    create_state,
+    make_streamed_call,
+    make_train_call,
+    make_train_step,
+)
 
 
 class Trainer:
@@ -88,20 +96,10 @@ class Trainer:
         """
         config, dataset, parallel = self._config, self._dataset, self.parallel
         train_step = make_train_step(self.net, self._tx, config, self.normalization)
-        train_call = make_train_call(
-            train_step, self.plan, config.seed, parallel.axis_name
-        )
-        self._data = (
-            parallel.replicate(dataset.train),
-            parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
-        )
         start = time.perf_counter()
-        self._train_call = parallel.compile(
-            train_call,
-            *(state, *self._data, parallel.replicate(np.int32(0))),
-            sharded=(2,),
-            donated=(0,),
-        )
+        streams = isinstance(dataset.train.images, data.StreamedImages)
+        compile_train = self._compile_streamed if streams else self._compile_resident
+        self._run = compile_train(state, train_step)
         self._evaluators = {
             name: Evaluator(
                 self.net,
@@ -122,6 +120,54 @@ class Trainer:
             evaluator.compile(state.variables)
         self.compile_seconds += time.perf_counter() - start
 
+    def _compile_resident(self, state: TrainState, train_step: Callable) -> Callable:
+        """Updates of which the devices have all the data."""
+        config, parallel = self._config, self.parallel
+        train_call = make_train_call(
+            train_step, self.plan, config.seed, parallel.axis_name
+        )
+        placed = (
+            parallel.replicate(self._dataset.train),
+            parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
+        )
+        call = parallel.compile(
+            train_call,
+            *(state, *placed, parallel.replicate(np.int32(0))),
+            sharded=(2,),
+            donated=(0,),
+        )
+
+        def run(state: TrainState, start: int, stop: int):
+            return call(state, *placed, parallel.replicate(np.int32(stop)))
+
+        return run
+
+    def _compile_streamed(self, state: TrainState, train_step: Callable) -> Callable:
+        """The same updates, of batches that are read meanwhile."""
+        config, parallel, plan = self._config, self.parallel, self.plan
+        feed = train_feed(self._dataset.train, plan, config.seed, parallel)
+        zeros = dict.fromkeys(METRICS, np.float32(0))
+        call = parallel.compile(
+            make_streamed_call(train_step, config.seed, parallel.axis_name),
+            *(state, parallel.replicate(zeros), *feed.empty_block(), feed.positions),
+            parallel.replicate(np.int32(0)),
+            sharded=(2, 3, 4),
+            donated=(0,),
+        )
+
+        def run(state: TrainState, start: int, stop: int):
+            sums, before = parallel.replicate(zeros), None
+            blocks = feed.blocks(start, stop, end=plan.total_steps)
+            for _, last, images, labels in blocks:
+                last = parallel.replicate(np.int32(last))
+                state, sums = call(state, sums, images, labels, feed.positions, last)
+                # The host is one block ahead, so that few wait in memory.
+                jax.block_until_ready(before)
+                before = sums
+            return state, sums
+
+        return run
+
     def train(
         self, state: TrainState, start: int, stop: int
     ) -> tuple[TrainState, dict[str, float]]:
@@ -129,8 +175,7 @@ class Trainer:
 
         `state` is used up. Returns the new one, and the means of the steps' metrics.
         """
-        stop_array = self.parallel.replicate(np.int32(stop))
-        state, sums = self._train_call(state, *self._data, stop_array)
+        state, sums = self._run(state, start, stop)
         sums = self.parallel.fetch(sums)
         return state, {
             name: float(total) / (stop - start) for name, total in sums.items()

@@ -8,14 +8,22 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 from ml_collections import ConfigDict
+from PIL import Image
 
 from resnet_jax.augment import augment, normalize, statistics
 
 SHAPES = [(8, 1), (8, 3), (32, 1), (32, 3)]
 
 
-def settings(crop=0.0, shift=0.0, flip=False) -> ConfigDict:
-    return ConfigDict({"crop": crop, "shift": shift, "flip": flip})
+def settings(crop=0.0, shift=0.0, flip=False, random_resized_crop=0.0) -> ConfigDict:
+    return ConfigDict(
+        {
+            "crop": crop,
+            "shift": shift,
+            "flip": flip,
+            "random_resized_crop": random_resized_crop,
+        }
+    )
 
 
 def random_images(count, size, channels, seed=0):
@@ -150,10 +158,81 @@ def test_shifts_are_uniform_within_a_tenth_of_the_size(size):
     assert abs(np.corrcoef([rows, columns, mirrored]) - np.eye(3)).max() < 0.06
 
 
+def boxes(count, size, smallest, flip):
+    """The part of each image that is enlarged: (left, top, right, bottom), mirrored.
+
+    Read off images whose pixels are their own rows and columns, away from the border,
+    where pixels repeat.
+    """
+    config = settings(random_resized_crop=smallest, flip=flip)
+    ramps = np.stack(np.mgrid[:size, :size], axis=-1).astype(np.float32)
+    ramps = run(config, np.repeat(ramps[None], count, axis=0)).astype(np.float64)
+    rows, columns = ramps[:, :, size // 2, 0], ramps[:, size // 2, :, 1]
+    sides = []
+    for places in (columns, rows):
+        inner = slice(size // 4, -size // 4 or None)
+        steps = np.arange(size)[inner] + 0.5
+        fits = [np.polyfit(steps, line[inner] + 0.5, 1) for line in places]
+        sides.append([sorted((low, low + slope * size)) for slope, low in fits])
+    across, down = np.array(sides[0]), np.array(sides[1])
+    mirrored = columns[:, 0] > columns[:, -1]
+    return np.stack([across[:, 0], down[:, 0], across[:, 1], down[:, 1]], 1), mirrored
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("size", "channels"), [(32, 1), (24, 3)])
+def test_random_resized_crop_is_pillows_resize_of_a_box(size, channels, flip):
+    images = random_images(24, size, channels)
+    found = boxes(24, size, 0.3, flip)
+    results = run(settings(random_resized_crop=0.3, flip=flip), images)
+    for image, result, box, mirrored in zip(images, results, *found, strict=True):
+        box = tuple(np.clip(box, 0, size))
+        expected = np.stack(
+            [
+                Image.fromarray(channel).resize(
+                    (size, size), Image.Resampling.BILINEAR, box
+                )
+                for channel in np.moveaxis(image, -1, 0)
+            ],
+            axis=-1,
+        )
+        expected = expected[:, ::-1] if mirrored else expected
+        np.testing.assert_allclose(result, expected, atol=1e-3)
+        assert flip or not mirrored
+
+
+def test_random_resized_crops_have_the_areas_and_aspects_of_the_paper():
+    size, smallest = 32, 0.2
+    found, mirrored = boxes(3000, size, smallest, flip=True)
+    wide, high = (found[:, 2:] - found[:, :2]).T / size
+    assert found.min() > -1e-2
+    assert found.max() < size + 1e-2
+    assert is_uniform([mirrored.sum(), (~mirrored).sum()])
+    inside = (wide < 0.99) & (high < 0.99)  # no side was shortened
+    assert ((wide * high)[inside] > smallest - 1e-3).all()
+    aspect = np.log(wide / high)
+    assert abs(aspect).max() < np.log(4 / 3) + 1e-2
+    # Below 3/4 no side can be too long: what is there is as it was drawn.
+    small = wide * high < 0.74
+    uniform = scipy.stats.uniform(smallest, 0.74 - smallest)
+    assert scipy.stats.kstest((wide * high)[small], uniform.cdf).pvalue > 1e-3
+    assert small.mean() == pytest.approx((0.74 - smallest) / (1 - smallest), abs=0.03)
+    uniform = scipy.stats.uniform(-np.log(4 / 3), 2 * np.log(4 / 3))
+    assert scipy.stats.kstest(aspect[small], uniform.cdf).pvalue > 1e-3
+    free = inside & (wide < 0.9) & (high < 0.9)
+    for side, first in ((wide, found[:, 0]), (high, found[:, 1])):
+        place = (first / size / (1 - side))[free]
+        assert scipy.stats.kstest(place, scipy.stats.uniform().cdf).pvalue > 1e-3
+
+
 @pytest.mark.parametrize(
     "config",
-    [settings(crop=0.125, flip=True), settings(shift=0.1, flip=True)],
-    ids=["crop", "shift"],
+    [
+        settings(crop=0.125, flip=True),
+        settings(shift=0.1, flip=True),
+        settings(random_resized_crop=0.08, flip=True),
+    ],
+    ids=["crop", "shift", "random_resized_crop"],
 )
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3)])
 def test_example_s_draws_depend_on_key_and_position_alone(config, size, channels):
@@ -166,8 +245,12 @@ def test_example_s_draws_depend_on_key_and_position_alone(config, size, channels
 
 @pytest.mark.parametrize(
     "config",
-    [settings(crop=0.125, flip=True), settings(shift=0.1, flip=True)],
-    ids=["crop", "shift"],
+    [
+        settings(crop=0.125, flip=True),
+        settings(shift=0.1, flip=True),
+        settings(random_resized_crop=0.08, flip=True),
+    ],
+    ids=["crop", "shift", "random_resized_crop"],
 )
 def test_other_steps_and_other_positions_have_other_draws(config):
     images = np.repeat(random_images(1, 32, 1), 64, axis=0)

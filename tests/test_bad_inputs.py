@@ -145,7 +145,7 @@ FIELDS = [
     ("model.depth=8.5", "give a whole number"),
     ("model.variant=kears", "'paper', 'keras'"),
     ("model.variant=keras model.block=basic", "fixes block"),
-    ("model.variant=keras model.shortcut=B", "shortcut: leave them out"),
+    ("model.variant=keras model.shortcut=B", "and stem: leave them out"),
     ("model.block=botleneck", "'basic', 'bottleneck'"),
     ("model.activation=prae", "'post', 'pre'"),
     ("model.shortcut=C", "'A', 'B'"),

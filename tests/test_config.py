@@ -43,6 +43,13 @@ def module(name):
     return importlib.import_module(f"configs.{name}")
 
 
+def complete(config, tmp_path):
+    """The config, with a folder of pictures where it needs one."""
+    if config.dataset.name == "image_folder":
+        config.dataset.path = str(tmp_path)
+    return config
+
+
 def cifar_config(recipe="paper", version=1, depth=20, **changes):
     config = common.get_config(recipe, version, depth)
     config.update_from_flattened_dict(changes)
@@ -51,8 +58,8 @@ def cifar_config(recipe="paper", version=1, depth=20, **changes):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_is_valid_under_every_recipe(name, recipe):
-    config = module(name).get_config(recipe)
+def test_every_config_is_valid_under_every_recipe(name, recipe, tmp_path):
+    config = complete(module(name).get_config(recipe), tmp_path)
     validate(config)
     assert not config.dataset.data_dir
 
@@ -61,6 +68,7 @@ def test_every_config_is_valid_under_every_recipe(name, recipe):
 def test_docstring_gives_the_command_and_the_exact_number_of_parameters(name):
     doc, config = module(name).__doc__, module(name).get_config()
     command = f"python -m resnet_jax.main --config=configs/{name}.py"
+    command += " --config.dataset.path=DIR" if name == "image_folder" else ""
     assert f"\n    {command}\n" in doc
     assert f"version {config.model.version}, depth {config.model.depth}" in doc.lower()
 
@@ -80,7 +88,22 @@ def test_docstring_quotes_the_published_accuracies(name):
 
 
 def test_every_network_has_its_published_accuracies_here():
-    assert set(NAMES) == {*PUBLISHED, "digits"}
+    assert set(NAMES) == {*PUBLISHED, "digits", "image_folder"}
+
+
+def test_imagenet_recipe_is_resnet_18_at_224_pixels(tmp_path):
+    config = complete(module("image_folder").get_config("imagenet"), tmp_path)
+    validate(config)
+    net = build_network(config, 10)
+    shapes = models.variable_shapes(net, (224, 224, 3))
+    count = models.count_parameters(shapes["params"])
+    assert config.dataset.image_size == 224
+    assert count == 11_689_512 - 990 * 513
+    assert f"{count:,}" in module("image_folder").__doc__
+    with pytest.raises(UserError, match="did you mean 'imagenet'"):
+        module("image_folder").get_config("imagnet")
+    with pytest.raises(UserError, match=r"choose one of paper, keras, smoke$"):
+        module("v1_20").get_config("imagenet")
 
 
 def test_names_say_version_and_depth():
@@ -242,6 +265,9 @@ BAD = [
     ("dataset.data_dir", "not/there"),
     ("dataset.mirror", "ftp.example.org"),
     ("dataset.image_size", -8),
+    ("dataset.path", "not/there"),
+    ("dataset.split_seed", -1),
+    ("dataset.stream", "yes"),
     ("dataset.train_split", ""),
     ("dataset.train_split", "train[:"),
     ("dataset.validation_split", "train[a:b]"),
@@ -250,6 +276,9 @@ BAD = [
     ("augment.crop", -0.125),
     ("augment.crop", 4.0),
     ("augment.crop", math.nan),
+    ("augment.random_resized_crop", -0.1),
+    ("augment.random_resized_crop", 1.1),
+    ("augment.random_resized_crop", math.nan),
     ("augment.shift", -0.1),
     ("augment.shift", math.inf),
     ("optimizer.name", "sgdm"),
@@ -332,6 +361,19 @@ def test_every_field_that_can_be_wrong_is_among_them():
     ("changes", "named"),
     [
         ({"augment.shift": 0.1}, ["config.augment.shift=0.1", "augment.crop"]),
+        (
+            {"augment.random_resized_crop": 0.08},
+            ["config.augment.random_resized_crop=0.08", "augment.crop to 0"],
+        ),
+        ({"dataset.path": "."}, ["config.dataset.path=.", "name=image_folder"]),
+        (
+            {"dataset.name": "image_folder"},
+            ["config.dataset.path=''", "give the folder"],
+        ),
+        (
+            {"dataset.name": "image_folder", "dataset.path": __file__},
+            ["config.dataset.path=/", "is a file"],
+        ),
         ({"model.variant": "keras", "model.block": "basic"}, ["model.", "block"]),
         ({"model.variant": "keras", "model.shortcut": "A"}, ["model.", "shortcut"]),
         (

@@ -1,34 +1,38 @@
-"""Image-classification data as arrays: `load(config.dataset)`.
+"""Image-classification data: `load(config.dataset)`.
 
-`digits` (scikit-learn's, no download), `fake` (random, for speed tests), and every
-small image-classification set that TFDS has prepared in array_record format, of which
-cifar10, cifar100, fashion_mnist and svhn_cropped are downloaded and prepared here.
-TensorFlow is never imported.
+`image_folder` (your own pictures), `digits` (scikit-learn's, no download), `fake`
+(random, for speed tests), and every image-classification set that TFDS has prepared in
+array_record format, of which cifar10, cifar100, fashion_mnist and svhn_cropped are
+downloaded and prepared here. TensorFlow is never imported.
 """
 
 import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from resnet_jax import UserError
-from resnet_jax.data import digits, fake, splits, tfds
+from resnet_jax.data import digits, fake, image_folder, reading, splits, tfds
+from resnet_jax.data.cache import cached
 from resnet_jax.data.source import Source
+from resnet_jax.data.stream import StreamedImages, fit
 
+# Decoded images up to this many bytes live on the device; more of them are streamed.
+RESIDENT_BYTES = 2 * 2**30
 _BUNDLED = {"digits": digits.source, "fake": fake.source}
 
 
 class Split(NamedTuple):
     """Labelled images."""
 
-    images: np.ndarray  # uint8 [examples, height, width, channels]
+    # uint8 [examples, height, width, channels]
+    images: np.ndarray | StreamedImages
     labels: np.ndarray  # int32 [examples]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set in memory.
+    """A data set, in memory or ready to be streamed.
 
     Attributes:
       name: For titles and reports; says so where the data are not real.
@@ -62,9 +66,9 @@ def check(config) -> None:
       config: The fields of `load`.
 
     Raises:
-      UserError: The set is unknown, or cannot be read or prepared; `data_dir` is given
-        and not there; a split is not in TFDS's syntax; the mirror is no address; or the
-        image size is negative.
+      UserError: The set is unknown, or cannot be read or prepared; `data_dir` or `path`
+        is given and not there; a split is not in TFDS's syntax; the mirror is no
+        address; or the image size is negative.
     """
     for field, spec in _specs(config).items():
         splits.parse(spec, field)
@@ -77,25 +81,37 @@ def check(config) -> None:
         raise UserError(
             f"config.dataset.mirror={config.mirror} is not an address: begin it with https://."
         )
+    if config.name == "image_folder":
+        image_folder.check(config.path)
+        return
+    if config.path:
+        raise UserError(
+            f"config.dataset.path={config.path} is for pictures of your own: give "
+            "config.dataset.name=image_folder, too"
+        )
     if config.name not in _BUNDLED:
         tfds.locate(config.name, config.data_dir)
 
 
 def load(config) -> Dataset:
-    """Reads a data set into memory, downloading and preparing it where need be.
+    """Reads a data set, downloading and preparing it where need be.
 
     Args:
-      config: `name`; `data_dir` ('': $TFDS_DATA_DIR or ~/tensorflow_datasets); `mirror`
-        ('': the official host, else the base URL to download from); `image_size` (0:
-        as stored, else pixels a side to resize to, bilinear); and `train_split`,
-        `validation_split` (may be '') and `eval_split` in TFDS's syntax.
+      config: `name`; `path` and `split_seed` of image_folder; `data_dir` ('':
+        $TFDS_DATA_DIR or ~/tensorflow_datasets); `mirror` ('': the official host, else
+        the base URL to download from); `image_size` (0: as stored, else pixels a side
+        to resize to, bilinear); `stream` ('always', 'never', or 'auto': if it is larger
+        than `RESIDENT_BYTES`); and `train_split`, `validation_split` (may be '') and
+        `eval_split` in TFDS's syntax.
 
     Raises:
       UserError: As for `check`; and where the set cannot be had, is damaged, has no
         such split, or has images of several sizes; or training and validation overlap.
     """
     check(config)
-    if config.name in _BUNDLED:
+    if config.name == "image_folder":
+        source = image_folder.source(config.path, config.image_size, config.split_seed)
+    elif config.name in _BUNDLED:
         source = _BUNDLED[config.name]()
     else:
         source = tfds.source(config.name, config.data_dir, config.mirror)
@@ -106,7 +122,21 @@ def load(config) -> Dataset:
     train, *validation, _ = selections.values()
     if validation:
         splits.check_disjoint(train, *validation, source.sizes)
-    read = _read(source, list(selections.values()), config.image_size)
+    for note in source.notes:
+        print(note)
+    chosen, size = list(selections.values()), config.image_size
+    streams = _streams(config, source, chosen)
+    read = reading.to_know if streams else reading.into_memory
+    arrays = cached(
+        source.key and f"{source.key} {chosen} {read.__name__}",
+        lambda: read(source, chosen, size),
+    )
+    reading.tell_skipped(arrays["skipped"])
+    if streams:
+        read = reading.splits_to_stream(arrays, source, size)
+    else:
+        read = reading.splits_in_memory(arrays)
+    read = [Split(*split) for split in read]
     return Dataset(
         name=source.name,
         class_names=source.class_names,
@@ -124,51 +154,14 @@ def _specs(config) -> dict[str, str]:
     return specs | {"config.dataset.eval_split": config.eval_split}
 
 
-def _read(
-    source: Source, selections: list[list[tuple[str, range]]], size: int
-) -> list[Split]:
-    """Reads several selections into one array, and cuts it into as many splits."""
-    counts = [sum(len(indices) for _, indices in parts) for parts in selections]
-    examples = (
-        example
-        for parts in selections
-        for part in parts
-        for example in source.examples(*part)
-    )
-    labels = np.empty(sum(counts), np.int32)
-    images = None
-    progress = tqdm(
-        examples,
-        desc=f"Reading {source.name}",
-        total=len(labels),
-        delay=1,
-        disable=None,
-        leave=False,
-    )
-    for row, (image, label) in enumerate(progress):
-        image = _resize(image, size) if size else image
-        image = image[..., None] if image.ndim == 2 else image
-        if images is None:
-            images = np.empty((len(labels), *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
-            raise UserError(
-                f"The images of {source.name} differ in size ({images.shape[1:]}, "
-                f"{image.shape}): give config.dataset.image_size, for example 64, "
-                "to resize them all to that square."
-            )
-        images[row], labels[row] = image, label
-    if labels.min() < 0:
-        raise UserError(
-            f"{source.name} has examples without a label in these splits: choose other "
-            "splits."
-        )
-    cuts = np.cumsum(counts)[:-1]
-    return list(map(Split, np.split(images, cuts), np.split(labels, cuts)))
-
-
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    from PIL import Image
-
-    squeezed = image[..., 0] if image.shape[-1] == 1 and image.ndim == 3 else image
-    resized = Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+def _streams(config, source: Source, selections: reading.Selections) -> bool:
+    """Whether the images are read batch by batch, and not kept in memory."""
+    if config.stream != "auto":
+        return config.stream == "always"
+    examples = sum(len(rows) for parts in selections for _, rows in parts)
+    split, rows = selections[0][0]
+    for index in rows[:16]:  # the first may be damaged
+        ((image, _),) = source.examples(split, range(index, index + 1))
+        if isinstance(image, np.ndarray):
+            return examples * fit(image, config.image_size).size > RESIDENT_BYTES
+    return False

@@ -4,6 +4,7 @@ TFDS is imported inside the functions that need it, because `digits` and `fake` 
 """
 
 import difflib
+import functools
 import json
 import logging
 import os
@@ -64,8 +65,10 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
                     directory, f"{path.name} holds {found} examples, not {length}"
                 )
 
+    opened = functools.cache(builder.as_data_source)
+
     def examples(split, indices):
-        data = builder.as_data_source(split)
+        data = opened(split)
         for start in range(0, len(indices), CHUNK):
             try:
                 chunk = data.__getitems__(indices[start : start + CHUNK])

@@ -86,7 +86,7 @@ def test_image_size(config):
 
 def test_resizing_is_bilinear():
     edge = np.array([[[0], [255]], [[0], [255]]], np.uint8)
-    assert data._resize(edge, 4).tolist() == [[0, 64, 191, 255]] * 4
+    assert data.fit(edge, 4)[..., 0].tolist() == [[0, 64, 191, 255]] * 4
 
 
 def test_image_size_in_colour(config):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax import UserError, data
+from resnet_jax.augment import statistics
 from resnet_jax.data import tfds as sets
 from tests.data.conftest import CIFAR10_NAMES
 
@@ -164,6 +165,35 @@ def test_configs(config, tmp_path):
     kinds = data.load(config("kinds/small"))
     assert kinds.class_names == ("0", "1", "2")
     assert kinds.train.labels.tolist() == [2]
+
+
+def test_streamed_set_has_the_images_of_the_one_in_memory(config, tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(5, 5, 3)),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 5, 5, 3)).astype(np.uint8)
+    examples = [
+        {"image": Image.fromarray(x), "label": i % 3} for i, x in enumerate(pixels)
+    ]
+    write_set(tmp_path, "noise", features, examples)
+    for size in (0, 4):
+        memory = data.load(config("noise", image_size=size, stream="never"))
+        stream = data.load(config("noise", image_size=size, stream="always"))
+        for one, other in ((memory.train, stream.train), (memory.eval, stream.eval)):
+            assert other.images.shape == one.images.shape
+            np.testing.assert_array_equal(other.labels, one.labels)
+            for row, image in enumerate(one.images):
+                np.testing.assert_array_equal(other.images[row], image)
+        for normalization in ("mean", "mean_std", "pixel_mean"):
+            for one, other in zip(
+                statistics(normalization, memory.train.images),
+                statistics(normalization, stream.train.images),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("missing", ["image", "label"])

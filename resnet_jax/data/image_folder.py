@@ -1,0 +1,282 @@
+"""A folder of pictures: DIR/train/CLASS/* with val/ or test/ beside, or DIR/CLASS/*.
+
+Where there is no val/ and no test/, a fifth of each class's pictures is the test set,
+chosen by `split_seed` and the files' names. A split lists its pictures shuffled, with
+the classes evenly mixed: any slice, as `train[:90%]`, has a fair share of each.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+
+from resnet_jax import UserError
+from resnet_jax.data import picture
+from resnet_jax.data.source import Source
+
+TEST_FRACTION = 0.2
+_SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
+_CHUNK = 1024  # pictures that the threads read ahead
+_LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # of operating systems
+
+
+class _File(NamedTuple):
+    path: str
+    label: int
+
+
+def check(path: str) -> Path:
+    """Sees that a folder is there, and reads nothing in it.
+
+    Raises:
+      UserError: It is not.
+    """
+    if not path:
+        raise UserError(
+            "config.dataset.path='': give the folder of your pictures, which has a "
+            "folder for each class, or train/ and test/ with those in them"
+        )
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file" if root.is_file() else "is not there"
+        raise UserError(f"config.dataset.path={path} {what}: give a folder of pictures")
+    return root
+
+
+def source(path: str, size: int, split_seed: int) -> Source:
+    """Lists the pictures of a folder, which `Source.examples` then reads in threads.
+
+    Args:
+      path: The folder.
+      size: Pixels a side; see `picture.decode`.
+      split_seed: Of the test set where the folder has none, and of the order.
+
+    Raises:
+      UserError: There are no two classes with pictures, a class is in the test set
+        alone, or a folder cannot be read.
+    """
+    root, notes = check(path), []
+    folders = {name: root / name for name in _SPLITS if _has_folders(root / name)}
+    if not _has_folders(root / "train"):
+        folders = {"train": root}
+    else:
+        folders = {"train": root / "train"} | folders
+        extra = [
+            name for name in _folders(root) if name not in folders and name != "train"
+        ]
+        if extra:
+            notes.append(f"ignored   {_listed(extra)} beside train")
+    found, ignored = {}, []
+    for name, folder in folders.items():
+        split = _SPLITS.get(name, name)
+        if split in found:
+            raise UserError(
+                f"config.dataset.path={path} has several folders for validation "
+                "(val, valid, validation): keep one"
+            )
+        found[split] = _classes(folder, ignored)
+    if ignored:
+        notes.append(f"ignored   no pictures: {_listed(ignored, root)}")
+    empty = [name for name, files in found["train"].items() if not files]
+    if empty:
+        notes.append(f"left out  classes without a picture: {_listed(empty)}")
+    names = tuple(name for name, files in found["train"].items() if files)
+    _require_classes(path, folders["train"], names)
+    for split, classes in found.items():
+        unknown = [
+            name for name, files in classes.items() if files and name not in names
+        ]
+        if unknown and split != "train":
+            raise UserError(
+                f"config.dataset.path={path}: {_listed(unknown)} of {split} has no "
+                "pictures to train on: give it some in train, or take it away"
+            )
+        if absent := [name for name in names if not classes.get(name)]:
+            notes.append(f"warning   {split} has no picture of {_listed(absent)}")
+    ordered = {
+        split: [_shuffled(classes.get(name, []), root, split_seed) for name in names]
+        for split, classes in found.items()
+    }
+    if len(ordered) == 1:
+        ordered = _cut(ordered["train"])
+        notes.append(
+            f"split     {TEST_FRACTION:.0%} of each class for the test, by seed "
+            f"{split_seed}, since there is no test folder"
+        )
+        if single := [n for n, t in zip(names, ordered["test"], strict=True) if not t]:
+            notes.append(f"warning   a single picture, none to test: {_listed(single)}")
+    elif "test" not in ordered:
+        ordered["test"] = ordered["val"]
+        notes.append(
+            "test      is the validation folder, since there is no test folder"
+        )
+    notes.append(_balance(names, [len(files) for files in ordered["train"]]))
+    splits = {split: _mixed(classes) for split, classes in ordered.items()}
+    return Source(
+        name=f"image_folder ({root.resolve().name})",
+        class_names=names,
+        sizes={split: len(files) for split, files in splits.items()},
+        examples=lambda split, indices: _read(splits[split], indices, root, size),
+        key=_key(splits, root, size),
+        notes=tuple(notes),
+    )
+
+
+def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
+    if len(names) > 1:
+        return
+    if names:
+        raise UserError(
+            f"config.dataset.path={path} has pictures of one class, {names[0]}, alone: "
+            "give at least two classes"
+        )
+    loose = any(_is_picture(entry.name) for entry in _entries(folder))
+    what = "pictures, but in no folders" if loose else "no pictures"
+    raise UserError(
+        f"config.dataset.path={path} has {what}: put each class's pictures "
+        f"({', '.join(sorted(picture.SUFFIXES))}) in a folder of its name"
+    )
+
+
+def _classes(folder: Path, ignored: list[str]) -> dict[str, list[str]]:
+    """The pictures in and below each class's folder."""
+    classes = {}
+    for entry in _entries(folder):
+        if entry.is_dir():
+            parents = (_identity(folder.stat()), _identity(entry.stat()))
+            classes[entry.name] = list(_pictures(entry.path, parents, ignored))
+        else:
+            ignored.append(entry.path)
+    return classes
+
+
+def _pictures(folder: str, parents: tuple, ignored: list[str]) -> Iterator[str]:
+    for entry in _entries(folder):
+        if entry.is_dir():
+            identity = _identity(entry.stat())
+            if identity in parents:
+                ignored.append(entry.path)  # a link to a folder that it lies in
+            else:
+                yield from _pictures(entry.path, (*parents, identity), ignored)
+        elif _is_picture(entry.name):
+            yield entry.path
+        else:
+            ignored.append(entry.path)
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in picture.SUFFIXES
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            visible = [
+                entry
+                for entry in entries
+                if entry.name[0] != "." and entry.name.lower() not in _LITTER
+            ]
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): mend that, or take it away"
+        ) from None
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and bool(_folders(folder))
+
+
+def _shuffled(paths: list[str], root: Path, seed: int) -> list[str]:
+    """In an order that depends on each file's own name, so that it outlives others."""
+
+    def draw(path: str) -> bytes:
+        name = os.path.relpath(path, root).replace(os.sep, "/")
+        return hashlib.sha256(f"{seed}/{name}".encode(errors="replace")).digest()
+
+    return sorted(paths, key=draw)
+
+
+def _cut(classes: list[list[str]]) -> dict[str, list[list[str]]]:
+    counts = [
+        max(1, round(len(files) * TEST_FRACTION)) if len(files) > 1 else 0
+        for files in classes
+    ]
+    return {
+        "train": [f[count:] for f, count in zip(classes, counts, strict=True)],
+        "test": [f[:count] for f, count in zip(classes, counts, strict=True)],
+    }
+
+
+def _mixed(classes: list[list[str]]) -> list[_File]:
+    placed = [
+        ((rank + 0.5) / len(files), label, path)
+        for label, files in enumerate(classes)
+        for rank, path in enumerate(files)
+    ]
+    return [_File(path, label) for _, label, path in sorted(placed)]
+
+
+def _read(
+    files: list[_File], indices: Sequence[int], root: Path, size: int
+) -> Iterator[tuple[np.ndarray | picture.UnreadableError, int]]:
+    def read(index: int):
+        path, label = files[index]
+        try:
+            return picture.decode(path, size), label
+        except picture.UnreadableError as error:
+            name = os.path.relpath(path, root)
+            return picture.UnreadableError(f"{name}: {error}"), label
+
+    if len(indices) == 1:
+        yield read(indices[0])
+        return
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as threads:
+        for start in range(0, len(indices), _CHUNK):
+            yield from threads.map(read, indices[start : start + _CHUNK])
+
+
+def _key(splits: dict[str, list[_File]], root: Path, size: int) -> str:
+    digest = hashlib.sha256(f"{PIL.__version__} {size}".encode())
+    for split, files in splits.items():
+        for path, label in files:
+            try:
+                stat = Path(path).stat()
+                state = f"{stat.st_size} {stat.st_mtime_ns}"
+            except OSError:
+                state = "gone"  # a link to nothing: told when it is read
+            name = os.path.relpath(path, root)
+            digest.update(f"{split} {label} {state} {name}\n".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def _balance(names: tuple[str, ...], counts: list[int]) -> str:
+    least, most = min(counts), max(counts)
+    largest, smallest = names[counts.index(most)], names[counts.index(least)]
+    if least == most:
+        return f"classes   {len(names)}, of {most:,} pictures each in train"
+    return (
+        f"classes   {len(names)}, of {least:,} ({smallest}) to {most:,} ({largest}) "
+        f"pictures in train; always to guess {largest} is right for "
+        f"{most / sum(counts):.0%} of them"
+    )
+
+
+def _listed(names: list[str], root: Path | None = None) -> str:
+    """A few of the names, and how many there are."""
+    shown = [os.path.relpath(name, root) if root else name for name in names[:3]]
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(shown) + more

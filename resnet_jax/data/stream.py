@@ -1,0 +1,111 @@
+"""Images that do not fit in memory: Grain reads them when a batch needs them."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from resnet_jax import UserError
+from resnet_jax.data.picture import UnreadableError
+from resnet_jax.data.source import Source
+
+THREADS = 16  # that read ahead
+_AHEAD = 2  # batches that are read before they are asked for
+# Images that a thread reads at once: handing one over takes Grain as long as to decode
+# one of 32 pixels.
+_CHUNK = 16
+
+
+class StreamedImages:
+    """A split's images, none of which is in memory.
+
+    Attributes:
+      shape: (examples, height, width, channels).
+      sums: Of all its images, exactly: their sum and that of their squares, each int64
+        [height, width, channels]; None for splits that nothing is computed of.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        shape: tuple[int, int, int],
+        splits: np.ndarray,
+        indices: np.ndarray,
+        sums: tuple[np.ndarray, np.ndarray] | None,
+    ):
+        """Row r is example `indices[r]` of the source's split `splits[r]`."""
+        self.shape = (len(indices), *shape)
+        self.sums = sums
+        self._source, self._size = source, size
+        self._splits, self._indices = splits, indices
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Reads one image, uint8 [height, width, channels].
+
+        Raises:
+          UserError: It cannot be read any more.
+        """
+        split, index = str(self._splits[row]), int(self._indices[row])
+        ((image, _),) = self._source.examples(split, [index])
+        if isinstance(image, UnreadableError):
+            raise UserError(
+                f"{image}, although it could be read at the start: put the file back, "
+                "and the same command goes on"
+            )
+        return fit(image, self._size)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """An image with channels, resized (bilinear) to a square unless `size` is 0."""
+    if size and image.shape[:2] != (size, size):
+        from PIL import Image
+
+        grey = image.ndim == 3 and image.shape[-1] == 1
+        picture = Image.fromarray(image[..., 0] if grey else image)
+        image = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return image[..., None] if image.ndim == 2 else image
+
+
+def batches(
+    images: StreamedImages,
+    labels: np.ndarray,
+    row_of: Callable[[int], int],
+    places: range,
+    own: np.ndarray,
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads batch after batch, ahead of who asks for them.
+
+    Args:
+      images: To read.
+      labels: int32, of each.
+      row_of: The row that comes at a place; places count on from batch to batch.
+      places: The numbers of the batches.
+      own: int32, the places in a batch that this process reads.
+      batch_size: Places in a batch, over all processes.
+
+    Yields:
+      The images and labels of `own`, in that order.
+    """
+    import grain
+
+    chunk = max(n for n in range(1, _CHUNK + 1) if len(own) % n == 0)
+
+    class Chunks:
+        def __len__(self) -> int:
+            return len(places) * len(own) // chunk
+
+        def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+            batch, first = divmod(int(number) * chunk, len(own))
+            start = places[batch] * batch_size
+            rows = [row_of(start + int(p)) for p in own[first : first + chunk]]
+            return np.stack([images[row] for row in rows]), labels[rows]
+
+    count = len(own) // chunk
+    ahead = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=_AHEAD * count)
+    dataset = grain.MapDataset.source(Chunks()).to_iter_dataset(ahead).batch(count)
+    for chunks in dataset:
+        yield tuple(array.reshape(-1, *array.shape[2:]) for array in chunks)

@@ -1,0 +1,370 @@
+"""Folders of pictures, good and bad."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax import UserError, data
+from resnet_jax.data import image_folder, picture, reading
+
+SIZE = 8
+
+
+def colour(*name) -> tuple[int, int, int]:
+    """A colour of its own for each name, in whatever process."""
+    value = sum(ord(c) * 7919**i for i, c in enumerate("/".join(map(str, name))))
+    return tuple(
+        int(x) for x in np.random.default_rng(value % 2**32).integers(256, size=3)
+    )
+
+
+def draw(path: Path, kind: str | None = None, size: int = SIZE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.parent.name, path.name
+    Image.new("RGB", (size, size), colour(*name)).save(path, kind)
+
+
+def write(root: Path, **classes) -> Path:
+    """Makes `root/split/class/NN.png`, as `write(root, train={'cat': 3})`."""
+    for split, counts in classes.items():
+        for name, count in counts.items():
+            for number in range(count):
+                draw(root / split / name / f"{number:02}.png")
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def load(config, root, capsys):
+    """Loads the folder `root`; returns the data and what was printed."""
+
+    def run(**fields):
+        fields = {"path": str(root), "image_size": SIZE} | fields
+        loaded = data.load(config("image_folder", **fields))
+        return loaded, capsys.readouterr().out
+
+    return run
+
+
+def names(split: data.Split, root: Path, folder: str) -> list[str]:
+    """The files of a split, found by their colours."""
+    known = {
+        colour(path.parent.name, path.name): f"{path.parent.name}/{path.name}"
+        for path in (root / folder).glob("*/*.png")
+    }
+    return [known[tuple(map(int, image[0, 0]))] for image in split.images]
+
+
+def test_train_and_test_folders(load, root):
+    write(root, train={"cat": 6, "dog": 6}, test={"dog": 2, "cat": 1})
+    found, told = load()
+    assert found.name == "image_folder (pictures)"
+    assert found.class_names == ("cat", "dog")
+    assert found.image_shape == (SIZE, SIZE, 3)
+    assert found.validation is None
+    train, test = names(found.train, root, "train"), names(found.eval, root, "test")
+    for split, files in ((found.train, train), (found.eval, test)):
+        classes = [found.class_names[label] for label in split.labels]
+        assert classes == [file.split("/")[0] for file in files]
+        assert split.labels.dtype == np.int32
+    assert len(set(train)) == 12
+    assert sorted(test) == ["cat/00.png", "dog/00.png", "dog/01.png"]
+    assert told == "classes   2, of 6 pictures each in train\n"
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+def test_validation_folder(load, root, validation):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1}, **{validation: {"a": 2}})
+    found, told = load(validation_split="val")
+    assert sorted(names(found.validation, root, validation)) == ["a/00.png", "a/01.png"]
+    assert "warning   val has no picture of b" in told
+    shutil.rmtree(root / "test")
+    found, told = load()
+    assert sorted(names(found.eval, root, validation)) == ["a/00.png", "a/01.png"]
+    assert "is the validation folder, since there is no test folder" in told
+
+
+def test_one_folder_is_split_by_class_and_seed(load, root):
+    write(root / "x", **{"": {"a": 50, "b": 20, "c": 2, "d": 1}})
+    found, told = load(path=str(root / "x"))
+    train, test = (names(split, root, "x") for split in (found.train, found.eval))
+    assert len({*train, *test}) == len(train) + len(test) == 73
+    assert np.bincount(found.eval.labels).tolist() == [10, 4, 1]
+    assert "split     20% of each class for the test, by seed 0" in told
+    assert "none to test: d" in told
+    assert "4, of 1 (c) to 40 (a) pictures in train; always to guess a is right" in told
+    assert names(load(path=str(root / "x"))[0].train, root, "x") == train
+    other, _ = load(path=str(root / "x"), split_seed=1)
+    assert set(names(other.eval, root, "x")) != set(test)
+    assert np.bincount(other.eval.labels).tolist() == [10, 4, 1]
+
+
+def test_split_outlives_a_move_and_another_file(load, root):
+    write(root / "x", **{"": {"a": 40, "b": 40}})
+    before = set(names(load(path=str(root / "x"))[0].eval, root, "x"))
+    shutil.move(root / "x", root / "y")
+    assert set(names(load(path=str(root / "y"))[0].eval, root, "y")) == before
+    draw(root / "y" / "a" / "new.png")
+    after = set(names(load(path=str(root / "y"))[0].eval, root, "y"))
+    assert len(after - before) <= 1
+
+
+def test_train_alone_is_split_too(load, root):
+    write(root, train={"a": 10, "b": 10})
+    found, _ = load()
+    assert (len(found.train.labels), len(found.eval.labels)) == (16, 4)
+
+
+def test_every_slice_has_its_share_of_each_class(load, root):
+    write(root, train={"a": 40, "b": 20}, test={"a": 1, "b": 1})
+    found, _ = load(train_split="train[:80%]", validation_split="train[80%:]")
+    assert np.bincount(found.train.labels).tolist() == [32, 16]
+    assert np.bincount(found.validation.labels).tolist() == [8, 4]
+    assert set(found.train.labels[:3]) == {0, 1}
+    numbers = [name for name in names(found.train, root, "train") if name[0] == "a"]
+    assert numbers != sorted(numbers)
+
+
+def test_class_called_train_is_a_class(load, root):
+    write(root / "x", **{"": {"train": 5, "tram": 5}})
+    assert load(path=str(root / "x"))[0].class_names == ("train", "tram")
+
+
+def test_what_is_no_picture_is_left_alone(load, root):
+    write(root, train={"a": 3, "b": 3, "none": 0}, test={"a": 1, "b": 1}, more={"a": 1})
+    for name in (".DS_Store", "Thumbs.db", ".hidden.png", ".git/a.png"):
+        path = root / "train" / "a" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    for name in ("a/notes.txt", "a/clip.mp4", "b/model.h5", "labels.csv"):
+        (root / "train" / name).write_text("x")
+    found, told = load()
+    assert found.class_names == ("a", "b")
+    assert len(found.train.labels) == 6
+    assert "ignored   more beside train" in told
+    assert "classes without a picture: none" in told
+    assert "no pictures: train/a/clip.mp4, train/a/notes.txt, train/b/model.h5" in told
+    assert "and 1 more" in told
+    assert "DS_Store" not in told
+    assert "hidden" not in told
+
+
+def test_folders_in_classes_and_links(load, root):
+    write(root, train={"a": 2, "b": 2}, test={"a": 1, "b": 1})
+    draw(root / "train" / "a" / "deep" / "er" / "x.png")
+    (root / "train" / "a" / "loop").symlink_to(root / "train")
+    (root / "train" / "b" / "self").symlink_to(root / "train" / "b")
+    draw(root / "elsewhere" / "y.png")
+    (root / "train" / "b" / "linked").symlink_to(root / "elsewhere")
+    found, told = load()
+    assert np.bincount(found.train.labels).tolist() == [3, 3]
+    assert "train/a/loop" in told
+    assert "train/b/self" in told
+
+
+def test_names_of_any_language_and_wrong_suffixes(load, root):
+    write(root, train={"кот": 2, "b c": 2}, test={"кот": 1, "b c": 1})
+    draw(root / "train" / "кот" / "猫 ü.JPG", "PNG")
+    found, told = load()
+    assert found.class_names == ("b c", "кот")
+    assert len(found.train.labels) == 5
+    assert "skipped" not in told
+
+
+def test_damaged_pictures_are_told_and_skipped(load, root):
+    write(root, train={"a": 20, "b": 20}, test={"a": 2, "b": 2})
+    (root / "train" / "a" / "00.png").write_bytes(b"")
+    (root / "train" / "b" / "05.png").write_bytes(b"\x89PNG")
+    (root / "train" / "b" / "gone.png").symlink_to(root / "nowhere.png")
+    for _ in range(2):  # and again where the pictures come from the cache
+        found, told = load()
+        assert np.bincount(found.train.labels).tolist() == [19, 19]
+        assert len(found.eval.labels) == 4
+        lines = [line for line in told.splitlines() if line.startswith("skipped")]
+        assert len(lines) == 3
+        for name in ("train/a/00.png", "train/b/05.png", "train/b/gone.png"):
+            assert any(name in line for line in lines)
+        streamed, told = load(stream="always")
+        assert told.count("skipped") == 3
+        np.testing.assert_array_equal(streamed.train.labels, found.train.labels)
+        for row, image in enumerate(found.train.images):
+            np.testing.assert_array_equal(streamed.train.images[row], image)
+
+
+def test_long_lists_of_damaged_pictures_are_cut(load, root):
+    write(root, train={"a": 150, "b": 3}, test={"a": 2, "b": 2})
+    for number in range(12):
+        (root / "train" / "a" / f"{number:02}.png").write_bytes(b"")
+    _, told = load()
+    assert told.count("skipped") == reading._TOLD + 1
+    assert "2 more that cannot be read" in told
+
+
+def test_pictures_are_kept_until_a_file_changes(load, root, monkeypatch):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+    first, _ = load(stream="never")
+    decoded = []
+    decode = picture.decode
+    monkeypatch.setattr(
+        picture, "decode", lambda path, size: decoded.append(path) or decode(path, size)
+    )
+    again, _ = load(stream="never")
+    np.testing.assert_array_equal(again.train.images, first.train.images)
+    assert not decoded
+    load(stream="never", image_size=4)
+    assert len(decoded) == 8
+    changed = root / "train" / "a" / "01.png"
+    draw(changed)
+    os.utime(changed, ns=(1, 1))
+    load(stream="never")
+    assert len(decoded) == 16
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "text"])
+def test_damaged_cache_is_made_again(load, root, damage):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+    first = np.array(load()[0].train.images)  # not the map of the file
+    (file,) = (Path.home() / ".cache" / "resnet_jax" / "data").glob("*/images.npy")
+    content = file.read_bytes()
+    if damage == "gone":
+        shutil.rmtree(file.parent)
+    else:
+        file.write_bytes(content[:-100] if damage == "cut" else b"text")
+    again, _ = load()
+    np.testing.assert_array_equal(again.train.images, first)
+    assert file.read_bytes() == content
+
+
+def test_cache_that_cannot_be_written_is_done_without(load, root):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+    (Path.home() / ".cache").parent.mkdir(exist_ok=True)
+    (Path.home() / ".cache").write_text("a file")
+    found, told = load()
+    assert len(found.train.labels) == 6
+    assert "warning   what was read is not kept" in told
+
+
+def test_images_as_stored(load, root):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+    assert load(image_size=0)[0].image_shape == (SIZE, SIZE, 3)
+    draw(root / "train" / "a" / "large.png", size=9)
+    with pytest.raises(UserError, match=r"differ in size.*dataset.image_size"):
+        load(image_size=0)
+
+
+def nothing(root):
+    pass
+
+
+def empty(root):
+    root.mkdir()
+
+
+def no_pictures(root):
+    write(root, train={"a": 0, "b": 0})
+
+
+def loose_pictures(root):
+    draw(root / "1.png")
+
+
+def loose_in_train(root):
+    draw(root / "train" / "1.png")
+
+
+def one_class(root):
+    write(root, train={"cat": 5})
+
+
+def one_class_with_pictures(root):
+    write(root, train={"cat": 5, "dog": 0}, test={"cat": 1})
+
+
+def unknown_class(root):
+    write(root, train={"cat": 3, "dog": 3}, test={"cat": 1, "emu": 1})
+
+
+def all_damaged(root):
+    write(root, train={"cat": 9, "dog": 9}, test={"cat": 2, "dog": 2})
+    for path in root.glob("train/*/*.png"):
+        path.write_bytes(b"no picture")
+
+
+def third_damaged(root):
+    write(root, train={"cat": 9, "dog": 9}, test={"cat": 2, "dog": 2})
+    for path in root.glob("train/cat/*.png"):
+        path.write_bytes(path.read_bytes()[:40])
+
+
+def damaged_test(root):
+    write(root, train={"cat": 30, "dog": 30}, test={"cat": 1, "dog": 1})
+    for path in root.glob("test/*/*.png"):
+        path.write_bytes(b"")
+
+
+def other_formats(root):
+    write(root, train={"cat": 0, "dog": 0})
+    for name in ("cat/a.tiff", "dog/a.heic", "dog/b.svg"):
+        (root / "train" / name).write_text("x")
+
+
+def a_file(root):
+    root.write_text("x")
+
+
+def two_validations(root):
+    write(root, train={"a": 2, "b": 2}, val={"a": 1, "b": 1}, valid={"a": 1, "b": 1})
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (nothing, "is not there: give a folder of pictures"),
+        (a_file, "is a file: give a folder of pictures"),
+        (empty, "has no pictures: put each class's pictures"),
+        (no_pictures, "has no pictures: put each class's pictures"),
+        (other_formats, r"has no pictures: .*\.gif, .*\.jpg.*in a folder of its name"),
+        (loose_pictures, "has pictures, but in no folders: put each"),
+        (loose_in_train, r"of one class, train, alone"),
+        (one_class, "has pictures of one class, cat, alone: give at least two"),
+        (one_class_with_pictures, "has pictures of one class, cat, alone"),
+        (unknown_class, "emu of test has no pictures to train on: give it some"),
+        (all_damaged, r"over 10% of 22 pictures cannot be read \(as train/"),
+        (third_damaged, r"over 10% of 22 pictures cannot be read \(as train/cat/"),
+        (damaged_test, r"no picture of a split can be read \(first test/"),
+        (two_validations, "several folders for validation"),
+    ],
+)
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_bad_folders_are_refused_in_a_sentence(load, root, make, sentence, stream):
+    make(root)
+    with pytest.raises(UserError, match=sentence) as raised:
+        load(stream=stream)
+    message = str(raised.value)
+    assert raised.value.exit_status == 2
+    assert "\n" not in message
+    assert "pictures" in message
+    assert not (Path.home() / ".cache").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folder_that_must_not_be_read(load, root):
+    write(root, train={"a": 3, "b": 3})
+    (root / "train" / "a").chmod(0)
+    with pytest.raises(UserError, match="cannot be read"):
+        load()
+    (root / "train" / "a").chmod(0o700)
+
+
+def test_unreadable_folder_is_a_sentence(root):
+    with pytest.raises(UserError, match=r"pictures cannot be read \(No such file"):
+        image_folder._entries(root)
