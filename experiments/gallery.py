@@ -28,9 +28,11 @@ the modules, which say more. Do not edit.
 
 
 def paragraph(doc: str, label: str) -> str:
-    """The paragraph of a docstring that begins with a label, as 'Found'; or ''."""
-    paragraphs = doc.split("\n\n")
-    return next((text for text in paragraphs if text.startswith(label)), "")
+    """The paragraph of a docstring that begins with a label, in bold; or ''."""
+    for text in doc.split("\n\n"):
+        if text.startswith(label):
+            return f"**{label}**{text.removeprefix(label).rstrip()}"
+    return ""
 
 
 def section(module: ModuleType, name: str, files: list[Path]) -> str:

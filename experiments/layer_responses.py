@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import study
 from experiments.study import STYLES, Study
@@ -81,6 +82,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
     ):
         panel.set(xlabel=x, ylabel="standard deviation", ylim=(0, None))
         panel.set_title(title, loc="left")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].legend(ncols=3)
     return figure
 

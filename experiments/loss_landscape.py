@@ -1,4 +1,23 @@
-"""TODO."""
+"""The loss around a trained network: is it a bowl, or mountains?
+
+    python -m experiments.loss_landscape [--scale=full]
+
+Claim. Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", arXiv
+1712.09913: with 20 layers the loss around a trained network is a bowl, with and without
+shortcuts. Without them it turns to chaos as depth grows to 56; with them it stays a
+bowl.
+
+Method. The training loss on a plane through the trained network, along two random
+directions in which each filter is as long as the network's own, so that distance 1
+changes it by as much as there is of it. Below, medians over directions, and the ends of
+the spectrum of the loss's Hessian at the middle, by Lanczos. A convex loss has no
+negative eigenvalues. Surfaces are of seed 0; lines are medians over seeds, bands their
+range.
+
+Cost. Smoke: digits, twelve short trainings (some shared with other experiments), TODO.
+
+TODO
+"""
 
 from collections.abc import Callable
 
@@ -18,7 +37,7 @@ from resnet_jax import command_line, models
 # Networks are depth and whether there are shortcuts.
 SCALES = {
     "smoke": {
-        "networks": ((20, False), (20, True), (56, True)),
+        "networks": ((20, False), (56, False), (20, True), (56, True)),
         "points": 13,
         "examples": 128,
         "iterations": 20,
@@ -33,7 +52,7 @@ SCALES = {
 SEEDS = (0, 1, 2)
 SHOWN = 5  # eigenvalues, from either end
 BATCH = 256
-LEVELS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+LEVELS = (0.1, 0.5, 2, 10, 50)
 
 
 def filter_normalized(rng: np.random.Generator, params: dict) -> dict:
@@ -197,7 +216,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
     axes[1, 0].set_ylabel("second direction")
     letters = iter("abcdefgh"[len(cells) :])
     for panel, title, x, y in (
-        (around, "around it", "distance", "median loss"),
+        (around, "away from it", "distance", "median loss"),
         (largest, "largest eigenvalues", "number", "of the Hessian"),
         (smallest, "smallest eigenvalues", "number", "of the Hessian"),
     ):
