@@ -17,7 +17,7 @@ The part of the image that Grad-CAM covers: 100% if it is even, little if it is 
 Medians over seeds, bands their range.
 
 Cost. Smoke: digits at 32x32 pixels, three trainings of 8 epochs; eight minutes on two
-cores of a shared x86 machine that did other work, two or three when it is idle.
+cores of a shared x86 machine that did much other work.
 
 Found. The picture is refined step by step. After the first block class means tell 4 of
 10 digits apart, and every block adds to that, quickly at first and a little at the end,
