@@ -225,10 +225,8 @@ def mosaic(images: list, pictures: list, colors: str) -> np.ndarray:
 def draw(found: dict, results: list[dict]) -> Figure:
     """Filters; activations and Grad-CAM by example and block; numbers by block."""
     figure, axes = study.figure(7.2, 7.4, nrows=4, height_ratios=(1, 4, 4, 3))
-    filters = np.array(found["filters"])
-    filters = np.pad(
-        filters, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=filters.max()
-    )
+    beside = ((0, 0), (0, 0), (0, 1), (0, 0))
+    filters = np.pad(np.array(found["filters"]) / 100, beside, constant_values=1)
     axes[0, 0].imshow(
         np.concatenate(filters, 1).squeeze(), cmap="gray", interpolation="none"
     )

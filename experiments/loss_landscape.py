@@ -14,8 +14,8 @@ the spectrum of the loss's Hessian at the middle, by Lanczos. A convex loss has 
 negative eigenvalues. Surfaces are of seed 0; lines are medians over seeds, bands their
 range.
 
-Cost. Smoke: digits, twelve trainings, nine of them shared with other experiments;
-without those 15 minutes on two cores of a shared x86 machine that did much other work.
+Cost. Smoke: digits, twelve trainings; ten minutes from nothing on two cores of a shared
+x86 machine. Nine of the trainings are shared with other experiments.
 
 Found. As the paper says of depth. With 20 layers shortcuts change little: the loss
 around either network is a bowl with one minimum, and its sharpest directions have about
@@ -65,7 +65,7 @@ SCALES = {
     "full": {
         "networks": ((20, False), (56, False), (20, True), (56, True), (110, True)),
         "points": 51,
-        "examples": 10_000,
+        "examples": 10_240,
         "iterations": 50,
     },
 }
@@ -96,7 +96,7 @@ def filter_normalized(rng: np.random.Generator, params: dict) -> dict:
 def make_loss(net, batch_stats: dict, images, labels) -> Callable:
     """Builds loss(params): the mean over examples; BatchNorm as in evaluation.
 
-    A batch at a time, so that memory suffices for any number of examples.
+    A batch of 256 at a time, for the memory; more examples are a multiple of that.
     """
     batch = min(BATCH, len(images))
     images = images.reshape(-1, batch, *images.shape[1:])
