@@ -16,8 +16,8 @@ class mean of a block's features, averaged over places; no layer is trained for 
 The part of the image that Grad-CAM covers: 100% if it is even, little if it is a point.
 Medians over seeds, bands their range.
 
-Cost. Smoke: digits at 32x32 pixels, three trainings of 8 epochs; eight minutes on two
-cores of a shared x86 machine that did much other work.
+Cost. Smoke: digits at 32x32 pixels, three trainings of 8 epochs; 70 seconds from
+nothing on two cores of an x86 machine (the stored run had to share them).
 
 Found. The picture is refined step by step. After the first block class means tell 4 of
 10 digits apart, and every block adds to that, quickly at first and a little at the end,

@@ -25,7 +25,7 @@ are directions in which the loss curves down, and a step as long as the network 
 multiplies the loss by 100,000 or so. With shortcuts 56 layers lie in a bowl like that
 of 20, if with steeper walls. The plain network is not at a minimum, though: at this
 rate it reaches 33 to 41% of the digits, the others 97 to 99%. So what is seen is why it
-does not train, not a comparison of two minima; the paper trains its one to 13% error.
+does not train, not a comparison of two minima, as the paper has it.
 
 Numbers (smoke, seeds 0, 1, 2; distances in lengths of the network's filters).
 - Largest eigenvalue: plain-20 17, 10, 8; residual-20 12, 9, 5; plain-56 6,600, 16,000,
