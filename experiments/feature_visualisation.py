@@ -1,8 +1,48 @@
-"""TODO."""
+"""What a residual network makes of an image, block by block.
+
+    python -m experiments.feature_visualisation [--scale=full]
+
+Claim. First filters see edges, and later layers see more of the class and less of the
+place (Zeiler and Fergus 2014, arXiv 1311.2901); a classifier on a layer's features gets
+better from layer to layer (Alain and Bengio 2016, arXiv 1610.01644); and residual
+blocks refine what they read, instead of making it anew (Greff et al. 2017, arXiv
+1612.07771).
+
+Method. Version 1, trained. (a) The first layer's filters. (b) What each block makes of
+test images, the mean over its channels, from the smallest value to the largest. (c) Its
+Grad-CAM for the right class (Selvaraju et al. 2017, arXiv 1610.02391): where more of
+what the block sees would raise the class's logit. (d) Test accuracy of the nearest
+class mean of a block's features, averaged over places; no layer is trained for it. (e)
+The part of the image that Grad-CAM covers: 100% if it is even, little if it is a point.
+Medians over seeds, bands their range.
+
+Cost. Smoke: digits at 32x32 pixels, three trainings of 8 epochs; 70 seconds from
+nothing on two cores of an x86 machine (the stored run had to share them).
+
+Found. The picture is refined step by step. After the first block class means tell 4 of
+10 digits apart, and every block adds to that, quickly at first and a little at the end,
+until the last one is as good as the network's own classifier. Where the shape stays, a
+block changes its input only a little: pictures within a stage look alike, and what is
+new comes at the stages' first blocks (4 and 7). Grad-CAM of the early blocks lies in
+thin lines along strokes, in the last stage it is one blob over the part that makes the
+digit that digit: the right arm of the 4, the middle of the 9. In the first block it is
+hardly there, or everywhere: Grad-CAM means little where channels do not yet stand for
+parts of classes. The 3x3 filters of the first layer are differences in some direction,
+but too small, and on digits too little needed, to look like the edges of larger
+filters.
+
+Numbers (smoke, seeds 0, 1, 2).
+- Test accuracy of the nearest class mean by block (medians): 41, 59, 68, 79, 85, 90,
+  94, 96, 97%; of the network itself 96.9, 95.8, 97.2%. It rises from each block to the
+  next in all three.
+- Area of Grad-CAM: 42, 40, 42, 44, 47, 47, 56, 61, 61% (medians); 28 to 43% in the
+  first block, 61 to 66% in the last.
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -157,54 +197,68 @@ def percent(array, axes) -> list:
     )
 
 
-def draw(found: dict, results: list[dict]) -> Figure:
-    """Filters; for each example activations and Grad-CAM by block; numbers by block."""
-    shown, examples = len(found["blocks"]), len(found["labels"])
-    figure, axes = study.figure(7.2, 7.4, nrows=2 * examples + 3, ncols=shown + 1)
-    grid = axes[0, 0].get_gridspec()
-    for panel in axes.flat:
-        panel.axis("off")
+def mosaic(images: list, pictures: list, colors: str) -> np.ndarray:
+    """One RGB picture: a row for each example, its image and then every block's.
 
-    def show(panel, picture, cmap="gray"):
+    Args:
+      images: by example, in percent, gray or RGB.
+      pictures: by block and example, in percent, of sizes that divide the images'.
+      colors: of Matplotlib's colour maps, for `pictures`.
+    """
+    size = len(images[0])
+
+    def tile(picture, colors):
         picture = np.array(picture).squeeze() / 100
-        panel.imshow(picture, cmap, vmin=0, vmax=1, interpolation="nearest")
+        if picture.ndim == 2:
+            picture = matplotlib.colormaps[colors](picture)[..., :3]
+        larger = picture.repeat(size // len(picture), 0)
+        larger = larger.repeat(size // len(picture), 1)
+        return np.pad(larger, ((1, 1), (1, 1), (0, 0)), constant_values=1)
 
-    strip = figure.add_subplot(grid[0, :])
+    rows = [
+        np.concatenate([tile(image, "gray"), *(tile(p, colors) for p in of_blocks)], 1)
+        for image, *of_blocks in zip(images, *pictures, strict=True)
+    ]
+    return np.concatenate(rows)
+
+
+def draw(found: dict, results: list[dict]) -> Figure:
+    """Filters; activations and Grad-CAM by example and block; numbers by block."""
+    figure, axes = study.figure(7.2, 7.4, nrows=4, height_ratios=(1, 4, 4, 3))
     beside = ((0, 0), (0, 0), (0, 1), (0, 0))
-    filters = np.pad(np.array(found["filters"]), beside, constant_values=100)
-    show(strip, np.concatenate(filters, 1))
-    strip.set_title("(a) filters of the first layer", loc="left")
-    strip.axis("off")
-    for example in range(examples):
-        rows = axes[1 + 2 * example : 3 + 2 * example]
-        show(rows[0, 0], found["images"][example])
-        for column in range(shown):
-            show(rows[0, 1 + column], found["activations"][column][example])
-            show(rows[1, 1 + column], found["cams"][column][example], "inferno")
-    axes[1, 0].set_title("(b)", loc="left")
-    for column, number in enumerate(found["blocks"], start=1):
-        axes[1, column].set_title(f"block {number}", fontsize=7)
-    middle = (shown + 1) // 2
-    for columns, title, name, label, style in (
-        (
-            slice(0, middle),
-            "(c) nearest class mean",
-            "nearest_mean_accuracy",
-            "test accuracy (%)",
-            STYLES[0],
-        ),
-        (
-            slice(middle, None),
-            "(d) area of Grad-CAM",
-            "cam_area",
-            "of the image (%)",
-            STYLES[1],
-        ),
+    filters = np.pad(np.array(found["filters"]) / 100, beside, constant_values=1)
+    axes[0, 0].imshow(
+        np.concatenate(filters, 1).squeeze(), cmap="gray", interpolation="none"
+    )
+    axes[0, 0].set_title("(a) filters of the first layer", loc="left")
+    tile = len(found["images"][0]) + 2
+    for row, title, name, colors in (
+        (1, "(b) activations", "activations", "gray"),
+        (2, "(c) Grad-CAM", "cams", "inferno"),
     ):
-        panel = figure.add_subplot(grid[-2:, columns])
+        axes[row, 0].imshow(
+            mosaic(found["images"], found[name], colors), interpolation="none"
+        )
+        axes[row, 0].set_title(title, loc="left")
+        labels = ["image", *found["blocks"]]
+        axes[row, 0].set_xticks((0.5 + np.arange(len(labels))) * tile, labels)
+        axes[row, 0].set_xlabel("block")
+    for panel in axes[:3, 0]:
+        panel.grid(visible=False)
+        panel.spines[:].set_visible(False)
+        panel.tick_params(length=0)
+        panel.set_yticks([])
+    axes[0, 0].set_xticks([])
+    halves = axes[3, 0].get_subplotspec().subgridspec(1, 2)
+    axes[3, 0].remove()
+    for half, title, name, label, style in (
+        (0, "(d) nearest class mean", "nearest_mean_accuracy", "test accuracy (%)", 0),
+        (1, "(e) area of Grad-CAM", "cam_area", "of the image (%)", 1),
+    ):
+        panel = figure.add_subplot(halves[half])
         samples = 100 * np.array([result[name] for result in results])
         numbers = 1 + np.arange(samples.shape[1])
-        study.plot_seeds(panel, numbers, samples, **style)
+        study.plot_seeds(panel, numbers, samples, **STYLES[style])
         panel.set(xlabel="block", ylabel=label, ylim=(0, 100), xticks=found["blocks"])
         panel.set_title(title, loc="left")
     return figure

@@ -19,38 +19,49 @@ _HEAD = """\
 
 The famous figures about residual networks, one command each. `--scale=smoke`, the
 default, takes minutes on two CPU cores and shows the effect; `--scale=full` is the
-papers' setting, for one GPU. A run that was stopped goes on where it was, and a
-finished one only draws; `--out=DIR` measures anew elsewhere.
+papers' setting, for one GPU. What has been run is shown here, and nothing else. A run
+that was stopped goes on where it was, and a finished one only draws; `--out=DIR`
+measures anew elsewhere.
 
 Made by `python -m experiments.gallery` from the stored results and the docstrings of
-the modules, which say more. Do not edit.
+the modules, which say more: change those, not this page.
 """
 
 
 def paragraph(doc: str, label: str) -> str:
-    """The paragraph of a docstring that begins with a label, as 'Found'; or ''."""
-    paragraphs = doc.split("\n\n")
-    return next((text for text in paragraphs if text.startswith(label)), "")
+    """The paragraph of a docstring that begins with a label, in bold; or ''."""
+    for text in doc.split("\n\n"):
+        if text.startswith(label):
+            return f"**{label}**{text.removeprefix(label).rstrip()}"
+    return ""
 
 
 def section(module: ModuleType, name: str, files: list[Path]) -> str:
     """The part of the page that shows an experiment's results, one file a scale."""
     doc = module.__doc__
-    parts = [f"## {name}", f"**{doc.splitlines()[0]}**", paragraph(doc, "Claim")]
+    figures, commands = [], []
     for file in files:
+        scale, place = file.stem, f"results/{name}/{file.stem}"
         cells = [json.loads(line) for line in file.read_text().splitlines()]
         seconds = sum(cell["seconds"] for cell in cells)
         minutes = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} s"
         devices = ", ".join(sorted({cell["device"] for cell in cells}))
-        place = f"results/{name}/{file.stem}"
-        parts += [
-            f"![{name}, {file.stem}]({place}.png)",
-            f"```bash\npython -m experiments.{name} --scale={file.stem}\n```",
+        figures.append(f"![{name}, {scale}]({place}.png)")
+        commands += [
+            f"```bash\npython -m experiments.{name} --scale={scale}\n```",
             f"{len(cells)} measurements in {minutes} on {devices}, "
             f"jax {cells[-1]['versions']['jax']}: [numbers]({place}.jsonl), "
             f"[figure as SVG]({place}.svg), [code]({name}.py).",
         ]
-    parts += [paragraph(doc, "Cost"), paragraph(doc, "Found")]
+    parts = [
+        f"## {name}",
+        f"**{doc.splitlines()[0]}**",
+        paragraph(doc, "Claim"),
+        *figures,
+        paragraph(doc, "Found"),
+        *commands,
+        paragraph(doc, "Cost"),
+    ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -1,14 +1,44 @@
-"""How much each layer of a trained network changes its signal.
+"""How much each layer of a trained network says: residual ones say little.
 
     python -m experiments.layer_responses [--scale=full]
 
-TODO
+Claim. He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv 1512.03385,
+figure 7: the standard deviations of layer responses, behind BatchNorm and before ReLU
+and addition, are smaller in residual networks than in plain ones, and the smaller the
+deeper. So residual functions are closer to zero: each layer changes its signal less.
+
+Method. Version 1, trained; deviations over test images, places and channels. Medians
+over seeds, bands their range. Responses start at 1, and weight decay takes 64,000
+updates in the paper to bring them down; smoke has 450, with a decay a hundred times as
+strong (0.01, rate 0.1).
+
+Cost. Smoke: digits, nine trainings; five minutes on two cores of a shared x86 machine.
+
+Found. As in the paper. Sorted by size, the responses of a residual network are below
+those of a plain one of the same depth, most of all the large ones: the plain network's
+last layer says twice what any residual layer does. With 32 layers instead of 20 most
+responses are smaller again. In the network's order one sees how: of a residual block's
+two layers the second, which is added to the shortcut, keeps a response, and the first,
+which BatchNorm scales anew anyway, is let down to half of it. Among the smallest
+responses plain and residual are alike.
+
+Numbers (smoke, seeds 0, 1, 2).
+- Mean over layers: plain-20 0.23, 0.23, 0.23; residual-20 0.18, 0.18, 0.18; residual-32
+  0.15, 0.15, 0.15. Medians: 0.20, 0.21, 0.20; 0.18, 0.19, 0.19; 0.15, 0.15, 0.14.
+- Largest: plain-20 0.55, 0.54, 0.53; residual-20 0.28, 0.24, 0.24; residual-32 0.29,
+  0.27, 0.29, its stem. Smallest: 0.11; 0.10; 0.10.
+- Residual-20, medians of the second layers of blocks 0.21, 0.21, 0.22, of the first
+  ones 0.13, 0.13, 0.12.
+- Test accuracy: 97.8 to 98.3%; 99.2 to 99.7%; 98.9 to 99.2%.
+- With the usual decay of 1e-4 at rate 0.02 all responses are still 1.0 to 1.2 behind
+  450 updates, and nothing can be seen.
 """
 
 import flax.linen as nn
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import study
 from experiments.study import STYLES, Study
@@ -81,6 +111,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
     ):
         panel.set(xlabel=x, ylabel="standard deviation", ylim=(0, None))
         panel.set_title(title, loc="left")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].legend(ncols=3)
     return figure
 

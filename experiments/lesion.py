@@ -16,8 +16,8 @@ of a stage, its first one excepted, are swapped; Kendall's tau is 1 for the righ
 of some blocks and the shortcuts alone of all others; times the number of such paths.
 Lines are medians over seeds, bands their range.
 
-Cost. Smoke: digits, nine short trainings (shared with other experiments) and ten
-minutes in all on two shared cores of an x86 machine.
+Cost. Smoke: digits, nine trainings, which other experiments share; three and a half
+minutes from nothing on two cores of an x86 machine (the stored run had to share them).
 
 Found. Most of it holds on digits. Deleting any block of the plain network destroys it,
 while each of the last 17 of a residual network's 27 blocks can go for 1.4 points or

@@ -28,7 +28,7 @@ def test_the_page_and_its_figures_come_from_stored_results(copied, capsys):
     assert "measuring" not in capsys.readouterr().out
     page = (copied.parents[1] / "README.md").read_text()
     assert "python -m experiments.shattered_gradients --scale=smoke" in page
-    assert "\n\nFound. In a plain network each layer halves" in page
+    assert "\n\n**Found**. In a plain network each layer halves" in page
     for kind in ("png", "svg", "jsonl"):
         assert f"(results/shattered_gradients/smoke.{kind})" in page
         assert (copied / f"smoke.{kind}").exists()
