@@ -19,6 +19,11 @@ from resnet_jax import UserError, workdir
 # Orbax logs the tracebacks of what WriteError and the line on damage tell.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+# Of several processes the first saves, and waits for no other.
+_ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+)
+
 FORMAT = 1  # of what a checkpoint holds; a newer one is not read
 
 
@@ -40,19 +45,27 @@ class Checkpoints:
         self._directory, self._keep = directory.absolute(), keep
         self.best_step: int | None = None
         self._failed, self._written = False, None
-        reads = keep is None
+        reads, alone = keep is None, {"multiprocessing_options": _ALONE}
         self.saved_step: int | None = None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if reads else self,
             cleanup_tmp_directories=not reads,
             read_only=reads,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._done),
+            multiprocessing_options=_ALONE,
+            create=False,
         )
         with self._told():
+            if not reads:
+                self._directory.mkdir(exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=options,
-                item_names=("variables", "optimizer", "record"),
+                item_handlers={
+                    "variables": ocp.StandardCheckpointHandler(**alone),
+                    "optimizer": ocp.StandardCheckpointHandler(**alone),
+                    "record": ocp.JsonCheckpointHandler(**alone),
+                },
             )
         self.saved_step = self._manager.latest_step()
 
@@ -153,7 +166,11 @@ class Checkpoints:
         return written
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """Returns the trees named in `like`, in its structure."""
+        """Returns the trees named in `like`, in its structure.
+
+        Raises:
+          UserError: they cannot be read, or have other names or shapes.
+        """
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -163,7 +180,19 @@ class Checkpoints:
                 f"({' '.join(str(error).split())[:200]}): restore it, or move it away "
                 "to go on from the one before"
             ) from None
-        return {name: jax.tree.map(np.asarray, restored[name]) for name in like}
+        restored = {name: restored[name] for name in like}
+        expected = jax.tree_util.tree_leaves_with_path(like)
+        for (path, array), found in zip(
+            expected, jax.tree.leaves(restored), strict=True
+        ):
+            if found.shape != array.shape:
+                raise UserError(
+                    f"{self._directory / str(step)} is not of this config: "
+                    f"{jax.tree_util.keystr(path, simple=True, separator='/')} has "
+                    f"shape {found.shape} instead of {array.shape}: restore "
+                    "config.json, or delete it (a checkpoint has its own copy)"
+                )
+        return jax.tree.map(np.asarray, restored)
 
     def poll(self) -> tuple[int, int, float] | None:
         """Step, bytes and seconds of a save that ended since the last question.

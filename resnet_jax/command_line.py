@@ -9,12 +9,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import UserError, config
+from resnet_jax import UserError, config, hosts
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Ends the process with what `call` returns for its own command line."""
-    sys.exit(call(main, sys.argv))
+    hosts.leave(call(main, sys.argv))
 
 
 def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
@@ -44,7 +44,21 @@ def parse(
       UserError: an argument that is no flag, an unknown flag or config field, or a
         value that does not fit.
     """
+    values, arguments = parse_with_arguments(argv, doc, define)
+    if arguments:
+        raise UserError(
+            f"{arguments[0]!r} belongs to no flag: write --FLAG=VALUE, with an equals "
+            "sign"
+        )
+    return values
+
+
+def parse_with_arguments(
+    argv: list[str], doc: str, define: Callable[[flags.FlagValues], None]
+) -> tuple[flags.FlagValues, list[str]]:
+    """Does what `parse` does, and returns the arguments that are no flags besides."""
     values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may stand behind arguments
     flags.DEFINE_bool("help", False, "Show this and exit.", flag_values=values)
     _require_config_file(argv)
     try:
@@ -56,18 +70,14 @@ def parse(
     except flags.Error as error:
         raise UserError(_cause(error)) from None
     # What is left is ml_collections' of a field, or whatever a config file may raise.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(_misspelt(argv, error) or _failed(argv, error)) from None
-    if len(rest) > 1:
-        raise UserError(
-            f"{rest[1]!r} belongs to no flag: write --FLAG=VALUE, with an equals sign"
-        )
     if values.help:
         print(doc.strip(), "\n\nFlags:")
         for name in own:
             print(f"  --{name}: {values[name].help}")
         sys.exit(0)
-    return values
+    return values, rest[1:]
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -116,23 +126,45 @@ def _require_config_file(argv: list[str]) -> None:
         raise UserError(f"--config={file}: there is no such file: give one of configs/")
 
 
-def _cause(error: Exception) -> str:
-    """An error's cause, without the traceback that some messages contain."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "Traceback (most recent call last):" not in lines:
-        return " ".join(lines)
-    return f"{lines[0].split(': Error')[0]} failed: {lines[-1]}"
+def _cause(error: flags.Error) -> str:
+    """A sentence for what absl finds wrong with a flag or its value."""
+    message = " ".join(str(error).split())
+    if "Traceback (most recent call last):" in message:
+        last = str(error).strip().splitlines()[-1].strip()
+        return f"{message.split(': Error')[0]} failed: {last}: mend it"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        close = re.search(r"Did you mean: (\w+)", message)
+        hint = f"did you mean --{close[1]}?" if close else "--help lists the flags"
+        return f"--{error.flagname} is not a flag: {hint}"
+    if found := re.match(r"Missing value for flag (\S+)", message):
+        return f"{found[1]} has no value: write {found[1]}=VALUE"
+    found = re.match(r"flag (--[\w.]+)=(.*?): (.*)", message)
+    if not found:
+        return message
+    flag, value, reason = found.groups()
+    if value.startswith("--"):
+        return f"{flag} has no value: write {flag}=VALUE"
+    for told, fix in {
+        "invalid literal for int()": "give a whole number",
+        "could not convert string to float": "give a number",
+        "Non-boolean argument": "give true or false",
+    }.items():
+        if told in reason:
+            reason = fix
+    return f"{flag}={value!r}: {reason}"
 
 
-def _failed(argv: list[str], error: Exception) -> str:
+def _failed(argv: list[str], error: Exception | SystemExit) -> str:
     message = " ".join(str(error).split())
     if "has no attribute 'get_config'" in message:
         return f"--config={_config_file(argv)} defines no get_config(): mend it"
     what = f"--config={_config_file(argv)}" if _config_file(argv) else "a flag"
-    return f"{what} failed: {type(error).__name__}: {message}"
+    if isinstance(error, SystemExit):
+        message = "it ends the process"
+    return f"{what} failed: {type(error).__name__}: {message}: mend it"
 
 
-def _misspelt(argv: list[str], error: Exception) -> str | None:
+def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
     """The sentence about a field that is not there, if that is what the error is."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     if "ml_collections" not in raised_in.parts or not isinstance(

@@ -62,8 +62,10 @@ _TYPES = {
 }
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, with_data: bool = True) -> None:
     """Checks every field before any device or file is touched.
+
+    Without `with_data`, it does not matter whether the data set can be had.
 
     Raises:
       UserError: a sentence that names the field, its value and what would do.
@@ -99,7 +101,8 @@ def validate(config: ConfigDict) -> None:
             f"choose a divisor of batch_size ({config.batch_size})",
         )
     _validate_schedule(config.schedule)
-    data.check(config.dataset)
+    if with_data:
+        data.check(config.dataset)
 
 
 def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:

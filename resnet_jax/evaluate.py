@@ -4,21 +4,15 @@ python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
-from resnet_jax import UserError, command_line, data, models, workdir
-from resnet_jax import parallel as parallel_lib
-from resnet_jax.augment import normalize, statistics
-from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.config import build_network, validate
+from resnet_jax import command_line, data, models, trained
+from resnet_jax.augment import normalize
 from resnet_jax.feed import Feed
-from resnet_jax.metrics import best_step, read_rows
 from resnet_jax.parallel import Parallel
 
 
@@ -169,51 +163,21 @@ class Evaluator:
 
 def main(argv: list[str]) -> None:
     """Evaluates a run's network on the split that its config reports, and prints it."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "Directory of a run.", flag_values=values)
-        flags.DEFINE_enum(
-            "checkpoint",
-            "latest",
-            ["latest", "best"],
-            "The newest checkpoint, or the best by validation.",
-            flag_values=values,
-        )
-
-    values = command_line.parse(argv, __doc__, define)
-    if not values.workdir:
-        raise UserError("--workdir is missing: give the directory of a run")
-    directory = Path(values.workdir)
-    config = workdir.read_config(directory)
-    validate(config)  # its file can have been edited
-    parallel_lib.split_cpu(config.batch_size)
-    parallel_lib.use_compilation_cache()
-    best = values.checkpoint == "best"
-    step, checkpoints = best_step(read_rows(directory)) if best else None, None
-    if (directory / "checkpoints").is_dir():
-        checkpoints = Checkpoints(directory / "checkpoints", keep=None)
-        newest = checkpoints.newest()
-        step = step if best else newest and newest[0]
-    if step is None or checkpoints is None:
-        reason = "the run had no validation split" if best else "it has saved none yet"
-        raise UserError(
-            f"--workdir={directory} has no {values.checkpoint} checkpoint: {reason}"
-        )
+    values = command_line.parse(argv, __doc__, trained.define_flags)
+    run = trained.load(values.workdir, values.checkpoint)
+    config = run.config
     dataset = data.load(config.dataset)
-    net = build_network(config, dataset.num_classes)
-    like = models.variable_shapes(net, dataset.image_shape)
-    checkpoints.require_intact(step)
-    trees = checkpoints.restore(step, {"variables": like})
-    checkpoints.close()
-
     parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
-    normalization = statistics(config.augment.normalization, dataset.train.images)
-    variables = trees["variables"]
-    variables = parallel.replicate(models.stack(variables) if net.scan else variables)
-    evaluator = Evaluator(net, dataset.eval, normalization, config.batch_size, parallel)
+    variables = parallel.replicate(run.variables)
+    evaluator = Evaluator(
+        run.net, dataset.eval, run.inputs.normalization, config.batch_size, parallel
+    )
     evaluator.compile(variables)
     metrics = evaluator(variables)
-    print(f"{directory} at step {step:,}, {dataset.name} {config.dataset.eval_split}")
+    print(
+        f"{run.directory} at step {run.step:,}, {dataset.name} "
+        f"{config.dataset.eval_split}"
+    )
     width = max(map(len, ("top-5 accuracy", *dataset.class_names)))
     rows = [("examples", f"{metrics['examples']:,}")]
     rows += [("loss", f"{metrics['loss']:.4f}")]

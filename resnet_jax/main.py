@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax import command_line, report, train, workdir
+from resnet_jax import UserError, command_line, hosts, report, train, workdir
 
 
 def main(argv: list[str]) -> None:
@@ -24,13 +24,18 @@ def main(argv: list[str]) -> None:
             "The run's directory; else runs/CONFIG[-RECIPE][-DATASET]/seed<seed>.",
             flag_values=values,
         )
+        hosts.define_flags(values)
 
     values = command_line.parse(argv, __doc__, define)
     config = command_line.checked_config(values)
+    if values.workdir == "":
+        raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])
     directory = Path(values.workdir or workdir.default(config_flag, config))
+    hosts.join(values.coordinator, values.num_processes, values.process_id)
     train.train_and_evaluate(config, directory)
-    report.draw_curves(directory)
+    if hosts.is_first():
+        report.draw_curves(directory)
 
 
 if __name__ == "__main__":

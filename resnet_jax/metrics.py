@@ -26,16 +26,24 @@ class Recorder:
     that was resumed leaves the same file as one that was not.
     """
 
-    def __init__(self, workdir: Path, step: int, plan: Plan):
-        """Starts, or goes on after `step`: rows behind it are dropped."""
-        self._plan, self._path = plan, workdir / "metrics.jsonl"
-        self._rows = [row for row in read_rows(workdir) if row["step"] <= step]
+    def __init__(self, workdir: Path | None, rows: list[dict], step: int, plan: Plan):
+        """Starts, or goes on after `step`: rows behind it are dropped.
+
+        Args:
+          workdir: the run's directory; None: writes, prints and shows nothing.
+          rows: what `read_rows` found there.
+          step: updates done.
+          plan: the run's.
+        """
+        self._plan, self._workdir = plan, workdir
+        self._rows = [row for row in rows if row["step"] <= step]
         self.write()
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        # Without SummaryWriter's thread, so that an error of writing is raised here.
-        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
-        start = SessionLog(status=SessionLog.START)  # hides what was behind this step
-        self._write_event(Event(step=step + 1, session_log=start))
+        if workdir:
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            # Without SummaryWriter's thread, so that an error of writing is raised.
+            self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+            start = SessionLog(status=SessionLog.START)  # hides what was behind
+            self._write_event(Event(step=step + 1, session_log=start))
         self._first_step, self._start = step, time.perf_counter()
         self._bar = tqdm(
             total=plan.total_steps * plan.batch_size,
@@ -43,7 +51,7 @@ class Recorder:
             unit="img",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (workdir and sys.stderr.isatty()),
         )
 
     def train_row(self, step: int, means: dict[str, float]) -> None:
@@ -87,6 +95,8 @@ class Recorder:
 
     def tell(self, line: str) -> None:
         """Prints a line above the progress bar."""
+        if self._workdir is None:
+            return
         with tqdm.external_write_mode():
             print(line, flush=True)
 
@@ -101,7 +111,9 @@ class Recorder:
 
     def write(self) -> None:
         """Writes metrics.jsonl, whole."""
-        files.write(self._path, "".join(map(_line, self._rows)))
+        if self._workdir:
+            path = self._workdir / "metrics.jsonl"
+            files.write(path, "".join(map(_line, self._rows)))
         self._written = time.perf_counter()
 
     def _record(self, step: int, scalars: dict) -> None:
@@ -115,11 +127,13 @@ class Recorder:
                 self._write_event(event)
 
     def _write_event(self, event: Event) -> None:
+        if self._workdir is None:
+            return
         try:
             self._events.write_event(event)
         except OSError as error:
             raise files.WriteError(
-                f"{self._path.with_name('tensorboard')} cannot be written "
+                f"{self._workdir / 'tensorboard'} cannot be written "
                 f"({error.strerror}): mend that, and the same command goes on from the "
                 "newest checkpoint"
             ) from None
@@ -137,7 +151,8 @@ class Recorder:
     def close(self) -> None:
         self._bar.close()
         self.write()
-        self._events.close()
+        if self._workdir:
+            self._events.close()
 
 
 def read_rows(workdir: Path) -> list[dict]:

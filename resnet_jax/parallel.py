@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from resnet_jax import UserError
 
@@ -28,17 +29,18 @@ _CPU_OPTIONS = {
 }
 
 
-def split_cpu(batch_size: int) -> None:
+def split_cpu(batch_size: int, processes: int = 1) -> None:
     """Makes JAX see a CPU as one device a core; call before JAX looks for devices.
 
     XLA leaves reductions and elementwise work on one core of a device. Takes the
-    largest divisor of the batch up to the number of cores. Does nothing where
-    `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already.
+    largest divisor of a process's part of the batch up to the number of cores. Does
+    nothing where `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already.
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    part = max(1, batch_size // processes)
+    devices = max(n for n in range(1, cores + 1) if part % n == 0)
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:  # JAX is initialised
@@ -100,23 +102,27 @@ class Parallel:
     def replicate(self, tree: Any) -> Any:
         """Places host arrays whole on every device."""
         if self.mode == "jit":
-            return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+            return jax.tree.map(self._whole, tree)
         # One copy a device, along a first axis that pmap takes away again.
+        return jax.tree.map(self._copies, tree)
+
+    def _whole(self, leaf: ArrayLike) -> jax.Array:
+        leaf = np.asarray(leaf)
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda _: leaf)
+
+    def _copies(self, leaf: ArrayLike) -> jax.Array:
+        leaf = np.asarray(leaf)
+        shape = (self.device_count, *leaf.shape)
         sharding = NamedSharding(self.mesh, PartitionSpec(_AXIS))
-
-        def place(leaf):
-            leaf = np.asarray(leaf)
-            shape = (self.device_count, *leaf.shape)
-            return jax.make_array_from_callback(shape, sharding, lambda _: leaf[None])
-
-        return jax.tree.map(place, tree)
+        return jax.make_array_from_callback(shape, sharding, lambda _: leaf[None])
 
     def shard(self, array: np.ndarray) -> jax.Array:
         """Places a host array, its first axis (examples) spread over the devices."""
         if self.mode == "pmap":
             array = array.reshape(self.device_count, -1, *array.shape[1:])
         sharding = NamedSharding(self.mesh, PartitionSpec(_AXIS))
-        return jax.device_put(array, sharding)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
     def fetch(self, tree: Any) -> Any:
         """Copies a replicated tree to the host."""

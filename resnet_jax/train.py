@@ -3,16 +3,18 @@
 import contextlib
 import json
 import math
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, parallel, summary, workdir
+from resnet_jax import UserError, data, hosts, parallel, summary, trained, workdir
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.metrics import Recorder
+from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
 from resnet_jax.trainer import Trainer
@@ -28,23 +30,32 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
     Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
-    or SIGINT end it behind the call that is under way, with a checkpoint.
+    or SIGINT end it behind the call that is under way, with a checkpoint. Of several
+    processes (`hosts`), the first alone uses the directory and the data set's files.
 
     Raises:
       UserError: the data or the directory are not what they should be.
       DivergedError: training cannot go on; what was saved stays.
       WriteError: a file cannot be written; what was saved stays.
       StoppedError: a signal came; what was done is saved.
+      LostError: another process is gone; what was saved stays.
     """
     clock = {"total": -time.perf_counter(), "training": 0.0, "compiling": 0.0}
-    print(f"workdir   {directory}", flush=True)
-    workdir.check(directory, config)
-    parallel.split_cpu(config.batch_size)
+    parallel.split_cpu(config.batch_size, hosts.count())
     parallel.use_compilation_cache()
+    hosts.tell(f"workdir   {directory}")
+    hosts.from_first(lambda: workdir.check(directory, config))
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
-        stack.enter_context(workdir.claimed(directory))
-        return _run(config, directory, clock, preemption, stack)
+        try:
+            return _run(config, directory, clock, preemption, stack)
+        except jax.errors.JaxRuntimeError as error:
+            if hosts.count() == 1:
+                raise
+            raise hosts.LostError(
+                f"another process is gone ({' '.join(str(error).split())[:100]}): "
+                "start all again, and they go on from the newest checkpoint"
+            ) from None
 
 
 def _run(
@@ -54,11 +65,19 @@ def _run(
     preemption: Preemption,
     stack: contextlib.ExitStack,
 ) -> dict:
-    changed = workdir.check(directory, config)  # now that nobody else can change it
-    checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
-    stack.callback(checkpoints.close)
-    newest = checkpoints.newest()
-    dataset = data.load(config.dataset)
+    checkpoints = None  # of the first process alone
+
+    def enter() -> tuple:
+        nonlocal checkpoints
+        stack.enter_context(workdir.claimed(directory))
+        changed = workdir.check(directory, config)  # now that nobody else can change it
+        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
+        stack.callback(checkpoints.close)
+        newest = checkpoints.newest()
+        rows, done = read_rows(directory), workdir.read_summary(directory)
+        return changed, newest, rows, done, data.load(config.dataset)
+
+    changed, newest, rows, done, dataset = hosts.from_first(enter)
     trainer = Trainer(config, dataset)
     plan = trainer.plan
     state, step, changes = trainer.new_state(), 0, []
@@ -75,66 +94,70 @@ def _run(
                 f"config.steps ends the run at {plan.total_steps:,}: give more, or "
                 "another --workdir"
             )
-        state = TrainState.join(checkpoints.restore(step, like=state.split()))
+        like = state.split()
+        trees = hosts.from_first(lambda: checkpoints.restore(step, like))
+        state = TrainState.join(trees)
         for name, seconds in record["clock"].items():
             clock[name] += seconds
         changed += workdir.differences(record["provenance"], made_by)
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
-    done = workdir.read_summary(directory)
     if done and done.get("steps") == step == plan.total_steps:
-        print(f"finished  at step {step:,} of {step:,}: {_result(done)}")
+        hosts.tell(f"finished  at step {step:,} of {step:,}: {_result(done)}")
         return done
-    workdir.write_json(directory / "config.json", json.loads(config.to_json()))
-    print(_banner(config, dataset, trainer))
-    for change in changed:
-        print(f"changed   {change}")
-    if step:
-        print(f"resumed   at step {step:,} of {plan.total_steps:,}")
-        before = record["total_steps"]
-        if plan.total_steps != before and config.schedule.name != "constant":
-            rate = float(trainer.learning_rate(step))
-            print(
-                f"warning   the {config.schedule.name} schedule is over "
-                f"{plan.total_steps:,} steps from here, not {before:,}: its learning "
-                f"rate at step {step:,} is {rate:g}"
-            )
+    if hosts.is_first():
+        workdir.write_json(directory / "config.json", json.loads(config.to_json()))
+        trained.write_inputs(directory, dataset, trainer.normalization)
+        _print_start(config, dataset, trainer, changed, newest)
 
     state = trainer.place(state)
     trainer.compile(state)
     clock["compiling"] += trainer.compile_seconds
-    print(f"compiled  in {trainer.compile_seconds:.1f} s", flush=True)
-    recorder = Recorder(directory, step, plan)
+    hosts.tell(f"compiled  in {trainer.compile_seconds:.1f} s")
+    recorder = Recorder(directory if hosts.is_first() else None, rows, step, plan)
     stack.callback(recorder.close)
     preemption.started()
 
-    def save() -> None:
-        saved = trainer.fetch(state)
-        _require_finite_state(saved, step, checkpoints.saved_step)
-        recorder.write()
-        checkpoints.best_step = recorder.best_step
-        now = clock | {"total": clock["total"] + time.perf_counter()}
-        record = {
-            "clock": now,
+    def record() -> dict:
+        return {
+            "clock": clock | {"total": clock["total"] + time.perf_counter()},
             "total_steps": plan.total_steps,
             "changes": changes,
             "provenance": made_by,
             "config": json.loads(config.to_json()),
         }
-        tell_saved(checkpoints.wait())
-        checkpoints.save(step, saved.split(), record)
 
-    def tell_saved(ended: tuple[int, int, float] | None) -> None:
-        if ended:
-            number, size, seconds = ended
-            recorder.tell(
-                f"saved     step {number:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
-            )
+    saver = _Saver(trainer, checkpoints, recorder, record, step)
+    metrics = _loop(config, trainer, state, step, recorder, saver, preemption, clock)
+    clock["total"] += time.perf_counter()
+    result = _summary(config, dataset, trainer, clock, metrics, made_by)
+    if changes:
+        result["changes"] = changes
+    if hosts.is_first():
+        workdir.write_json(directory / "summary.json", result)
+    hosts.tell(f"finished  in {clock['total']:,.0f} s: {_result(result)}")
+    return result
 
-    metrics, resumed = {}, step
-    last_save = time.perf_counter()
+
+def _loop(
+    config: ConfigDict,
+    trainer: Trainer,
+    state: TrainState,
+    step: int,
+    recorder: Recorder,
+    saver: "_Saver",
+    preemption: Preemption,
+    clock: dict[str, float],
+) -> dict:
+    """Trains to the end; returns the last evaluation, on every split."""
+    plan, metrics, resumed = trainer.plan, {}, step
+
+    def received() -> int:
+        """The signal that came to any of the processes; 0: none."""
+        return hosts.largest(preemption.received or 0)
+
     while True:
-        tell_saved(checkpoints.poll())
+        saver.poll()
         epoch = plan.epoch(step)
         last = step == plan.total_steps
         ended = 0 < step == plan.epoch_end(epoch)
@@ -142,39 +165,84 @@ def _run(
         evaluates = due or (ended and epoch % config.eval_every == 0)
         # Evaluate, then save: metrics.jsonl says whether a checkpoint is the best.
         if last or (evaluates and not recorder.evaluated(step)):
-            metrics = trainer.evaluate(state, last, lambda: bool(preemption.received))
+            metrics = trainer.evaluate(state, last, lambda: received() > 0)
             if metrics is not None:
                 recorder.epoch_row(step, epoch, metrics)
         elif ended and step != resumed:
             recorder.epoch_row(step, epoch, {})
-        minutes = (time.perf_counter() - last_save) / 60
-        due |= 0 < config.checkpoint.every_minutes <= minutes
-        due |= bool(preemption.received) or recorder.best_step == step
-        if due and step and checkpoints.saved_step != step:
-            save()
-            last_save = time.perf_counter()
-        if preemption.received:
-            tell_saved(checkpoints.wait())
+        number = received()
+        due |= 0 < config.checkpoint.every_minutes <= saver.minutes
+        due |= number > 0 or recorder.best_step == step
+        if due and step and saver.saved_step != step:
+            saver.save(state, step)
+        if number:
+            saver.wait()
             where = f"at step {step:,} of {plan.total_steps:,}, which is saved"
-            raise StoppedError(preemption.received, where if step else "at step 0")
+            raise StoppedError(signal.Signals(number), where if step else "at step 0")
         if last:
-            break
+            saver.wait()
+            return metrics
         start, stop = time.perf_counter(), plan.call_end(step)
         state, means = trainer.train(state, step, stop)
         clock["training"] += time.perf_counter() - start
-        _require_finite(means, step, stop, checkpoints.saved_step)
+        _require_finite(means, step, stop, saver.saved_step)
         means["learning_rate"] = float(trainer.learning_rate(stop - 1))
         recorder.train_row(stop, means)
         step = stop
 
-    tell_saved(checkpoints.wait())
-    clock["total"] += time.perf_counter()
-    result = _summary(config, dataset, trainer, clock, metrics, made_by)
-    if changes:
-        result["changes"] = changes
-    workdir.write_json(directory / "summary.json", result)
-    print(f"finished  in {clock['total']:,.0f} s: {_result(result)}")
-    return result
+
+class _Saver:
+    """Saves states, in the first process, and tells when they are saved.
+
+    Attributes:
+      saved_step: of the last state that was given to save; None: none yet.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        checkpoints: Checkpoints | None,
+        recorder: Recorder,
+        record: Callable[[], dict],
+        step: int,
+    ):
+        self._trainer, self._checkpoints = trainer, checkpoints
+        self._recorder, self._record = recorder, record
+        self.saved_step = step or None
+        self._time = time.perf_counter()
+
+    @property
+    def minutes(self) -> float:
+        """Since the last state was given to save, or the start."""
+        return (time.perf_counter() - self._time) / 60
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves in the background. Raises DivergedError if the state is not finite."""
+        saved = self._trainer.fetch(state)
+        _require_finite_state(saved, step, self.saved_step)
+        self.saved_step, self._time = step, time.perf_counter()
+        if self._checkpoints:
+            self._recorder.write()
+            self._checkpoints.best_step = self._recorder.best_step
+            self.wait()
+            self._checkpoints.save(step, saved.split(), self._record())
+
+    def poll(self) -> None:
+        """Tells of a save that has ended."""
+        if self._checkpoints:
+            self._tell(self._checkpoints.poll())
+
+    def wait(self) -> None:
+        """Waits for the end of a save, and tells of it."""
+        if self._checkpoints:
+            self._tell(self._checkpoints.wait())
+
+    def _tell(self, ended: tuple[int, int, float] | None) -> None:
+        if ended:
+            step, size, seconds = ended
+            self._recorder.tell(
+                f"saved     step {step:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
+            )
 
 
 def _require_finite(means: dict, start: int, stop: int, saved: int | None) -> None:
@@ -199,11 +267,35 @@ def _diverged(what: str, where: str, saved: int | None) -> DivergedError:
     )
 
 
+def _print_start(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    trainer: Trainer,
+    changed: list[str],
+    newest: tuple[int, dict] | None,
+) -> None:
+    print(_banner(config, dataset, trainer))
+    for change in changed:
+        print(f"changed   {change}")
+    if not newest:
+        return
+    (step, record), total = newest, trainer.plan.total_steps
+    print(f"resumed   at step {step:,} of {total:,}")
+    before = record["total_steps"]
+    if total != before and config.schedule.name != "constant":
+        print(
+            f"warning   the {config.schedule.name} schedule is over {total:,} steps "
+            f"from here, not {before:,}: its learning rate at step {step:,} is "
+            f"{float(trainer.learning_rate(step)):g}"
+        )
+
+
 def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
     net, plan, model = trainer.net, trainer.plan, config.model
     cost = summary.cost(net, dataset.image_shape)
     device = jax.devices()[0]
     count = trainer.parallel.device_count
+    shared = f" of {hosts.count()} processes" if hosts.count() > 1 else ""
     sizes = [f"{len(dataset.train.labels):,} to train on"]
     if dataset.validation:
         sizes.append(f"{len(dataset.validation.labels):,} to validate")
@@ -217,7 +309,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
             "multiply-accumulates an image",
             f"data      {dataset.name}: {', '.join(sizes)}; {shape} pixels, "
             f"{dataset.num_classes} classes",
-            f"devices   {count} x {device.device_kind}, {config.parallel}; "
+            f"devices   {count} x {device.device_kind}{shared}, {config.parallel}; "
             f"{config.batch_size} images a batch, {config.batch_size // count} each; "
             f"{model.dtype}",
             f"training  {plan.total_steps:,} steps, {plan.total_epochs:.4g} epochs; "
@@ -244,6 +336,7 @@ def _summary(
     made_by: dict,
 ) -> dict:
     plan = trainer.plan
+    speed = plan.total_steps * plan.batch_size / max(clock["training"], 1e-9)
     results = {}
     for name, value in metrics.items():
         if name.endswith("_class_accuracy"):
@@ -260,8 +353,7 @@ def _summary(
         "seed": config.seed,
         "seconds": round(clock["total"], 1),
         "compile_seconds": round(clock["compiling"], 1),
-        "images_per_second": round(
-            plan.total_steps * plan.batch_size / max(clock["training"], 1e-9), 1
-        ),
+        "images_per_second": round(speed, 1),
+        "images_per_second_per_device": round(speed / made_by["device_count"], 1),
         **made_by,
     }

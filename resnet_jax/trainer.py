@@ -32,6 +32,7 @@ class Trainer:
       plan: how many updates, and where calls end.
       parallel: the devices.
       net: the network.
+      normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
     """
@@ -58,6 +59,9 @@ class Trainer:
             self.plan.steps_per_epoch,
         )
         self._tx = optimizers.optimizer(config.optimizer, self.learning_rate)
+        self.normalization = statistics(
+            config.augment.normalization, dataset.train.images
+        )
         self.compile_seconds = 0.0
 
     def new_state(self) -> TrainState:
@@ -80,8 +84,7 @@ class Trainer:
           state: on the devices.
         """
         config, dataset, parallel = self._config, self._dataset, self.parallel
-        normalization = statistics(config.augment.normalization, dataset.train.images)
-        train_step = make_train_step(self.net, self._tx, config, normalization)
+        train_step = make_train_step(self.net, self._tx, config, self.normalization)
         start = time.perf_counter()
         streams = isinstance(dataset.train.images, data.StreamedImages)
         compile_train = self._compile_streamed if streams else self._compile_resident
@@ -90,7 +93,7 @@ class Trainer:
             name: Evaluator(
                 self.net,
                 split,
-                normalization,
+                self.normalization,
                 config.batch_size,
                 parallel,
                 # As long as a call of training: a batch's forward pass is a third.

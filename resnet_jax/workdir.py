@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
 from ml_collections import ConfigDict
 
@@ -28,6 +29,8 @@ _MAY_CHANGE = (
     "model.scan",
     "model.remat",
     "dataset.data_dir",
+    "dataset.path",
+    "dataset.stream",
     "dataset.mirror",
     "dataset.eval_split",
     "checkpoint.every",
@@ -128,32 +131,47 @@ def claimed(workdir: Path) -> Iterator[None]:
     path = workdir / ".lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = _locked(path)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir} cannot be made ({error.strerror}): give another "
             "directory"
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                file.seek(0)
-                raise UserError(
-                    f"--workdir={workdir} is in use by {file.read() or 'a process'}: "
-                    "wait for it, or give another --workdir"
-                ) from None  # a file system without locks is used without
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # as where it may not be written now
+                path.unlink()
             for empty in (workdir / "checkpoints", *missing):
                 with contextlib.suppress(OSError):
                     empty.rmdir()
+
+
+def _locked(path: Path) -> TextIO:
+    """Opens a file that this process alone has locked."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return file  # a file system without locks is used without
+            file.seek(0)
+            holder = file.read() or "a process"
+            file.close()
+            raise UserError(
+                f"--workdir={path.parent} is in use by {holder}: wait for it, or give "
+                "another --workdir"
+            ) from None
+        # The process that held it may have removed it since it was opened.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
 
 
 def is_run(workdir: Path) -> bool:
@@ -161,12 +179,15 @@ def is_run(workdir: Path) -> bool:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in a directory.
+    """The config of the run in a directory; each of its checkpoints has it, too.
 
     Raises:
       UserError: there is no run, or its config cannot be read.
     """
     if not is_run(workdir):
+        for record in sorted((workdir / "checkpoints").glob("[0-9]*/record/metadata")):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return ConfigDict(json.loads(record.read_text())["config"])
         near = ""
         if workdir.parent.is_dir():
             names = [path.name for path in workdir.parent.iterdir() if is_run(path)]

@@ -107,22 +107,21 @@ def refused(place, capsys):
     return run
 
 
-# The first change is the one refused: the sentence has its field and value, and this,
-# which is '' where the words are those of the flag's parser.
+# The first change is the one refused: the sentence has its field and value, and this.
 FIELDS = [
     ("seed=-1", "at least 0"),
     ("seed=4294967296", "at most 4294967295"),
-    ("seed=1.5", ""),
+    ("seed=1.5", "give a whole number"),
     ("epochs=0", "at least 1"),
     ("epochs=99999999", "at most 1000000"),
-    ("epochs=ten", ""),
-    ("epochs=1e3", ""),
-    ("epochs=", ""),
+    ("epochs=ten", "give a whole number"),
+    ("epochs=1e3", "give a whole number"),
+    ("epochs=", "give a whole number"),
     ("steps=-2", "at least 0"),
-    ("steps=inf", ""),
+    ("steps=inf", "give a whole number"),
     ("batch_size=0", "at least 1"),
     ("batch_size=-8", "at least 1"),
-    ("batch_size=64.0", ""),
+    ("batch_size=64.0", "give a whole number"),
     ("batch_size=1440", "1,437 examples: choose a smaller one"),
     ("batch_size=64 dataset.train_split=train[:10]", "10 examples: choose a smaller"),
     ("batch_size=63", "8 devices: the nearest that do are 56 and 64"),
@@ -143,19 +142,19 @@ FIELDS = [
     ("model.depth=57 model.version=2", "9n+2: the nearest are 56 and 65"),
     ("model.depth=57 model.block=bottleneck", "9n+2: the nearest are 56 and 65"),
     ("model.depth=-1", "the nearest are 8 and 14"),
-    ("model.depth=8.5", ""),
+    ("model.depth=8.5", "give a whole number"),
     ("model.variant=kears", "'paper', 'keras'"),
     ("model.variant=keras model.block=basic", "fixes block"),
     ("model.variant=keras model.shortcut=B", "and stem: leave them out"),
     ("model.block=botleneck", "'basic', 'bottleneck'"),
     ("model.activation=prae", "'post', 'pre'"),
     ("model.shortcut=C", "'A', 'B'"),
-    ("model.residual=maybe", ""),
-    ("model.scan=2", ""),
+    ("model.residual=maybe", "give true or false"),
+    ("model.scan=2", "give true or false"),
     ("model.width=-1", "at least 0"),
     ("model.stem=stl10", "choose one of 'cifar', 'imagenet'"),
     ("model.depth=20 model.stem=imagenet", "18, 34, 50, 101, 152"),
-    ("model.width=wide", ""),
+    ("model.width=wide", "give a whole number"),
     ("model.dtype=float16", "'float32', 'bfloat16'"),
     ("dataset.image_size=-1", "at least 0"),
     ("dataset.image_size=5000", "at most 4096"),
@@ -177,15 +176,15 @@ FIELDS = [
     ("augment.crop=nan", "at least 0"),
     ("augment.shift=-0.1 augment.crop=0", "at least 0"),
     ("augment.shift=0.1", "set it or augment.crop to 0"),
-    ("augment.flip=sometimes", ""),
+    ("augment.flip=sometimes", "give true or false"),
     ("optimizer.name=sdg", "'sgd'"),
     ("optimizer.learning_rate=0", "more than 0"),
     ("optimizer.learning_rate=-0.1", "more than 0"),
     ("optimizer.learning_rate=nan", "more than 0"),
     ("optimizer.learning_rate=inf", "at most"),
-    ("optimizer.learning_rate=fast", ""),
+    ("optimizer.learning_rate=fast", "give a number"),
     ("optimizer.momentum=1.5", "at most 1"),
-    ("optimizer.nesterov=", ""),
+    ("optimizer.nesterov=", "give true or false"),
     ("optimizer.epsilon=0", "more than 0"),
     ("optimizer.weight_decay=-0.1", "at least 0"),
     ("optimizer.decay=l2", "'coupled', 'decoupled'"),
@@ -236,6 +235,7 @@ CONFIG_FILES = {
     "no get_config": ("def getconfig():\n    pass\n", ["no get_config(): mend it"]),
     "import": ("import not_a_module\n", ["mine.py", "'not_a_module'"]),
     "raises": (START + "    raise ValueError('too wide')\n", ["mine.py", "too wide"]),
+    "ends the process": ("raise SystemExit\n", ["mine.py", "it ends the process"]),
     "returns a dict": (
         "def get_config():\n    return {'epochs': 3}\n",
         ["mine.py", "no ConfigDict: mend it"],
@@ -373,9 +373,11 @@ COMMANDS = {
         DIGITS, "--config.epochs.x=8", named=["--config.epochs.x", "configs/common.py"]
     ),
     "misspelt flag": train(
-        DIGITS, "--wrkdir=new", named=["'wrkdir'", "Did you mean: workdir"]
+        DIGITS,
+        "--wrkdir=new",
+        named=["--wrkdir is not a flag", "did you mean --workdir?"],
     ),
-    "unknown flag": train(DIGITS, "--zzz=1", NEW, named=["'zzz'"]),
+    "unknown flag": train(DIGITS, "--zzz=1", NEW, named=["--zzz is not", "--help"]),
     "stray argument": train(DIGITS, NEW, "go", named=["'go'", "--FLAG=VALUE"]),
     "false behind a space": train(
         DIGITS, NEW, "--config.model.scan", "false", named=["'false'", "equals sign"]
@@ -389,9 +391,10 @@ COMMANDS = {
     "field before its config": train(
         "--config.epochs=3", DIGITS, named=["--config.epochs=3", "before"]
     ),
-    "workdir without value": train(DIGITS, "--workdir", named=["--workdir"]),
+    "empty workdir": train(DIGITS, "--workdir=", named=["--workdir=", "directory"]),
+    "workdir without value": train(DIGITS, "--workdir", named=["--workdir=VALUE"]),
     "field without value": train(
-        DIGITS, NEW, "--config.epochs", named=["--config.epochs"]
+        DIGITS, NEW, "--config.epochs", named=["--config.epochs=VALUE"]
     ),
     # Fields that exclude each other.
     "too many steps": train(
@@ -536,7 +539,7 @@ COMMANDS = {
     "evaluate: checkpoint=worst": judge(
         "--workdir=run",
         "--checkpoint=worst",
-        named=["--checkpoint=worst", "latest|best"],
+        named=["--checkpoint='worst'", "latest|best"],
     ),
     "evaluate: checkpoint without value": judge(
         "--workdir=run", "--checkpoint", named=["--checkpoint"]
@@ -557,9 +560,11 @@ COMMANDS = {
         DIGITS, "--config.model.depth=57", named=["model.depth=57", "56 and 65"]
     ),
     "summary: image_size=0": show(
-        DIGITS, "--image_size=0", named=["--image_size=0", "positive integer"]
+        DIGITS, "--image_size=0", named=["--image_size='0'", "positive integer"]
     ),
-    "summary: classes": show(DIGITS, "--num_classes=many", named=["num_classes=many"]),
+    "summary: classes": show(
+        DIGITS, "--num_classes=many", named=["--num_classes='many'"]
+    ),
     # Data sets.
     "data: misspelt name": data(
         "dataset.name=cifr10",

@@ -3,11 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags
 
-from resnet_jax import UserError, command_line, main, summary
+from resnet_jax import UserError, command_line, main
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py"
@@ -51,10 +50,6 @@ def refused(tmp_path, capsys):
 def assert_names(sentence, *texts):
     for text in texts:
         assert text in sentence
-
-
-def test_no_config(refused):
-    assert_names(refused(), "--config is missing", "--config=configs/")
 
 
 @pytest.mark.parametrize("file", ["nope.py", "configs/v2_65.py:keras", "."])
@@ -118,11 +113,6 @@ def test_field_like_no_other_is_named(refused, flag):
     assert_names(refused(DIGITS, f"{flag}=3"), f"{flag} is not a field")
 
 
-def test_misspelt_flag(refused):
-    sentence = refused(DIGITS, "--wrkdir=run")
-    assert_names(sentence, "wrkdir", "Did you mean: workdir")
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -144,118 +134,12 @@ def test_value_of_another_type_is_named(refused, field, value):
     assert value.strip("()").split(",")[-1] in sentence
 
 
-def test_value_that_is_left_out(refused):
-    assert "--config.epochs" in refused(DIGITS, "--config.epochs")
-    assert "--workdir" in refused(DIGITS, "--workdir")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "stray"),
-    [
-        (["--config.model.scan", "false"], "false"),
-        (["run"], "run"),
-        (["--workdir=run", "epochs=3"], "epochs=3"),
-    ],
-)
-def test_argument_of_no_flag_is_refused(refused, arguments, stray):
-    assert_names(refused(DIGITS, *arguments), repr(stray), "equals sign")
-
-
-def test_config_needs_an_equals_sign(refused):
-    sentence = refused("--config", DIGITS.partition("=")[2])
-    assert "--config=FILE" in sentence
-
-
-def test_field_before_its_config_is_named(refused):
-    assert "--config.epochs=3" in refused("--config.epochs=3", DIGITS)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ([f"{V1_20}:kears"], ["'kears'", "did you mean 'keras'"]),
-        ([DIGITS, "--config.optimizer.name=sdg"], ["optimizer.name='sdg'", "'sgd'"]),
-        ([DIGITS, "--config.schedule.name=cos"], ["schedule.name='cos'", "'cosine'"]),
-        ([DIGITS, "--config.model.depth=57"], ["model.depth=57", "56 and 65"]),
-        ([V1_20, "--config.model.depth=21"], ["model.depth=21", "20 and 26"]),
-        ([DIGITS, "--config.optimizer.momentum=nan"], ["optimizer.momentum=nan"]),
-        ([DIGITS, "--config.batch_size=0"], ["batch_size=0", "at least 1"]),
-        (
-            [DIGITS, "--config.dataset.name=cifr10"],
-            ["dataset.name=cifr10", "Did you mean cifar10?"],
-        ),
-        (
-            [V1_20, "--config.dataset.data_dir=not/there"],
-            ["dataset.data_dir=not/there", "not a directory"],
-        ),
-        (
-            [DIGITS, "--config.dataset.eval_split=test[:"],
-            ["dataset.eval_split='test[:'", "not a split"],
-        ),
-        (
-            [DIGITS, "--config.dataset.eval_split=tset"],
-            ["dataset.eval_split='tset'", "Did you mean 'test'?"],
-        ),
-        (
-            [DIGITS, "--config.dataset.validation_split=train[1400:]"],
-            ["dataset.train_split", "dataset.validation_split", "37 examples"],
-        ),
-        (
-            [DIGITS, "--config.batch_size=1440"],
-            ["config.batch_size=1440", "1,437 examples"],
-        ),
-        (
-            [DIGITS, "--config.steps=1000000000"],
-            ["1,000,000,000 steps", "config.steps"],
-        ),
-    ],
-    ids=lambda value: value[0].split("=")[0],
-)
-def test_value_that_cannot_be_is_named(refused, arguments, named):
-    assert_names(refused(*arguments, "--workdir=run"), *named)
-
-
-def test_batch_that_does_not_divide_among_the_devices(refused):
-    count = len(jax.devices())
-    if count == 1:
-        pytest.skip("one device")
-    size = 8 * count + 1
-    sentence = refused(DIGITS, f"--config.batch_size={size}", "--workdir=run")
-    assert_names(sentence, f"batch_size={size}", f"{8 * count} and {9 * count}")
-
-
-@pytest.mark.parametrize("workdir", ["file", "file/run", "file/a/b"])
-def test_workdir_that_is_a_file_or_below_one(refused, place, workdir):
-    (place / "file").write_text("mine")
-    sentence = refused(DIGITS, f"--workdir={workdir}")
-    assert_names(sentence, f"--workdir={workdir}", "file is a file")
-    assert (place / "file").read_text() == "mine"
-
-
 def test_workdir_that_cannot_be_written(refused, place):
     (place / "closed").mkdir(mode=0o500)
     if os.access(place / "closed", os.W_OK):
         pytest.skip("this user may write everywhere")
     sentence = refused(DIGITS, "--workdir=closed/run")
     assert_names(sentence, "--workdir=closed/run", "cannot be written")
-
-
-def test_workdir_with_other_files(refused, place):
-    (place / "thesis").mkdir()
-    (place / "thesis" / "chapter.tex").write_text("mine")
-    sentence = refused(DIGITS, "--workdir=thesis")
-    assert_names(sentence, "--workdir=thesis", "other files")
-
-
-def test_without_workdir_nothing_is_made_either(refused, place):
-    refused(DIGITS, "--config.dataset.eval_split=tset")
-    assert not (place / "runs").exists()
-
-
-def test_other_commands_refuse_as_the_first_does(refused):
-    sentence = refused(DIGITS, "--config.model.depth=57", command=summary.main)
-    assert "model.depth=57" in sentence
-    assert "--image_size=0" in refused(DIGITS, "--image_size=0", command=summary.main)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [DIGITS, "--help"]])

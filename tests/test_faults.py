@@ -1,5 +1,6 @@
 """What becomes of a run when its process, its disk or its files fail."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from resnet_jax import UserError, checkpoint, data, preemption, train
+from resnet_jax import UserError, checkpoint, data, preemption, train, workdir
 from resnet_jax.metrics import read_rows
 from resnet_jax.trainer import Trainer
 from resnet_jax.workdir import WriteError
@@ -37,7 +40,7 @@ def run(straight, tmp_path):
     return shutil.copytree(straight, tmp_path / "run")
 
 
-def assert_equal_runs(first, second):
+def assert_equal_runs(first, second, besides=frozenset()):
     assert (first / "metrics.jsonl").read_bytes() == (
         second / "metrics.jsonl"
     ).read_bytes()
@@ -45,8 +48,8 @@ def assert_equal_runs(first, second):
     summaries = [json.loads((d / "summary.json").read_text()) for d in (first, second)]
     times = {"seconds", "compile_seconds", "images_per_second"}
     for summary in summaries:
-        for name in times:
-            del summary[name]
+        for name in times | besides:
+            summary.pop(name, None)
     assert summaries[0] == summaries[1]
 
 
@@ -185,6 +188,83 @@ def test_full_disk_ends_the_run_and_keeps_what_was_saved(straight, tmp_path):
     train.train_and_evaluate(config(), tmp_path / "run")
     arrays = [saved_arrays(d, config()) for d in (straight, tmp_path / "run")]
     assert same_bits(*arrays)
+
+
+@contextlib.contextmanager
+def read_only(directory):
+    """Root may write everywhere, and so becomes another user for a while."""
+    root = os.geteuid() == 0
+    directories = [path for path in (directory, *directory.rglob("*")) if path.is_dir()]
+    for path in directories:
+        path.chmod(0o555)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in directories:
+            path.chmod(0o755)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_directory_that_turns_read_only_ends_the_run(straight, monkeypatch):
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        Path(temporary).chmod(0o755)  # for the other user
+        run = Path(temporary) / "run"
+        train.train_and_evaluate(config(steps=23), run)
+        compile_programs = Trainer.compile
+
+        def compiled(self, state):
+            compile_programs(self, state)
+            stack.enter_context(read_only(run))
+
+        monkeypatch.setattr(Trainer, "compile", compiled)
+        with pytest.raises(WriteError, match=r"Permission denied.*same command"):
+            train.train_and_evaluate(config(), run)
+        stack.close()
+        monkeypatch.undo()
+        assert (run / "checkpoints" / "23").is_dir()
+        train.train_and_evaluate(config(), run)
+        assert_equal_runs(straight, run, {"changes"})
+
+
+def test_config_that_was_deleted_is_in_the_checkpoints(run, straight, capsys):
+    (run / "config.json").unlink()
+    other = config(**{"model.width": 4})
+    with pytest.raises(UserError, match=r"another config \(model.width 16 -> 4\)"):
+        train.train_and_evaluate(other, run)
+    (run / "summary.json").unlink()
+    train.train_and_evaluate(config(), run)
+    assert_equal_runs(straight, run)
+    assert (run / "config.json").read_bytes() == (straight / "config.json").read_bytes()
+
+
+def test_arrays_of_another_shape_are_named(run):
+    narrow = Trainer(config(**{"model.width": 4}), data.load(config().dataset))
+    checkpoints = checkpoint.Checkpoints(run / "checkpoints", keep=None)
+    with pytest.raises(UserError, match=r"head/bias|kernel has shape .* instead of"):
+        checkpoints.restore(45, narrow.new_state().split())
+
+
+def test_lock_that_was_removed_since_it_was_opened_does_not_count(
+    tmp_path, monkeypatch
+):
+    lock, locked = tmp_path / ".lock", []
+
+    def removed_before(file, how):
+        if not locked:
+            lock.unlink()
+        locked.append(file.fileno())
+        real(file, how)
+
+    real = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with workdir.claimed(tmp_path):
+        assert len(locked) == 2
+        assert lock.exists()
 
 
 def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(tmp_path):

@@ -8,6 +8,10 @@ from resnet_jax.plan import Plan
 PLAN = Plan(examples=100, batch_size=10, total_steps=20, steps_per_call=4)
 
 
+def start(workdir, step):
+    return Recorder(workdir, read_rows(workdir), step, PLAN)
+
+
 def means(loss: float) -> dict:
     return {"loss": loss, "accuracy": 0.5, "gradient_norm": 1.0, "learning_rate": 0.1}
 
@@ -15,20 +19,22 @@ def means(loss: float) -> dict:
 def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):
     for name in ("straight", "resumed"):
         (tmp_path / name).mkdir()
-    straight = Recorder(tmp_path / "straight", 0, PLAN)
+    straight = Recorder(
+        tmp_path / "straight", read_rows(tmp_path / "straight"), 0, PLAN
+    )
     for step in (4, 8, 10):
         straight.train_row(step, means(1 / step))
     straight.epoch_row(10, 1, {"test_accuracy": 0.25, "test_examples": 7})
     straight.train_row(12, means(0.01))
     straight.close()
 
-    cut_off = Recorder(tmp_path / "resumed", 0, PLAN)
+    cut_off = start(tmp_path / "resumed", 0)
     cut_off.train_row(4, means(1 / 4))
     cut_off.train_row(8, means(99.0))
     cut_off.close()
     with (tmp_path / "resumed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "epo')
-    resumed = Recorder(tmp_path / "resumed", 4, PLAN)
+    resumed = start(tmp_path / "resumed", 4)
     for step in (8, 10):
         resumed.train_row(step, means(1 / step))
     resumed.epoch_row(10, 1, {"test_accuracy": 0.25, "test_examples": 7})
@@ -51,7 +57,7 @@ def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):
 
 
 def test_rows_are_json_without_nan(tmp_path):
-    recorder = Recorder(tmp_path, 0, PLAN)
+    recorder = start(tmp_path, 0)
     recorder.train_row(10, means(1.0))
     recorder.epoch_row(10, 1, {"test_loss": math.inf})
     recorder.close()
@@ -68,7 +74,7 @@ def test_rows_of_a_new_run_are_none(tmp_path):
 
 
 def test_curves_are_drawn_of_what_there_is(tmp_path):
-    recorder = Recorder(tmp_path, 0, PLAN)
+    recorder = start(tmp_path, 0)
     recorder.train_row(4, means(1.0))
     recorder.train_row(10, means(0.5))
     recorder.epoch_row(10, 1, {"validation_accuracy": 0.25, "validation_loss": 2.0})

@@ -2,12 +2,16 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from configs import digits
-from resnet_jax import UserError, data, parallel, trainer
+from configs import common, digits
+from resnet_jax import UserError, data, models, parallel, trainer
+from resnet_jax.augment import augment, statistics
 from resnet_jax.parallel import Parallel
+from resnet_jax.step import Batch, create_state, make_train_step
 from resnet_jax.trainer import Trainer
 
 
@@ -34,16 +38,83 @@ def devices_of(count: int) -> list:
     return jax.local_devices(backend="cpu")[:count]
 
 
+def float64_run(devices: list, steps: int = 20) -> tuple[list, list]:
+    """Updates of a small network in float64: losses, and the leaves of the state."""
+    config = common.get_config("smoke", version=1, depth=8)
+    train_split = data.load(config.dataset).train
+    parallel = Parallel.over(devices, "jit", 32)
+    with jax.enable_x64(True):
+        net = models.resnet(1, 8, 10, width=4, dtype=jnp.float64)
+        tx = optax.sgd(0.1, momentum=0.9)
+        train_step = make_train_step(
+            net, tx, config, statistics("mean_std", train_split.images)
+        )
+        state = jax.tree.map(
+            lambda x: np.float64(x) if np.issubdtype(x.dtype, np.floating) else x,
+            create_state(net, tx, 0, (8, 8, 1)),
+        )
+
+        def update(state, batch, step):
+            rng = jax.random.fold_in(jax.random.key(0), step)
+            return train_step(state, batch, rng)
+
+        def batch(step):
+            rows = slice(32 * step, 32 * step + 32)
+            arrays = (*(array[rows] for array in train_split), np.arange(32))
+            return Batch(*map(parallel.shard, arrays))
+
+        state, losses = parallel.replicate(state), []
+        number = parallel.replicate(np.int32(0))
+        compiled = parallel.compile(update, state, batch(0), number, sharded=(1,))
+        for step in range(steps):
+            number = parallel.replicate(np.int32(step))
+            state, metrics = compiled(state, batch(step), number)
+            losses.append(float(parallel.fetch(metrics["loss"])))
+        leaves = jax.tree.leaves(parallel.fetch(state))
+    assert leaves[1].dtype == np.float64
+    return losses, leaves
+
+
 @pytest.mark.slow
-def test_number_of_devices_does_not_matter_under_jit():
-    state, losses, _ = train(devices=1)
-    for devices in (2, 8):
-        other, other_losses, _ = train(devices)
+def test_number_of_devices_does_not_matter_in_float64():
+    losses, leaves = float64_run(devices_of(1))
+    assert losses[-1] < losses[0]
+    for devices in (2, 4, 8):
+        other_losses, other_leaves = float64_run(devices_of(devices))
+        np.testing.assert_allclose(losses, other_losses, atol=1e-9)
+        for a, b in zip(leaves, other_leaves, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_number_of_devices_hardly_matters_in_float32():
+    """At a low rate: training itself amplifies the rounding of float32."""
+    _, losses, _ = train(devices=1)
+    for devices in (2, 4, 8):
+        _, other_losses, _ = train(devices)
         np.testing.assert_allclose(losses, other_losses, rtol=1e-3)
-        for a, b in zip(
-            jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True
-        ):
-            np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_augmented_batch_does_not_depend_on_the_devices():
+    images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
+    config = common.get_config("paper", version=1, depth=20).augment
+
+    def augmented(devices):
+        parallel = Parallel.over(devices_of(devices), "jit", 16)
+        args = parallel.shard(images), parallel.shard(np.arange(16, dtype=np.int32))
+        compiled = parallel.compile(
+            lambda images, positions: augment(
+                config, images, jax.random.key(0), positions
+            ),
+            *args,
+            sharded=(0, 1),
+        )
+        return parallel.fetch(compiled(*args))
+
+    expected = augmented(1)
+    assert not np.array_equal(expected, images)
+    for devices in (2, 4, 8):
+        np.testing.assert_array_equal(augmented(devices), expected)
 
 
 @pytest.mark.slow

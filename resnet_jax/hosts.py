@@ -1,0 +1,212 @@
+"""Several processes, on one host or many, that train one network together.
+
+All of them compute; process 0 alone prepares the data, reads and writes the run's
+directory and prints. What it finds, an error included, goes to the others by
+`from_first`, so that no other process needs the data or the directory.
+"""
+
+import importlib.util
+import itertools
+import os
+import pickle
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import flags
+from jax.experimental import multihost_utils
+
+from resnet_jax import UserError
+
+T = TypeVar("T")
+
+_JOIN_SECONDS = 300  # for all to start
+_MAKE_SECONDS = 86400  # for process 0 to prepare what the others wait for
+_SILENT_SECONDS = 30  # without a sign of life of another process
+# How Slurm's srun and Open MPI's mpirun tell a process that there are others.
+_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+_count = 1
+_made = itertools.count()
+
+
+class LostError(UserError):
+    """Another process is gone, and computing cannot go on."""
+
+    exit_status = 1
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines what `join` takes."""
+    own = {"flag_values": values}
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, where several processes train together. TPU pods, "
+        "Slurm and Open MPI need none of these three.",
+        **own,
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes.", **own)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", **own)
+
+
+def join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the other processes, if there are any; call before JAX looks for devices.
+
+    Raises:
+      UserError: the three contradict each other, or process 0 cannot listen there.
+        Where the others do not come, the process ends with such a sentence.
+    """
+    global _count
+    given = (coordinator, num_processes, process_id)
+    if given == (None, None, None):
+        launched = next((os.environ[n] for n in _LAUNCHERS if n in os.environ), "1")
+        if launched == "1" and not _on_tpu_vm():
+            return
+        at, wanted = "the address that the launcher gives", launched
+    else:
+        _check(*given)
+        at, wanted = coordinator, str(num_processes)
+    who = wanted if wanted != "1" else "all"
+    if process_id in (0, None):
+        print(f"waiting   for {who} processes at {at}", flush=True)
+    port = coordinator.rpartition(":")[2] if coordinator else "of the coordinator"
+
+    def give_up() -> None:
+        print(
+            f"error: {who} processes did not meet at {at} within {_JOIN_SECONDS} s: "
+            "start them all, see that process 0 runs at that address, and open port "
+            f"{port} in the firewall between them",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # JAX would wait on
+
+    timer = threading.Timer(_JOIN_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    # Its own answer to SIGTERM would take the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=10 * _JOIN_SECONDS,
+            heartbeat_timeout_seconds=_SILENT_SECONDS,
+            shutdown_timeout_seconds=_SILENT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        if given == (None, None, None) and launched == "1":
+            return  # one TPU VM that no cluster knows of
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--coordinator={coordinator} cannot be used ({reason}): give the address "
+            "of process 0 with a port that is free there"
+        ) from None
+    finally:
+        timer.cancel()
+    _count = num_processes or (int(launched) if launched != "1" else 0)
+    _count = _count or jax.process_count()  # on a TPU, where nothing is set up later
+
+
+def _check(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    given = {
+        "--coordinator": coordinator,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    if missing := [name for name, value in given.items() if value is None]:
+        raise UserError(
+            f"{missing[0]} is missing: give --coordinator, --num_processes and "
+            "--process_id together"
+        )
+    if not re.fullmatch(r".+:[1-9]\d{0,4}", coordinator):
+        raise UserError(
+            f"--coordinator={coordinator} is no address: write HOST:PORT of process 0, "
+            "as 10.0.0.2:8476"
+        )
+    if num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}: give at least 1")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} is none of {num_processes} processes: give 0 "
+            f"to {num_processes - 1}"
+        )
+
+
+def _on_tpu_vm() -> bool:
+    chips = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def count() -> int:
+    """How many processes train together."""
+    return _count
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return _count == 1 or jax.process_index() == 0
+
+
+def tell(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_first():
+        print(line, flush=True)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Returns in every process what `make` returns, or raises, in the first one.
+
+    The others wait, however long it takes. What is returned must be picklable.
+
+    Raises:
+      UserError: `make` raised one.
+    """
+    if _count == 1:
+        return make()
+    made = failed = None
+    if is_first():
+        try:
+            made = make()
+        except UserError as error:
+            failed = str(error), error.exit_status
+    # The devices' own ways of waiting give up after half a minute.
+    everyone = {"timeout": _MAKE_SECONDS, "processes": set(range(_count))}
+    ocp.multihost.sync_global_processes(f"made{next(_made)}", **everyone)
+    content = np.frombuffer(pickle.dumps((made, failed)), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(content.size)))
+    if not is_first():
+        content = np.zeros(size, np.uint8)
+    content = multihost_utils.broadcast_one_to_all(content)
+    made, failed = pickle.loads(content.tobytes())
+    if failed:
+        error = UserError(failed[0])
+        error.exit_status = failed[1]
+        raise error
+    return made
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes give, in every process."""
+    if _count == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def leave(status: int) -> None:
+    """Ends the process; after an error of its own it does not wait for the others."""
+    if _count > 1 and status in (1, 2):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

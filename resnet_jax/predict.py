@@ -1,0 +1,239 @@
+"""Classifies pictures with a trained network: files, folders, or - for standard input.
+
+python -m resnet_jax.predict --workdir=runs/v2_56/seed0 cat.jpg holiday/
+
+Pictures of any size are scaled and centre cropped to what the network was trained on.
+"""
+
+import collections
+import csv
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from resnet_jax import UserError, command_line, trained
+from resnet_jax.augment import normalize
+from resnet_jax.data.picture import SUFFIXES, PictureError, decode
+from resnet_jax.parallel import Parallel
+from resnet_jax.trained import Trained
+
+STDIN = "-"
+_BATCH_SIZE = 128  # at most
+_AHEAD = 256  # pictures decoded while the devices compute
+
+
+class SkippedError(UserError):
+    """Some pictures could not be read; the others are classified."""
+
+    exit_status = 1
+
+
+class Predictor:
+    """One compiled program that gives a network's logits for any number of images."""
+
+    def __init__(self, run: Trained, examples: int):
+        """Chooses a batch size that suits this many examples, and compiles for it."""
+        devices = jax.devices()
+        batch = min(_BATCH_SIZE, 1 << max(examples - 1, 0).bit_length())
+        self.batch_size = -(-batch // len(devices)) * len(devices)
+        self._parallel = Parallel.over(devices, "jit", self.batch_size)
+        self._variables = self._parallel.replicate(run.variables)
+        self._shape = run.inputs.image_shape
+
+        def logits(variables, images):
+            images = normalize(images, *run.inputs.normalization)
+            return run.net.apply(variables, images, train=False)
+
+        images = self._parallel.shard(self._padded(np.empty((0, *self._shape))))
+        self._logits = self._parallel.compile(
+            logits, self._variables, images, sharded=(1,)
+        )
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Logits, float32 [images, classes], of images as they are stored."""
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            placed = self._parallel.shard(self._padded(batch))
+            found = self._parallel.fetch(self._logits(self._variables, placed))
+            parts.append(found[: len(batch)])
+        return np.concatenate(parts)
+
+    def _padded(self, images: np.ndarray) -> np.ndarray:
+        batch = np.zeros((self.batch_size, *self._shape), np.uint8)
+        batch[: len(images)] = images
+        return batch
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of the last axis, float64."""
+    exponents = np.exp(np.float64(logits) - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+def find_pictures(arguments: list[str]) -> list[str]:
+    """The files that arguments name; of folders, the pictures anywhere in them.
+
+    Raises:
+      UserError: there are no arguments, one is not there, or a folder has no picture.
+    """
+    if not arguments:
+        raise UserError("no picture is given: name files or folders, or - for stdin")
+    found = []
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STDIN or path.is_file():
+            found.append(argument)
+        elif path.is_dir():
+            inside = sorted(
+                str(file)
+                for file in path.rglob("*")
+                if file.suffix.lower() in SUFFIXES and file.is_file()
+            )
+            if not inside:
+                raise UserError(
+                    f"{argument} holds no picture ({', '.join(SUFFIXES)}): give another"
+                )
+            found += inside
+        else:
+            raise UserError(f"{argument} is not there: name a file or a folder")
+    return found
+
+
+def read_pictures(
+    names: list[str], image_shape: tuple[int, int, int]
+) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Decodes pictures side by side, in order; tells of those that it cannot read.
+
+    Yields names with images, uint8 of `image_shape`, or None for an unreadable one.
+    """
+    height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"the network reads images of {channels} channels, and pictures have 1 or "
+            "3: give the run of another network"
+        )
+
+    def read(name: str) -> np.ndarray | PictureError:
+        source = sys.stdin.buffer.read() if name == STDIN else Path(name)
+        try:
+            return decode(source, (height, width), channels)
+        except PictureError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = iter(names)
+        pending = collections.deque()
+        while True:
+            for name in itertools.islice(waiting, _AHEAD - len(pending)):
+                pending.append((name, pool.submit(read, name)))
+            if not pending:
+                return
+            name, future = pending.popleft()
+            image = future.result()
+            if isinstance(image, PictureError):
+                print(f"skipped   {name} {image}", file=sys.stderr)
+                image = None
+            yield name, image
+
+
+def require_all_read(read: int, total: int) -> None:
+    """Raises SkippedError where pictures were skipped, UserError where all were."""
+    if not read:
+        raise UserError("no picture could be read: give others")
+    if read < total:
+        raise SkippedError(f"{total - read} of {total} pictures could not be read")
+
+
+def _groups(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group
+
+
+class _Writer:
+    """Prints predictions as they come: a table, CSV, or JSON (a list of objects)."""
+
+    def __init__(self, form: str, top: int, names: list[str], classes: tuple[str, ...]):
+        self._form, self._first = form, True
+        self._file_width = max(map(len, names))
+        self._class_width = max(map(len, classes))
+        self._csv = csv.writer(sys.stdout, lineterminator="\n")
+        if form == "csv":
+            ranks = range(1, top + 1)
+            pairs = [(f"class_{rank}", f"probability_{rank}") for rank in ranks]
+            self._csv.writerow(["file", *itertools.chain(*pairs)])
+
+    def row(self, name: str, best: list[tuple[str, float]]) -> None:
+        if self._form == "table":
+            shown = [f"{label:<{self._class_width}} {p:>6.1%}" for label, p in best]
+            print(f"{name:<{self._file_width}}  {'   '.join(shown)}")
+        elif self._form == "csv":
+            cells = [(label, f"{p:.6f}") for label, p in best]
+            self._csv.writerow([name, *itertools.chain(*cells)])
+        else:
+            classes = [
+                {"class": label, "probability": round(p, 6)} for label, p in best
+            ]
+            line = json.dumps({"file": name, "classes": classes}, ensure_ascii=False)
+            print("[" if self._first else ",", line, sep="\n", end="")
+        self._first = False
+
+    def close(self) -> None:
+        if self._form == "json":
+            print("[]" if self._first else "\n]")
+
+
+def predict(run: Trained, names: list[str], form: str, top: int) -> None:
+    """Prints the `top` likeliest classes of each picture; see `main`."""
+    classes = run.inputs.class_names
+    predictor = Predictor(run, len(names))
+    pictures = read_pictures(names, run.inputs.image_shape)
+    writer = _Writer(form, top, names, classes)
+    read = 0
+    for group in _groups(pictures, predictor.batch_size):
+        group = [(name, image) for name, image in group if image is not None]
+        if not group:
+            continue
+        probabilities = softmax(predictor(np.stack([image for _, image in group])))
+        read += len(group)
+        for (name, _), row in zip(group, probabilities, strict=True):
+            best = np.argsort(-row, kind="stable")[:top]
+            writer.row(name, [(classes[label], float(row[label])) for label in best])
+        sys.stdout.flush()
+    writer.close()
+    require_all_read(read, len(names))
+
+
+def main(argv: list[str]) -> None:
+    """Prints the likeliest classes of pictures."""
+
+    def define(values: flags.FlagValues) -> None:
+        trained.define_flags(values)
+        define_enum = partial(flags.DEFINE_enum, flag_values=values)
+        define_enum("format", "table", ["table", "csv", "json"], "What to print.")
+        flags.DEFINE_integer(
+            "top", 3, "Classes for each picture.", lower_bound=1, flag_values=values
+        )
+
+    values, arguments = command_line.parse_with_arguments(argv, __doc__, define)
+    names = find_pictures(arguments)
+    run = trained.load(values.workdir, values.checkpoint)
+    top = min(values.top, len(run.inputs.class_names))
+    try:
+        predict(run, names, values.format, top)
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    command_line.run(main)

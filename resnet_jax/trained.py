@@ -1,0 +1,157 @@
+"""A trained network as its run left it, for every verb that uses one.
+
+What a network takes as input (`inputs.json`: class names, image shape, normalisation)
+is kept in the run's directory, so that using it needs no data set on the disk.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from resnet_jax import UserError, data, models, parallel, workdir
+from resnet_jax.augment import statistics
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import build_network, validate
+from resnet_jax.metrics import best_step, read_rows
+
+_INPUTS = "inputs.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a network was trained to read.
+
+    Attributes:
+      dataset: name of the data set, for titles.
+      class_names: one a label.
+      image_shape: height, width and channels.
+      normalization: mean and scale, as `augment.normalize` takes them.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    normalization: tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run's network at one of its checkpoints.
+
+    Attributes:
+      directory: the run's.
+      step: of the checkpoint.
+      config: the run's, validated (its data set excepted).
+      inputs: what the network reads.
+      net: the network, with `scan`: it compiles in seconds at any depth.
+      variables: what `net.apply` takes, as NumPy arrays; `models.unstack` gives the
+        blocks the names that they have in files.
+    """
+
+    directory: Path
+    step: int
+    config: ConfigDict
+    inputs: Inputs
+    net: models.ResNet
+    variables: dict
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines `--workdir` and `--checkpoint`, which `load` takes."""
+    flags.DEFINE_string("workdir", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_enum(
+        "checkpoint",
+        "latest",
+        ["latest", "best"],
+        "The newest checkpoint, or the best by validation.",
+        flag_values=values,
+    )
+
+
+def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
+    """Restores the network of a run, on the host; JAX is set up as for training it.
+
+    Args:
+      directory: the run's, as `--workdir` gave it.
+      checkpoint: 'latest', or 'best' by validation.
+
+    Raises:
+      UserError: there is no run, no such checkpoint, or one that cannot be read; or
+        the run has no `inputs.json` (an old one) and its data set is not there either.
+    """
+    if not directory:
+        raise UserError("--workdir is missing: give the directory of a run")
+    directory = Path(directory)
+    config = workdir.read_config(directory)
+    validate(config, with_data=False)  # its file can have been edited
+    parallel.split_cpu(config.batch_size)  # before Orbax looks for devices
+    parallel.use_compilation_cache()
+    best = checkpoint == "best"
+    step, checkpoints = best_step(read_rows(directory)) if best else None, None
+    if (directory / "checkpoints").is_dir():
+        checkpoints = Checkpoints(directory / "checkpoints", keep=None)
+        newest = checkpoints.newest()
+        step = step if best else newest and newest[0]
+    if step is None or checkpoints is None:
+        reason = "the run had no validation split" if best else "it has saved none yet"
+        raise UserError(
+            f"--workdir={directory} has no {checkpoint} checkpoint: {reason}"
+        )
+    inputs = read_inputs(directory, config)
+    net = build_network(config, len(inputs.class_names))
+    like = models.variable_shapes(net, inputs.image_shape)
+    checkpoints.require_intact(step)
+    variables = checkpoints.restore(step, {"variables": like})["variables"]
+    checkpoints.close()
+    net = net.clone(scan=True)
+    return Trained(directory, step, config, inputs, net, models.stack(variables))
+
+
+def write_inputs(
+    directory: Path,
+    dataset: data.Dataset,
+    normalization: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Writes a run's `inputs.json`. Raises WriteError where it cannot."""
+    mean, scale = (array.tolist() for array in normalization)  # exact in JSON
+    content = {
+        "dataset": dataset.name,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.image_shape,
+        "normalization": {"mean": mean, "scale": scale},
+    }
+    workdir.write(directory / _INPUTS, json.dumps(content) + "\n")
+
+
+def read_inputs(directory: Path, config: ConfigDict) -> Inputs:
+    """What the network of a run reads; from its data set where the run is an old one.
+
+    Raises:
+      UserError: the file is damaged, or it is not there and the data set is not.
+    """
+    path = directory / _INPUTS
+    if not path.exists():
+        dataset = data.load(config.dataset)
+        normalization = statistics(config.augment.normalization, dataset.train.images)
+        return Inputs(
+            dataset.name, dataset.class_names, dataset.image_shape, normalization
+        )
+    try:
+        content = json.loads(path.read_text())
+        mean, scale = (content["normalization"][name] for name in ("mean", "scale"))
+        height, width, channels = map(int, content["image_shape"])
+        return Inputs(
+            str(content["dataset"]),
+            tuple(map(str, content["class_names"])),
+            (height, width, channels),
+            (np.asarray(mean, np.float32), np.asarray(scale, np.float32)),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}): restore it, or "
+            "delete it to have it read from the data set"
+        ) from None

@@ -1,0 +1,56 @@
+import json
+import shutil
+import signal
+
+import pytest
+
+from experiments import fault_injection
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "untouched"
+    assert fault_injection.start(directory) == {"status": 0}
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "aims"),
+    [
+        (signal.SIGKILL, [("saving", 1, 0.1), ("committing", 2, 0.0)]),
+        (signal.SIGKILL, [("start-up", 1, 3.0), ("training", 6, 0.02)]),
+        (signal.SIGTERM, [("saving", 2, 0.0), ("evaluation", 2, 0.0)]),
+    ],
+)
+def test_interrupted_run_is_equal_to_the_bit(untouched, tmp_path, number, aims):
+    starts = [fault_injection.start(tmp_path / "run", number, aim) for aim in aims]
+    assert [ended["phase"] for ended in starts] == [phase for phase, *_ in aims]
+    starts.append(fault_injection.start(tmp_path / "run"))
+    assert fault_injection.faults(starts, number) == []
+    assert fault_injection.differences(untouched, tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_differences_are_found(untouched, tmp_path):
+    changed = shutil.copytree(untouched, tmp_path / "run")
+    with (changed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "epoch": 6.4, "test_accuracy": 1.0}\n')
+    summary = json.loads((changed / "summary.json").read_text())
+    (changed / "summary.json").write_text(json.dumps(summary | {"test_loss": 0.0}))
+    found = fault_injection.differences(untouched, changed)
+    assert found == ["metrics.jsonl", "summary.json"]
+    other = tmp_path / "other" / "run"
+    other.parent.mkdir()
+    fault_injection.start(other, arguments=("--config.seed=1",))
+    assert "arrays" in fault_injection.differences(untouched, other)
+
+
+def test_wrong_ends_are_found():
+    ended = {"phase": "training", "finished": False, "seconds_to_end": 31.5}
+    assert fault_injection.faults([{"status": 0}], signal.SIGTERM) == []
+    assert fault_injection.faults([{"status": 1}], signal.SIGTERM)
+    assert fault_injection.faults([ended | {"status": 143}], signal.SIGTERM) == [
+        "31.5 s to end"
+    ]
+    assert fault_injection.faults([ended | {"status": 143}], signal.SIGKILL)

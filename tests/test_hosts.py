@@ -1,0 +1,228 @@
+"""Processes that train together: started here, two of them, over the local network."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from resnet_jax import UserError, hosts, train
+from resnet_jax.metrics import read_rows
+from tests.test_parallel import devices_of, float64_run
+from tests.test_train import saved_arrays
+
+ROOT = Path(__file__).parents[1]
+ARGUMENTS = [
+    f"--config={ROOT}/configs/digits.py",
+    *("--config.model.version=1", "--config.model.depth=8", "--config.model.width=4"),
+    *("--config.optimizer.learning_rate=0.01", "--config.schedule.name=constant"),
+    *("--config.schedule.warmup_epochs=0", "--config.checkpoint.every=1"),
+    "--config.steps_per_call=1",
+]
+
+
+def config(steps: int):
+    config = common.get_config("smoke", version=1, depth=8, width=4)
+    config.update(steps=steps, steps_per_call=1)
+    config.optimizer.learning_rate = 0.01
+    config.schedule.update(name="constant", warmup_epochs=0.0)
+    config.checkpoint.every = 1
+    return config
+
+
+class Pair:
+    """Two processes, and what each prints."""
+
+    def __init__(self, directory: Path, command: list[str], devices: int):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.logs = [directory / f"log{number}" for number in (0, 1)]
+        self.processes = []
+        for number, log in enumerate(self.logs):
+            given = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+            given += [f"--process_id={number}"]
+            with log.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-u", *command, *given],
+                        cwd=ROOT,
+                        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def wait(self, seconds: float = 300) -> list[int]:
+        """Their exit statuses. None of them outlives a test that fails."""
+        end = time.monotonic() + seconds
+        try:
+            return [p.wait(max(0, end - time.monotonic())) for p in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def wait_for(self, text: str) -> None:
+        end = time.monotonic() + 300
+        while text not in self.logs[0].read_text():
+            assert self.processes[0].poll() is None, self.logs[0].read_text()
+            assert time.monotonic() < end, self.logs[0].read_text()
+            time.sleep(0.05)
+
+
+def training(directory: Path, steps: int, devices: int = 1, *changes: str) -> Pair:
+    command = ["-m", "resnet_jax.main", *ARGUMENTS, f"--config.steps={steps}"]
+    command += [f"--workdir={directory / 'run'}", *changes]
+    return Pair(directory, command, devices)
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(tmp_path):
+    script = (
+        "import sys, jax, numpy as np\n"
+        "from resnet_jax import hosts\n"
+        "from tests.test_parallel import float64_run\n"
+        "address, count, number = (a.partition('=')[2] for a in sys.argv[2:])\n"
+        "hosts.join(address, int(count), int(number))\n"
+        "assert len(jax.devices()) == 8 and len(jax.local_devices()) == 4\n"
+        "losses, leaves = float64_run(jax.devices())\n"
+        "if hosts.is_first(): np.savez(sys.argv[1], losses, *leaves)\n"
+    )
+    pair = Pair(tmp_path, ["-c", script, str(tmp_path / "arrays.npz")], devices=4)
+    losses, leaves = float64_run(devices_of(8))
+    assert pair.wait() == [0, 0], pair.logs[0].read_text() + pair.logs[1].read_text()
+    found = np.load(tmp_path / "arrays.npz")
+    expected = [losses, *leaves]
+    for name, array in zip(found.files, expected, strict=True):
+        np.testing.assert_allclose(found[name], array, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
+    mode = f"--config.parallel={mode}"
+    pair = training(tmp_path, 10**6, 2, mode)
+    pair.wait_for("saved     step 23")
+    pair.processes[1].send_signal(signal.SIGTERM)
+    assert pair.wait() == [143, 143]
+    stopped = [
+        re.search(r"stopped: by SIGTERM at step (\d+) of .*, which is saved", text)
+        for text in (log.read_text() for log in pair.logs)
+    ]
+    step = int(stopped[0][1])
+    assert step == int(stopped[1][1]) > 23
+    assert "epoch 1" not in pair.logs[1].read_text()
+
+    again = training(tmp_path, step + 2, 2, mode)
+    assert again.wait() == [0, 0], again.logs[0].read_text()
+    assert f"resumed   at step {step} of" in again.logs[0].read_text()
+    assert "4 x cpu of 2 processes" in again.logs[0].read_text()
+    # One process, by jit, with what the two have saved.
+    summary = train.train_and_evaluate(config(step + 4), tmp_path / "run")
+    assert summary["steps"] == step + 4
+    assert summary["test_examples"] == 360
+    assert any("device_count 4 -> 8" in c for c in summary["changes"][-1]["changed"])
+    steps = [r["step"] for r in read_rows(tmp_path / "run") if "train_loss" in r]
+    assert steps == list(range(1, step + 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_death_of_one_ends_the_other(tmp_path, dies):
+    pair = training(tmp_path, 10**6)
+    pair.wait_for("saved     step 23")
+    pair.processes[dies].kill()
+    start = time.monotonic()
+    assert pair.processes[1 - dies].wait(60) != 0
+    assert time.monotonic() - start < 60
+    pair.wait()
+    told = pair.logs[1 - dies].read_text()
+    assert "another process is gone" in told or "another task died" in told
+    assert (tmp_path / "run" / "checkpoints" / "23").is_dir()
+    assert len(saved_arrays(tmp_path / "run", config(23))) > 10
+
+
+@pytest.mark.slow
+def test_error_of_the_first_is_told_by_both(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    pair = training(tmp_path, 4)
+    assert pair.wait() == [2, 2]
+    for log in pair.logs:
+        assert "holds other files: give a new or empty directory" in log.read_text()
+
+
+@pytest.mark.parametrize(("first", "number"), [(True, 0), (False, 1)])
+def test_others_that_do_not_come_are_a_sentence(first, number):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        port = taken.getsockname()[1] if not first else 0
+        if first:
+            taken.close()
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+        script = (
+            "from resnet_jax import hosts\n"
+            "hosts._JOIN_SECONDS = 1\n"
+            f"hosts.join('127.0.0.1:{port}', 2, {number})\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+        )
+    assert ended.returncode == 2
+    (error,) = [line for line in ended.stderr.splitlines() if "error: " in line]
+    assert f"127.0.0.1:{port}" in error
+    assert f"open port {port} in the firewall" in error
+    assert (f"waiting   for 2 processes at 127.0.0.1:{port}\n" in ended.stdout) == first
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (("10.0.0.2:8476", 2, None), "--process_id is missing"),
+        ((None, 2, 0), "--coordinator is missing"),
+        (("10.0.0.2:8476", None, 0), "--num_processes is missing"),
+        (("10.0.0.2", 2, 0), "--coordinator=10.0.0.2 is no address: write HOST:PORT"),
+        (("10.0.0.2:x", 2, 0), "write HOST:PORT"),
+        (("10.0.0.2:8476", 0, 0), "--num_processes=0: give at least 1"),
+        (("10.0.0.2:8476", 2, 2), "--process_id=2 is none of 2 processes: give 0 to 1"),
+        (("10.0.0.2:8476", 2, -1), "--process_id=-1 is none of"),
+    ],
+)
+def test_flags_that_cannot_be(given, named):
+    with pytest.raises(UserError, match=re.escape(named)):
+        hosts.join(*given)
+    assert hosts.count() == 1
+
+
+def test_one_process_alone_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", None)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    hosts.join(None, None, None)
+    assert hosts.count() == 1
+    assert hosts.is_first()
+    assert hosts.largest(3) == 3
+    assert hosts.from_first(lambda: "it") == "it"
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_launchers_are_found(monkeypatch, name):
+    called = []
+    monkeypatch.setenv(name, "4")
+    monkeypatch.setattr(hosts, "_count", 1)
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **_: called.append(args)
+    )
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    hosts.join(None, None, None)
+    assert called == [(None, None, None)]
+    assert hosts.count() == 4

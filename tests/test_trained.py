@@ -1,0 +1,100 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits
+from resnet_jax import UserError, data, models, train, trained
+from resnet_jax.augment import normalize, statistics
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a validation split, and its summary."""
+    config = digits.get_config()
+    config.model.update(version=1, depth=14, width=4)
+    config.update(steps=30)
+    config.dataset.update(train_split="train[:1200]", validation_split="train[1200:]")
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    return directory, train.train_and_evaluate(config, directory)
+
+
+def test_restores_what_the_run_measured(run):
+    directory, summary = run
+    restored = trained.load(directory)
+    dataset = data.load(restored.config.dataset)
+    images = normalize(jnp.asarray(dataset.eval.images), *restored.inputs.normalization)
+    logits = restored.net.apply(restored.variables, images)
+    accuracy = (np.asarray(logits).argmax(1) == dataset.eval.labels).mean()
+    assert restored.step == summary["steps"]
+    assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
+    # Files have the unrolled names.
+    names = models.unstack(restored.variables)["params"]
+    assert "stage1_block2" in names
+    assert "stage1_blocks" not in names
+
+
+def test_needs_no_data_set(run, tmp_path, monkeypatch):
+    directory, _ = run
+    expected = trained.load(directory).inputs
+    monkeypatch.setattr(data, "load", lambda _: pytest.fail("read the data set"))
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["dataset"]["data_dir"] = "/nowhere"
+    config["dataset"]["name"] = "cifar10"
+    (copy / "config.json").write_text(json.dumps(config))
+    inputs = trained.load(copy).inputs
+    assert inputs.class_names == tuple("0123456789")
+    assert inputs.image_shape == (8, 8, 1)
+    for found, wanted in zip(inputs.normalization, expected.normalization, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("normalization", ["mean", "mean_std", "pixel_mean"])
+def test_file_gives_the_same_normalization(normalization, tmp_path):
+    config = digits.get_config()
+    dataset = data.load(config.dataset)
+    expected = statistics(normalization, dataset.train.images)
+    trained.write_inputs(tmp_path, dataset, expected)
+    inputs = trained.read_inputs(tmp_path, config)
+    assert (inputs.dataset, inputs.class_names) == ("digits", dataset.class_names)
+    for found, wanted in zip(inputs.normalization, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == np.float32
+
+
+def test_an_old_run_reads_its_data_set(run, tmp_path):
+    directory, _ = run
+    expected = trained.load(directory)
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    (copy / "inputs.json").unlink()
+    restored = trained.load(copy)
+    assert restored.inputs.class_names == expected.inputs.class_names
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (restored.inputs.normalization, restored.variables),
+        (expected.inputs.normalization, expected.variables),
+    )
+
+
+def test_mistakes_are_sentences(run, tmp_path):
+    directory, _ = run
+    with pytest.raises(UserError, match="--workdir is missing"):
+        trained.load(None)
+    with pytest.raises(UserError, match="holds no run"):
+        trained.load(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    for text in ("{", "[]", "{}", '{"normalization": 3}'):
+        (copy / "inputs.json").write_text(text)
+        with pytest.raises(UserError, match=r"inputs\.json is damaged"):
+            trained.load(copy)
+    (copy / "inputs.json").unlink()
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="no latest checkpoint: it has saved none"):
+        trained.load(copy)
