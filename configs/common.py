@@ -47,6 +47,9 @@ def default() -> ConfigDict:
     config.eval_every = 1  # epochs; the last one is always evaluated
     config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': on each device
     config.label_smoothing = 0.0
+    config.init_from = (
+        ""  # a run's directory or .safetensors file to fine-tune; '': off
+    )
 
     config.model = ConfigDict()
     config.model.version = 1
@@ -94,6 +97,8 @@ def default() -> ConfigDict:
     config.optimizer.decay = "coupled"  # before the optimizer, or 'decoupled' from it
     config.optimizer.decay_on = "all"  # or 'kernels', or 'convolutions' alone
     config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: off
+    config.optimizer.freeze = ""  # a pattern: what stays, as '^stem|^stage1'; '': none
+    config.optimizer.backbone_factor = 1.0  # of the rate, for all but the classifier
     config.optimizer.accumulate = 1  # gradients of this many parts of a batch are added
 
     config.schedule = ConfigDict()

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -45,6 +46,7 @@ _RANGES = {
     "optimizer.epsilon": (0, 1, False),
     "optimizer.weight_decay": (0, 1, True),
     "optimizer.clip_norm": (0, 1e6, True),
+    "optimizer.backbone_factor": (0, 1e3, False),
     "optimizer.accumulate": (1, 10**6, True),
     "schedule.warmup_epochs": (0, 10**6, True),
     "schedule.warmup_factor": (0, 1, True),
@@ -100,6 +102,8 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
             config.optimizer.accumulate,
             f"choose a divisor of batch_size ({config.batch_size})",
         )
+    if config.optimizer.freeze:
+        _validate_freeze(config)
     _validate_schedule(config.schedule)
     if with_data:
         data.check(config.dataset)
@@ -123,6 +127,16 @@ def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
             raise UserError(f"{field}={shown!r}: give {what}")
         if isinstance(default, ConfigDict):
             _validate_fields(value, default, field)
+
+
+def _validate_freeze(config: ConfigDict) -> None:
+    field, pattern = "optimizer.freeze", config.optimizer.freeze
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        _refuse(field, pattern, f"give a regular expression ({error})")
+    if config.model.scan:
+        _refuse(field, pattern, "set model.scan to False, which makes blocks one")
 
 
 def _validate_schedule(schedule: ConfigDict) -> None:

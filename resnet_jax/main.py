@@ -14,7 +14,7 @@ from resnet_jax import UserError, command_line, hosts, report, train, workdir
 
 
 def main(argv: list[str]) -> None:
-    """Trains as the command line says, and draws the curves."""
+    """Trains as the command line says, and draws and reports the results."""
 
     def define(values: flags.FlagValues) -> None:
         command_line.define_config(values, argv)
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     train.train_and_evaluate(config, directory)
     if hosts.is_first():
         report.draw_curves(directory)
+        report.update(directory)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,13 @@ from resnet_jax.blocks import (
 )
 
 
+class FeatureMaps(nn.Module):
+    """Does nothing: a name by which `attribution` finds what passes here."""
+
+    def __call__(self, x: Images) -> Images:
+        return x
+
+
 class ResNet(nn.Module):
     """A residual network; build it with `resnet`.
 
@@ -67,9 +74,11 @@ class ResNet(nn.Module):
             else:
                 for b in range(1, blocks):
                     x = block(name=f"{name}{b + 1}")(x, train)
+            x = FeatureMaps(name=f"stage{stage + 1}")(x)
         if self.activation == "pre":
             x = self._norm(name="final_bn")(x, use_running_average=not train)
             x = nn.relu(x)
+        x = FeatureMaps(name="features")(x)
         x = x.mean(axis=(1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
         kernel_init = layers.keras_he_normal if self.keras else layers.torch_uniform
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
@@ -128,7 +137,7 @@ def _scan(block: nn.Module, x: Images, train: bool, length: int) -> Images:
     x, _ = nn.scan(
         lambda block, x, _: (block(x, train), None),
         variable_axes={"params": 0, "batch_stats": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         length=length,
     )(block, x, None)
     return x

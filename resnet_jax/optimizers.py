@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from resnet_jax import freeze
+
 
 def _sgd(config: ConfigDict) -> optax.GradientTransformation:
     return optax.trace(config.momentum, nesterov=config.nesterov)
@@ -99,7 +101,8 @@ def optimizer(
     steps.append(OPTIMIZERS[config.name](config))
     if config.weight_decay and decoupled:
         steps.append(decay)
-    return optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
+    steps.append(optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(*steps, *freeze.scale_updates(config))
 
 
 def schedule(

@@ -7,6 +7,7 @@ Pictures of any size are scaled and centre cropped to what the network was train
 
 import collections
 import csv
+import io
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ from absl import flags
 
 from resnet_jax import UserError, command_line, trained
 from resnet_jax.augment import normalize
-from resnet_jax.data.picture import SUFFIXES, PictureError, decode
+from resnet_jax.data.picture import SUFFIXES, UnreadableError, decode
 from resnet_jax.parallel import Parallel
 from resnet_jax.trained import Trained
 
@@ -100,8 +101,9 @@ def find_pictures(arguments: list[str]) -> list[str]:
                 if file.suffix.lower() in SUFFIXES and file.is_file()
             )
             if not inside:
+                suffixes = ", ".join(sorted(SUFFIXES))
                 raise UserError(
-                    f"{argument} holds no picture ({', '.join(SUFFIXES)}): give another"
+                    f"{argument} holds no picture ({suffixes}): give another"
                 )
             found += inside
         else:
@@ -123,11 +125,11 @@ def read_pictures(
             "3: give the run of another network"
         )
 
-    def read(name: str) -> np.ndarray | PictureError:
-        source = sys.stdin.buffer.read() if name == STDIN else Path(name)
+    def read(name: str) -> np.ndarray | UnreadableError:
         try:
+            source = io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else name
             return decode(source, (height, width), channels)
-        except PictureError as error:
+        except UnreadableError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -140,8 +142,8 @@ def read_pictures(
                 return
             name, future = pending.popleft()
             image = future.result()
-            if isinstance(image, PictureError):
-                print(f"skipped   {name} {image}", file=sys.stderr)
+            if isinstance(image, UnreadableError):
+                print(f"skipped   {name}: {image}", file=sys.stderr)
                 image = None
             yield name, image
 

@@ -14,7 +14,7 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from resnet_jax import data, models
+from resnet_jax import data, freeze, models
 from resnet_jax.augment import augment, normalize
 from resnet_jax.plan import Plan
 
@@ -61,7 +61,7 @@ def create_state(
 ) -> TrainState:
     """A new run's state, as NumPy arrays on the host."""
     variables = models.initialize(net, jax.random.key(seed), image_shape)
-    params, batch_stats = variables["params"], variables["batch_stats"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     opt_state = jax.device_get(jax.jit(tx.init)(params))
     return TrainState(np.zeros((), np.int32), params, batch_stats, opt_state)
 
@@ -79,34 +79,37 @@ def make_train_step(
     `axis_name`, gradients, metrics and BatchNorm statistics are averaged over it.
     """
 
-    def loss(params, batch_stats, images, labels):
-        logits, changed = net.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
+    def loss(params, batch_stats, images, labels, rng):
+        params = freeze.stop_gradients(config.optimizer, params)
+        with freeze.kept_statistics(config.optimizer):
+            logits, changed = net.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": rng},
+            )
         targets = jax.nn.one_hot(labels, net.num_classes, dtype=logits.dtype)
         targets = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         accuracy = (logits.argmax(-1) == labels).mean()
         metrics = {"loss": loss, "accuracy": accuracy}
-        return loss, (changed["batch_stats"], metrics)
+        return loss, (changed.get("batch_stats", {}), metrics)
 
-    def gradients(params, batch_stats, images, labels):
+    def gradients(params, batch_stats, images, labels, rng):
         """Of one part of the batch: gradients, new statistics, metrics."""
         gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
-            params, batch_stats, images, labels
+            params, batch_stats, images, labels, rng
         )
         return gradient, batch_stats, metrics
 
-    def accumulated(params, batch_stats, images, labels):
+    def accumulated(params, batch_stats, images, labels, rng):
         """The same of all parts: one after another, at a part's memory."""
         parts = config.optimizer.accumulate
 
         def add(carry, part):
             batch_stats, total = carry
-            gradient, batch_stats, metrics = gradients(params, batch_stats, *part)
+            gradient, batch_stats, metrics = gradients(params, batch_stats, *part, rng)
             return (
                 batch_stats,
                 jax.tree.map(jnp.add, total, (gradient, metrics)),
@@ -117,7 +120,7 @@ def make_train_step(
             x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)
         ]
         shapes = jax.eval_shape(
-            gradients, params, batch_stats, split[0][0], split[1][0]
+            gradients, params, batch_stats, split[0][0], split[1][0], rng
         )
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2])
@@ -130,8 +133,10 @@ def make_train_step(
         images = normalize(batch.images, *normalization)
         images = augment(config.augment, images, rng, batch.positions)
         compute = gradients if config.optimizer.accumulate == 1 else accumulated
+        # Behind the keys of the examples: what a network with dropout draws from.
+        network_rng = jax.random.fold_in(rng, config.batch_size + batch.positions[0])
         gradient, batch_stats, metrics = compute(
-            state.params, state.batch_stats, images, batch.labels
+            state.params, state.batch_stats, images, batch.labels, network_rng
         )
         if axis_name:
             gradient, batch_stats, metrics = jax.lax.pmean(

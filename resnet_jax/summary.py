@@ -5,6 +5,8 @@ python -m resnet_jax.summary --config=configs/v2_56.py
 
 import dataclasses
 import math
+import resource
+import sys
 
 import flax.linen as nn
 import jax
@@ -93,6 +95,18 @@ def activation_bytes(net: models.ResNet, found: list[Layer], batch_size: int) ->
             sizes.append(size * layer.copies)
     total = sum(sizes) + sum(ends.values()) + max(inside.values(), default=0)
     return total * batch_size
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far, on its first device.
+
+    On a CPU, whose memory JAX does not count, in all.
+    """
+    counted = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in counted:
+        return counted["peak_bytes_in_use"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def table(

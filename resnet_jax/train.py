@@ -12,8 +12,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, hosts, parallel, summary, trained, workdir
+from resnet_jax import (
+    UserError,
+    data,
+    finetune,
+    hosts,
+    models,
+    parallel,
+    summary,
+    trained,
+    workdir,
+)
 from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import build_network
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
@@ -26,12 +37,19 @@ class DivergedError(UserError):
     exit_status = 1
 
 
-def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
+def train_and_evaluate(
+    config: ConfigDict,
+    directory: Path,
+    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
     Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
     or SIGINT end it behind the call that is under way, with a checkpoint. Of several
     processes (`hosts`), the first alone uses the directory and the data set's files.
+
+    `build(config, num_classes)` may build another network than the config's own, for
+    experiments with blocks; the directory is then for that network alone.
 
     Raises:
       UserError: the data or the directory are not what they should be.
@@ -48,7 +66,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         try:
-            return _run(config, directory, clock, preemption, stack)
+            return _run(config, directory, build, clock, preemption, stack)
         except jax.errors.JaxRuntimeError as error:
             if hosts.count() == 1:
                 raise
@@ -61,6 +79,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict:
 def _run(
     config: ConfigDict,
     directory: Path,
+    build: Callable[[ConfigDict, int], models.ResNet],
     clock: dict[str, float],
     preemption: Preemption,
     stack: contextlib.ExitStack,
@@ -78,7 +97,7 @@ def _run(
         return changed, newest, rows, done, data.load(config.dataset)
 
     changed, newest, rows, done, dataset = hosts.from_first(enter)
-    trainer = Trainer(config, dataset)
+    trainer = Trainer(config, dataset, build)
     plan = trainer.plan
     state, step, changes = trainer.new_state(), 0, []
     made_by = {
@@ -102,6 +121,10 @@ def _run(
         changed += workdir.differences(record["provenance"], made_by)
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
+    elif config.init_from:
+        begin = (config.init_from, state, dataset.class_names)
+        state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
+        hosts.tell(f"weights   of {taken}")
     if done and done.get("steps") == step == plan.total_steps:
         hosts.tell(f"finished  at step {step:,} of {step:,}: {_result(done)}")
         return done
@@ -353,6 +376,7 @@ def _summary(
         "seed": config.seed,
         "seconds": round(clock["total"], 1),
         "compile_seconds": round(clock["compiling"], 1),
+        "peak_memory_bytes": summary.peak_memory(),
         "images_per_second": round(speed, 1),
         "images_per_second_per_device": round(speed / made_by["device_count"], 1),
         **made_by,

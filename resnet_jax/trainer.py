@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, models, optimizers
+from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import statistics
 from resnet_jax.config import build_network
 from resnet_jax.evaluate import Evaluator
@@ -37,8 +37,17 @@ class Trainer:
       compile_seconds: spent in compiling so far.
     """
 
-    def __init__(self, config: ConfigDict, dataset: data.Dataset):
-        """Raises UserError where the batch does not suit the data or the devices."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: data.Dataset,
+        build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+    ):
+        """Builds the network by `build(config, num_classes)`.
+
+        Raises:
+          UserError: the batch does not suit the data or the devices.
+        """
         self._config = config
         self._dataset = dataset
         self.plan = Plan.of(config, len(dataset.train.labels))
@@ -51,7 +60,7 @@ class Trainer:
                 f"{config.batch_size // pieces} images that each device takes: choose "
                 "a divisor of that"
             )
-        self.net = build_network(config, dataset.num_classes)
+        self.net = build(config, dataset.num_classes)
         self.learning_rate = optimizers.schedule(
             config.schedule,
             config.optimizer.learning_rate,
@@ -67,7 +76,9 @@ class Trainer:
     def new_state(self) -> TrainState:
         """The state of step 0: NumPy arrays, blocks under their unrolled names."""
         config, shape = self._config, self._dataset.image_shape
-        return models.unstack(create_state(self.net, self._tx, config.seed, shape))
+        state = create_state(self.net, self._tx, config.seed, shape)
+        freeze.check(config.optimizer, state.params)
+        return models.unstack(state)
 
     def place(self, state: TrainState) -> TrainState:
         """Puts a state as `new_state` and `fetch` return it on the devices."""

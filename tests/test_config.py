@@ -299,6 +299,9 @@ BAD = [
     ("optimizer.decay_on", "kernel"),
     ("optimizer.clip_norm", -1.0),
     ("optimizer.clip_norm", math.nan),
+    ("optimizer.freeze", "(stem"),
+    ("optimizer.backbone_factor", 0.0),
+    ("optimizer.backbone_factor", math.inf),
     ("optimizer.accumulate", 0),
     ("optimizer.accumulate", -2),
     ("optimizer.accumulate", 3),
@@ -344,7 +347,7 @@ def test_bad_value_is_refused_with_field_and_value(field, value):
 def test_every_field_that_can_be_wrong_is_among_them():
     flags_and_free_text = {
         *("model.residual", "model.scan", "model.remat"),
-        *("augment.flip", "optimizer.nesterov"),
+        *("augment.flip", "optimizer.nesterov", "init_from"),
     }
     fields = {
         name if not hasattr(value, "items") else f"{name}.{inner}"

@@ -98,7 +98,7 @@ def test_unreadable_pictures_are_told_and_skipped(run, tmp_path, capsys):
     assert call(run, tmp_path, "--format=json") == 1
     told = capsys.readouterr()
     assert [row["file"] for row in json.loads(told.out)] == [str(tmp_path / "b.png")]
-    assert f"skipped   {tmp_path / 'a.png'} is no picture" in told.err
+    assert f"skipped   {tmp_path / 'a.png'}: no picture in" in told.err
     assert "1 of 2 pictures could not be read" in told.err
     assert call(run, tmp_path / "a.png") == 2
     assert "no picture could be read" in capsys.readouterr().err

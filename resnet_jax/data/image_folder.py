@@ -53,7 +53,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
 
     Args:
       path: The folder.
-      size: Pixels a side; 0: as stored.
+      size: Pixels a side; see `picture.decode`.
       split_seed: Of the test set where the folder has none, and of the order.
 
     Raises:
@@ -139,7 +139,7 @@ def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
     what = "pictures, but in no folders" if loose else "no pictures"
     raise UserError(
         f"config.dataset.path={path} has {what}: put each class's pictures "
-        f"({', '.join(picture.SUFFIXES)}) in a folder of its name"
+        f"({', '.join(sorted(picture.SUFFIXES))}) in a folder of its name"
     )
 
 
@@ -232,14 +232,14 @@ def _mixed(classes: list[list[str]]) -> list[_File]:
 
 def _read(
     files: list[_File], indices: Sequence[int], root: Path, size: int
-) -> Iterator[tuple[np.ndarray | picture.PictureError, int]]:
+) -> Iterator[tuple[np.ndarray | picture.UnreadableError, int]]:
     def read(index: int):
         path, label = files[index]
         try:
-            return picture.decode(Path(path), (size, size) if size else None, 3), label
-        except picture.PictureError as error:
+            return picture.decode(path, size), label
+        except picture.UnreadableError as error:
             name = os.path.relpath(path, root)
-            return picture.PictureError(f"{name} {error}"), label
+            return picture.UnreadableError(f"{name}: {error}"), label
 
     if len(indices) == 1:
         yield read(indices[0])

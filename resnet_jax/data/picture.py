@@ -1,95 +1,83 @@
-"""One picture from a file to the array that a network reads, for any use of it."""
+"""One picture file to pixels: any size, mode and orientation to RGB of one size."""
 
-import io
+import warnings
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_PIXELS = 50_000_000
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SUFFIXES += (".ppm",)
-# By name, because Pillow would start other programs for a few of the rest.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# Larger pictures are refused below, before they are decoded, and in our words.
-Image.MAX_IMAGE_PIXELS = None
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# By content and not by name, since many a '.jpg' is another format.
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
+)
 _ORIENTATION = 0x0112  # of EXIF
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Larger pictures are refused below, before they are decoded, and in a sentence.
+Image.MAX_IMAGE_PIXELS = None
+# What Pillow mends by itself in a picture is no news to who trains on thousands.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read; the message is the reason alone."""
+class UnreadableError(Exception):
+    """A file is no picture that can be read; says why in a few words."""
 
 
 def decode(
-    source: Path | bytes, size: tuple[int, int] | None, channels: int
+    file: str | Path | BufferedIOBase,
+    size: int | tuple[int, int] = 0,
+    channels: int = 3,
 ) -> np.ndarray:
-    """Reads a picture: turned as its EXIF says, scaled to cover `size`, centre cropped.
+    """Reads a picture as it is seen: turned as its EXIF says, on white where clear.
 
-    Scaling is bilinear, and over all the pixels that one covers where it makes a
-    picture smaller; pictures of that size already are left as they are. Transparent
-    parts become white. The first frame of an animation counts.
-
-    Args:
-      source: a file, or the content of one.
-      size: height and width of the result; None: the picture's own.
-      channels: 1 for grey, 3 for RGB.
+    The middle of it is resized (bilinear, over all pixels that a new one covers) to
+    `size`, a square's side or height and width; 0 leaves the whole picture as it is. Of
+    an animation it is the first frame. A JPEG is decoded at a half, a quarter or an
+    eighth where that is no smaller than `size`. One channel is grey.
 
     Returns:
       uint8 [height, width, channels].
 
     Raises:
-      PictureError: it is no picture in a format that is known, is damaged, or has more
-        than 50 million pixels.
+      UnreadableError: it is damaged, over `MAX_PIXELS`, or none of `FORMATS`.
     """
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                limit = MAX_PIXELS // 10**6
-                raise PictureError(f"has more than {limit} million pixels")
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableError(
+                    f"{width}x{height} pixels are over {MAX_PIXELS // 10**6} million"
+                )
             if size:
-                # JPEG can decode to a half, a quarter or an eighth, which is quick.
-                image.draft(None, (2 * max(size), 2 * max(size)))
-            image = _opaque(_upright(image))
-            image = image.convert("L" if channels == 1 else "RGB")
-        if size:
-            target = size[::-1]
-            box = _centre(image.size, target)
-            image = image.resize(target, Image.Resampling.BILINEAR, box=box)
-    except Image.UnidentifiedImageError:
-        raise PictureError("is no picture in a format that is known") from None
-    except PictureError:
+                side = max(size) if isinstance(size, tuple) else size
+                image.draft(None, (side, side))
+            image.load()
+            image = _upright(_rgb(image), _orientation(image))
+    except UnreadableError:
         raise
-    # On damaged files Pillow's readers raise whatever they run into.
-    except Exception as error:
-        missing = error.strerror if isinstance(error, OSError) else None
-        told = f"cannot be read ({missing})" if missing else f"is damaged ({error})"
-        raise PictureError(told) from None
-    return np.array(image).reshape(image.height, image.width, channels)
+    except Exception as error:  # Pillow's plugins raise all kinds at damaged files.
+        raise UnreadableError(_reason(error)) from None
+    if size:
+        height, width = size if isinstance(size, tuple) else (size, size)
+        box = _middle(image.size, (width, height))
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+    if channels == 1:
+        return np.array(image.convert("L"))[..., None]
+    return np.array(image)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-    except Exception:  # a damaged note does not spoil a picture
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """The picture on white, in 8 bits a channel."""
-    if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise PictureError(f"has pixels of {image.mode!r}, not of 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
-
-
-def _centre(
+def _middle(
     size: tuple[int, int], target: tuple[int, int]
 ) -> tuple[float, float, float, float]:
     """The largest box of the target's shape in the middle of a picture."""
@@ -97,3 +85,36 @@ def _centre(
     width, height = target[0] * scale, target[1] * scale
     left, top = (size[0] - width) / 2, (size[1] - height) / 2
     return left, top, left + width, top + height
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(clear)
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged note does not spoil the picture
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TRANSPOSE.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "cannot identify" in str(error):
+        return f"no picture in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from resnet_jax import UserError
-from resnet_jax.data.picture import PictureError
+from resnet_jax.data.picture import UnreadableError
 from resnet_jax.data.source import Source
 from resnet_jax.data.stream import StreamedImages, fit
 
@@ -51,7 +51,7 @@ class Reader:
         with progress:
             for number, split, index, image, label in self._all():
                 progress.update()
-                if isinstance(image, PictureError):
+                if isinstance(image, UnreadableError):
                     self._skip(image)
                     continue
                 image = fit(image, self._size)
@@ -82,7 +82,7 @@ class Reader:
                 for index, (image, label) in zip(rows, examples, strict=True):
                     yield number, split, index, image, label
 
-    def _skip(self, error: PictureError) -> None:
+    def _skip(self, error: UnreadableError) -> None:
         self.skipped.append(str(error))
         # Of a few files, one alone may be damaged.
         if len(self.skipped) > max(1, UNREADABLE_LIMIT * self.total):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.picture import PictureError
+from resnet_jax.data.picture import UnreadableError
 
 
 class Source(NamedTuple):
@@ -26,7 +26,7 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     sizes: dict[str, int]
     examples: Callable[
-        [str, Sequence[int]], Iterable[tuple[np.ndarray | PictureError, int]]
+        [str, Sequence[int]], Iterable[tuple[np.ndarray | UnreadableError, int]]
     ]
     key: str = ""
     notes: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from resnet_jax import UserError
-from resnet_jax.data.picture import PictureError
+from resnet_jax.data.picture import UnreadableError
 from resnet_jax.data.source import Source
 
 THREADS = 16  # that read ahead
@@ -50,7 +50,7 @@ class StreamedImages:
         """
         split, index = str(self._splits[row]), int(self._indices[row])
         ((image, _),) = self._source.examples(split, [index])
-        if isinstance(image, PictureError):
+        if isinstance(image, UnreadableError):
             raise UserError(
                 f"{image}, although it could be read at the start: put the file back, "
                 "and the same command goes on"

@@ -215,7 +215,7 @@ def test_pictures_are_kept_until_a_file_changes(load, root, monkeypatch):
     decoded = []
     decode = picture.decode
     monkeypatch.setattr(
-        picture, "decode", lambda *args: decoded.append(args[0]) or decode(*args)
+        picture, "decode", lambda path, size: decoded.append(path) or decode(path, size)
     )
     again, _ = load(stream="never")
     np.testing.assert_array_equal(again.train.images, first.train.images)
@@ -313,7 +313,7 @@ def damaged_test(root):
 
 def other_formats(root):
     write(root, train={"cat": 0, "dog": 0})
-    for name in ("cat/a.raw", "dog/a.heic", "dog/b.svg"):
+    for name in ("cat/a.tiff", "dog/a.heic", "dog/b.svg"):
         (root / "train" / name).write_text("x")
 
 
@@ -332,7 +332,7 @@ def two_validations(root):
         (a_file, "is a file: give a folder of pictures"),
         (empty, "has no pictures: put each class's pictures"),
         (no_pictures, "has no pictures: put each class's pictures"),
-        (other_formats, r"has no pictures: .*\.jpg, .*\.gif.*in a folder of its name"),
+        (other_formats, r"has no pictures: .*\.gif, .*\.jpg.*in a folder of its name"),
         (loose_pictures, "has pictures, but in no folders: put each"),
         (loose_in_train, r"of one class, train, alone"),
         (one_class, "has pictures of one class, cat, alone: give at least two"),

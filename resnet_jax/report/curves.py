@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""A picture of a run: curves.png."""
 
 from pathlib import Path
 

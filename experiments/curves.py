@@ -1,0 +1,151 @@
+"""Networks that experiments train and compare: ordinary runs, and their curves."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments import study
+from resnet_jax import models, train
+from resnet_jax.config import build_network
+from resnet_jax.metrics import read_rows
+
+# What a network that has diverged gets wrong among ten classes: it guesses.
+CHANCE = 0.9
+
+
+def training(
+    scale: str, version: int, depth: int, seed: int, epochs: int, **model
+) -> dict:
+    """A config, as JSON holds it: 'full' is He's recipe on CIFAR-10, 'smoke' digits.
+
+    Both start at a learning rate of 0.1. `epochs` 0 leaves the recipe's; `model` sets
+    more of `config.model`.
+    """
+    recipe = "smoke" if scale == "smoke" else "paper"
+    config = common.get_config(recipe, version, depth, scan=True)
+    config.seed = seed
+    config.epochs = epochs or config.epochs
+    config.checkpoint.keep = 1
+    if recipe == "smoke":
+        config.checkpoint.every = config.epochs
+        config.model.width = 8  # 16 in the papers
+        config.schedule.warmup_epochs = config.epochs / 10
+    config.model.update(model)
+    return json.loads(config.to_json())
+
+
+class Run(NamedTuple):
+    """What a run left behind: its metrics.jsonl, summary, and where it diverged."""
+
+    rows: list[dict]
+    summary: dict
+    diverged: str
+
+
+def run(
+    config: dict,
+    network: str = "",
+    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+) -> Run:
+    """Trains as a config says, in runs/experiments; a run that was stopped goes on.
+
+    Args:
+      config: as JSON holds it.
+      network: a name for what `build` builds, where that is not the config's network.
+      build: as for `train.train_and_evaluate`.
+    """
+    key = json.dumps([config, network], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    config = ConfigDict(config)
+    name = f"v{config.model.version}-{config.model.depth}"
+    name += "" if config.model.residual else "-plain"
+    parts = [name, network.replace(" ", "-"), config.dataset.name, digest]
+    directory = Path("runs", "experiments", "-".join(filter(None, parts)))
+    try:
+        summary = train.train_and_evaluate(config, directory, build)
+    except train.DivergedError as error:
+        print(error)
+        return Run(read_rows(directory), {}, str(error).partition(" (")[0])
+    return Run(read_rows(directory), summary, "")
+
+
+def curves(*args) -> dict:
+    """Trains as `run`, and tells how it went.
+
+    Returns:
+      By epoch 'train_loss' and 'train_error' (means over its steps, on augmented
+      images), 'test_error' or, with a validation split, 'validation_error' and
+      'validation_loss'; 'params', 'macs', 'images_per_second' and 'seconds'. A run
+      that diverges has curves up to there, and 'diverged' says where.
+    """
+    rows, summary, diverged = run(*args)
+    result = {
+        "train_loss": _by_epoch(rows, "train_loss"),
+        "train_error": 1 - _by_epoch(rows, "train_accuracy"),
+        "test_error": 1 - _evaluations(rows, "test_accuracy"),
+        "validation_error": 1 - _evaluations(rows, "validation_accuracy"),
+        "validation_loss": _evaluations(rows, "validation_loss"),
+    }
+    result = {name: study.numbers(curve) for name, curve in result.items()}
+    result = {name: curve for name, curve in result.items() if curve}
+    if diverged:
+        return result | {"diverged": diverged}
+    costs = ("params", "macs", "images_per_second", "seconds")
+    return result | {name: summary[name] for name in costs}
+
+
+def _by_epoch(rows: list[dict], name: str) -> np.ndarray:
+    """Means over each epoch's steps of what rows tell of the calls within it."""
+    rows, sums, steps, before = [row for row in rows if name in row], {}, {}, 0
+    for row in rows:
+        # The epoch of the call's last update, counted from 1.
+        epoch = 1 + int((row["step"] - 1 + 1e-6) * row["epoch"] / row["step"])
+        count = row["step"] - before
+        value = np.nan if row[name] is None else row[name]
+        sums[epoch] = sums.get(epoch, 0.0) + count * value
+        steps[epoch] = steps.get(epoch, 0) + count
+        before = row["step"]
+    return np.array([sums[epoch] / steps[epoch] for epoch in sums])
+
+
+def _evaluations(rows: list[dict], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows if name in row], float)
+
+
+def last(results: list[dict], name: str) -> np.ndarray:
+    """The last value of a curve for each seed; chance where the run diverged."""
+    return np.array(
+        [CHANCE if "diverged" in result else result[name][-1] for result in results]
+    )
+
+
+def plot(axes: Axes, results: list[dict], name: str, **style) -> None:
+    """Draws a curve in percent by epoch: the median over seeds, and their range."""
+    longest = max(len(result[name]) for result in results)
+    samples = np.full((len(results), longest), CHANCE)
+    for sample, result in zip(samples, results, strict=True):
+        sample[: len(result[name])] = np.array(result[name], float)
+    samples = np.nan_to_num(samples, nan=CHANCE)
+    every = {"markevery": max(1, longest // 8)}
+    study.plot_seeds(axes, 1 + np.arange(longest), 100 * samples, **every | style)
+
+
+def table(cells: dict[str, list[dict]], names: tuple[str, ...]) -> str:
+    """Last values in percent, medians over seeds with their ranges, as text."""
+    width = max(map(len, cells))
+    lines = [" ".join([" " * width, *(f"{name:>20}" for name in names)])]
+    for network, results in cells.items():
+        row = f"{network:<{width}}"
+        for name in names:
+            values = 100 * last(results, name)
+            row += f" {np.median(values):8.2f} ({values.min():.1f}-{values.max():.1f})"
+        failed = sum("diverged" in result for result in results)
+        lines.append(row + (f"  {failed} of {len(results)} diverged" if failed else ""))
+    return "\n".join(lines)

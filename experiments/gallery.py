@@ -1,0 +1,88 @@
+"""Redraws every stored experiment, and writes the page that shows them all.
+
+    python -m experiments.gallery
+
+Reads results/NAME/SCALE.jsonl and the docstring of NAME.py; measures nothing.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+
+from resnet_jax import command_line, workdir
+
+_HEAD = """\
+# Experiments
+
+The famous figures about residual networks, one command each. `--scale=smoke`, the
+default, takes minutes on two CPU cores and shows the effect; `--scale=full` is the
+papers' setting, for one GPU. A run that was stopped goes on where it was, and a
+finished one only draws; `--out=DIR` measures anew elsewhere.
+
+Made by `python -m experiments.gallery` from the stored results and the docstrings of
+the modules, which say more. Do not edit.
+"""
+
+
+def paragraph(doc: str, label: str) -> str:
+    """The paragraph of a docstring that begins with a label, as 'Found'; or ''."""
+    paragraphs = doc.split("\n\n")
+    return next((text for text in paragraphs if text.startswith(label)), "")
+
+
+def section(module: ModuleType, name: str, files: list[Path]) -> str:
+    """The part of the page that shows an experiment's results, one file a scale."""
+    doc = module.__doc__
+    parts = [f"## {name}", f"**{doc.splitlines()[0]}**", paragraph(doc, "Claim")]
+    for file in files:
+        cells = [json.loads(line) for line in file.read_text().splitlines()]
+        seconds = sum(cell["seconds"] for cell in cells)
+        minutes = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} s"
+        devices = ", ".join(sorted({cell["device"] for cell in cells}))
+        place = f"results/{name}/{file.stem}"
+        parts += [
+            f"![{name}, {file.stem}]({place}.png)",
+            f"```bash\npython -m experiments.{name} --scale={file.stem}\n```",
+            f"{len(cells)} measurements in {minutes} on {devices}, "
+            f"jax {cells[-1]['versions']['jax']}: [numbers]({place}.jsonl), "
+            f"[figure as SVG]({place}.svg), [code]({name}.py).",
+        ]
+    parts += [paragraph(doc, "Cost"), paragraph(doc, "Found")]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def main(argv: list[str]) -> None:
+    """Draws all figures and writes README.md beside the results."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string(
+            "results",
+            str(Path(__file__).parent / "results"),
+            "Directory of all experiments' results; the page is written beside it.",
+            flag_values=values,
+        )
+
+    results = Path(command_line.parse(argv, __doc__, define).results)
+    stored = {
+        directory.name: sorted(directory.glob("*.jsonl"), reverse=True)
+        for directory in sorted(results.glob("*/"))
+    }
+    sections = []
+    for name, files in stored.items():
+        if not files:
+            continue
+        module = importlib.import_module(f"experiments.{name}")
+        for file in files:
+            out = f"--out={file.parent}"
+            module.main([name, f"--scale={file.stem}", "--redraw", out])
+        sections.append(section(module, name, files))
+    page = results.parent / "README.md"
+    workdir.write(page, "\n".join([_HEAD, *sections]))
+    print("wrote", page)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,231 @@
+"""TODO."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
+
+from experiments import study
+from experiments.study import STYLES, Study
+from experiments.trained import trained, training, training_examples
+from resnet_jax import command_line, models
+
+# Networks are depth and whether there are shortcuts.
+SCALES = {
+    "smoke": {
+        "networks": ((20, False), (20, True), (56, True)),
+        "points": 13,
+        "examples": 128,
+        "iterations": 20,
+    },
+    "full": {
+        "networks": ((20, False), (56, False), (20, True), (56, True), (110, True)),
+        "points": 51,
+        "examples": 10_000,
+        "iterations": 50,
+    },
+}
+SEEDS = (0, 1, 2)
+SHOWN = 5  # eigenvalues, from either end
+BATCH = 256
+LEVELS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+
+
+def filter_normalized(rng: np.random.Generator, params: dict) -> dict:
+    """A random direction in which every filter has the norm of the network's own.
+
+    A filter is what makes one output channel, or one logit. Biases and BatchNorm's
+    parameters stay as they are (Li et al. 2018, section 4).
+    """
+
+    def draw(leaf):
+        if leaf.ndim == 1:
+            return np.zeros_like(leaf)
+        drawn = rng.standard_normal(leaf.shape, np.float32)
+        axes = tuple(range(leaf.ndim - 1))
+        own, new = (np.sqrt((x**2).sum(axes)) for x in (leaf, drawn))
+        return drawn * (own / new)
+
+    return jax.tree.map(draw, params)
+
+
+def make_loss(net, batch_stats: dict, images, labels) -> Callable:
+    """Builds loss(params): the mean over examples; BatchNorm as in evaluation.
+
+    A batch at a time, so that memory suffices for any number of examples.
+    """
+    batch = min(BATCH, len(images))
+    images = images.reshape(-1, batch, *images.shape[1:])
+    labels = jnp.asarray(labels).reshape(-1, batch)
+
+    def loss(params):
+        def of_batch(examples):
+            logits = net.apply(
+                {"params": params, "batch_stats": batch_stats}, examples[0], train=False
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, examples[1]
+            )
+            return losses.mean()
+
+        return lax.map(jax.checkpoint(of_batch), (images, labels)).mean()
+
+    return loss
+
+
+def surface(loss: Callable, params: dict, directions, points: int) -> np.ndarray:
+    """The loss [points, points] at params + a * first + b * second, both in -1..1."""
+    axis = jnp.linspace(-1, 1, points)
+
+    @jax.jit
+    def row(params, directions, a):
+        def at(b):
+            moved = jax.tree.map(lambda p, x, y: p + a * x + b * y, params, *directions)
+            return loss(moved)
+
+        return lax.map(at, axis)
+
+    return np.array([row(params, directions, a) for a in axis])
+
+
+def make_hessian_product(loss: Callable, params: dict) -> tuple[Callable, int]:
+    """Builds product(vector) = Hessian @ vector, and tells the vector's length.
+
+    Forward over reverse: the derivative of the gradient along the vector.
+    """
+    flat, unravel = ravel_pytree(params)
+    gradient = jax.grad(lambda flat: loss(unravel(flat)))
+    product = jax.jit(lambda vector: jax.jvp(gradient, (flat,), (vector,))[1])
+    return product, len(flat)
+
+
+def lanczos(
+    product: Callable, length: int, iterations: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Approximate eigenvalues of a symmetric matrix, rising; the outer ones are best.
+
+    Lanczos 1950, with full reorthogonalisation.
+
+    Args:
+      product: matrix times vector, float32.
+      length: of the vector.
+      iterations: the number of products, and of values; no more than `length`.
+      rng: draws the first vector.
+    """
+    vector = rng.standard_normal(length)
+    basis, diagonal, beside = [vector / np.linalg.norm(vector)], [], []
+    for _ in range(iterations):
+        vector = np.asarray(product(basis[-1].astype(np.float32)), np.float64)
+        diagonal.append(vector @ basis[-1])
+        known = np.array(basis)
+        for _ in range(2):  # once leaves rounding behind
+            vector = vector - known.T @ (known @ vector)
+        beside.append(np.linalg.norm(vector))
+        if beside[-1] < 1e-6 * max(map(abs, diagonal)):
+            break  # the space that the products span is complete
+        basis.append(vector / beside[-1])
+    count = len(diagonal)
+    off = np.diag(beside[: count - 1], 1)
+    return np.linalg.eigvalsh(np.diag(diagonal) + off + off.T)
+
+
+def measure(config: dict, points: int, examples: int, iterations: int) -> dict:
+    """Of the training loss around a trained network."""
+    run = trained(config)
+    rng = np.random.default_rng(config["seed"])
+    net, variables = run.net.clone(scan=True), models.stack(run.variables)
+    images, labels = training_examples(config, examples)
+    loss = make_loss(net, variables["batch_stats"], images, labels)
+    directions = [
+        models.stack(filter_normalized(rng, run.variables["params"])) for _ in range(2)
+    ]
+    product, length = make_hessian_product(loss, variables["params"])
+    eigenvalues = lanczos(product, length, iterations, rng)
+    return {
+        "test_accuracy": run.summary["test_accuracy"],
+        "loss": study.numbers(surface(loss, variables["params"], directions, points)),
+        "largest": study.numbers(eigenvalues[: -SHOWN - 1 : -1]),
+        "smallest": study.numbers(eigenvalues[:SHOWN]),
+    }
+
+
+def profile(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances from the middle of a surface, and the median loss at each."""
+    axis = np.linspace(-1, 1, len(losses))
+    spacing = axis[1] - axis[0]
+    rings = np.rint(np.hypot(*np.meshgrid(axis, axis)) / spacing)
+    numbers = np.arange(len(losses) // 2 + 1)
+    return numbers * spacing, np.array([np.median(losses[rings == n]) for n in numbers])
+
+
+def draw(cells: dict[str, list[dict]]) -> Figure:
+    """Surface and contours of the first seed; profiles and eigenvalues of all."""
+    columns = max(3, len(cells))
+    figure, axes = study.figure(2.4 * columns, 6.4, nrows=3, ncols=columns)
+    around, largest, smallest = axes[2, :3]
+    for unused in (*axes[0], *axes[1, len(cells) :], *axes[2, 3:]):
+        unused.remove()
+    highest = np.log10(max(np.max(results[0]["loss"]) for results in cells.values()))
+    for column, ((network, results), style) in enumerate(
+        zip(cells.items(), STYLES, strict=False)
+    ):
+        losses = np.array(results[0]["loss"], float)
+        axis = np.linspace(-1, 1, len(losses))
+        plane = np.meshgrid(axis, axis, indexing="ij")
+        solid = figure.add_subplot(3, columns, 1 + column, projection="3d")
+        solid.plot_surface(
+            *plane, np.log10(losses), cmap="cividis", rcount=51, ccount=51
+        )
+        solid.set(zlim=(-2.5, highest), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+        solid.set_title(f"({'abcde'[column]}) {network}", loc="left")
+        solid.tick_params(pad=-2, labelsize=6)
+        flat = axes[1, column]
+        lines = flat.contour(*plane, losses, levels=LEVELS, cmap="cividis")
+        flat.clabel(lines, fontsize=6, fmt="%g")
+        flat.set(xlabel="first direction", aspect="equal", xticks=(-1, 0, 1))
+        style = style | {"label": network}
+        rings = [profile(np.array(result["loss"], float)) for result in results]
+        study.plot_seeds(around, rings[0][0], [loss for _, loss in rings], **style)
+        for panel, end in ((largest, "largest"), (smallest, "smallest")):
+            values = np.array([result[end] for result in results])
+            study.plot_seeds(panel, 1 + np.arange(SHOWN), values, **style)
+    axes[1, 0].set_ylabel("second direction")
+    letters = iter("abcdefgh"[len(cells) :])
+    for panel, title, x, y in (
+        (around, "around it", "distance", "median loss"),
+        (largest, "largest eigenvalues", "number", "of the Hessian"),
+        (smallest, "smallest eigenvalues", "number", "of the Hessian"),
+    ):
+        panel.set(xlabel=x, ylabel=y)
+        panel.set_title(f"({next(letters)}) {title}", loc="left")
+    around.set_yscale("log")
+    largest.set_yscale("log")
+    around.legend()
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    """Trains and measures what is not there yet, and draws the figure."""
+    own = Study.of(argv, __doc__)
+    scale, cells = SCALES[own.scale], {}
+    for depth, residual in scale["networks"]:
+        cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
+            own.cell(
+                measure,
+                config=training(own.scale, depth, residual, seed),
+                points=scale["points"],
+                examples=scale["examples"],
+                iterations=scale["iterations"],
+            )
+            for seed in SEEDS
+        ]
+    own.save(draw(cells))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

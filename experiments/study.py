@@ -1,0 +1,150 @@
+"""What experiments share: cells that are measured once, and figures for a paper.
+
+Each cell of an experiment's grid is a line of OUT/SCALE.jsonl as soon as it is
+measured: its settings, seed included, its result, and what computed it. A study that
+was stopped goes on behind the last line, and a finished one only draws; delete lines
+to measure again.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from absl import flags
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resnet_jax import UserError, command_line, workdir
+
+# Told apart by colour, by grey, by line and by marker (colours: Okabe and Ito).
+STYLES = [
+    {"color": "#000000", "linestyle": "-", "marker": "o"},
+    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
+    {"color": "#0072b2", "linestyle": "-.", "marker": "^"},
+    {"color": "#56b4e9", "linestyle": ":", "marker": "v"},
+    {"color": "#009e73", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "D"},
+]
+_RC = {
+    "font.size": 8,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "svg.hashsalt": "resnet_jax",
+}
+
+
+class Study:
+    """The cells of one experiment at one scale, and where they are kept."""
+
+    def __init__(self, scale: str, out: Path, redraw: bool = False):
+        """With `redraw` nothing is measured: what is not stored is an error."""
+        self.scale, self._redraw = scale, redraw
+        self._out = out
+        self._file = out / f"{scale}.jsonl"
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        self._cells = {_key(cell["settings"]): cell for cell in map(json.loads, lines)}
+
+    @classmethod
+    def of(cls, argv: list[str], doc: str) -> "Study":
+        """The study that an experiment's command line asks for."""
+
+        def define(values: flags.FlagValues) -> None:
+            flags.DEFINE_enum(
+                "scale",
+                "smoke",
+                ["smoke", "full"],
+                "'smoke' for two CPU cores and minutes, 'full' for one GPU.",
+                flag_values=values,
+            )
+            flags.DEFINE_string(
+                "out",
+                str(Path(__file__).parent / "results" / Path(argv[0]).stem),
+                "Directory of results and figures.",
+                flag_values=values,
+            )
+            flags.DEFINE_bool(
+                "redraw",
+                False,
+                "Draw what is stored, and measure nothing.",
+                flag_values=values,
+            )
+
+        values = command_line.parse(argv, doc, define)
+        return cls(values.scale, Path(values.out), values.redraw)
+
+    def cell(self, measure: Callable[..., dict], **settings) -> dict:
+        """Returns `measure(**settings)`, or what it returned before.
+
+        Settings and result are what JSON can hold; see `numbers`.
+
+        Raises:
+          UserError: it is not stored, and the study only draws.
+          WriteError: the result cannot be written.
+        """
+        key = _key(settings)
+        if key not in self._cells:
+            told = " ".join(
+                f"{name}={value}"
+                for name, value in settings.items()
+                if not isinstance(value, dict | list)
+            )
+            if self._redraw:
+                raise UserError(
+                    f"{self._file} lacks {told or key}: measure it, without --redraw"
+                )
+            print(f"measuring {told}".strip(), flush=True)
+            start = time.perf_counter()
+            result = measure(**settings)
+            seconds = round(time.perf_counter() - start, 2)
+            self._cells[key] = {
+                "settings": settings,
+                "result": result,
+                "seconds": seconds,
+                "device": jax.devices()[0].device_kind,
+                **workdir.provenance(),
+            }
+            self._out.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(cell, allow_nan=False) for cell in self._cells.values()]
+            workdir.write(self._file, "\n".join(lines) + "\n")
+        return self._cells[key]["result"]
+
+    def save(self, figure: Figure) -> None:
+        """Writes a figure as OUT/SCALE.png and .svg."""
+        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+            path = self._out / f"{self.scale}.{kind}"
+            figure.savefig(path, dpi=130, metadata=metadata)
+            print("drew", path)
+
+
+def _key(settings: dict) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def numbers(array) -> list:
+    """An array as JSON holds it: five digits, and None for what is not finite."""
+    if np.ndim(array):
+        return [numbers(part) for part in array]
+    return float(f"{array:.5g}") if np.isfinite(array) else None
+
+
+def figure(width: float, height: float, **subplots) -> tuple[Figure, np.ndarray]:
+    """A figure of a paper, in inches, and its axes [rows, columns]."""
+    matplotlib.rcParams.update(_RC)
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    return drawn, drawn.subplots(squeeze=False, **subplots)
+
+
+def plot_seeds(axes: Axes, x, samples, **style) -> None:
+    """Draws the median over the first axis of `samples`, the seeds, and their range."""
+    samples = np.array(samples, float)
+    axes.plot(x, np.median(samples, 0), **style)
+    band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+    axes.fill_between(x, samples.min(0), samples.max(0), **band)

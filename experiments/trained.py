@@ -1,0 +1,75 @@
+"""Trained networks for experiments that look inside: ordinary runs, each made once."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import common
+from resnet_jax import config, data, models, train
+from resnet_jax.augment import normalize, statistics
+from resnet_jax.checkpoint import Checkpoints
+
+
+class Trained(NamedTuple):
+    """A trained network, and the normalised examples that it is reported on."""
+
+    summary: dict
+    net: models.ResNet
+    variables: dict  # unrolled names
+    images: jax.Array  # float32 [examples, height, width, channels]
+    labels: np.ndarray
+
+
+def training(scale: str, depth: int, residual: bool, seed: int) -> dict:
+    """The config, as JSON holds it, of version 1 with or without shortcuts.
+
+    'full' is He's recipe on CIFAR-10, 'smoke' 20 epochs of the digits, at a rate at
+    which both kinds learn.
+    """
+    recipe = "smoke" if scale == "smoke" else "paper"
+    settings = common.get_config(recipe, 1, depth, residual=residual, scan=True)
+    settings.seed = seed
+    if recipe == "smoke":
+        settings.epochs = settings.checkpoint.every = settings.eval_every = 20
+        settings.optimizer.learning_rate = 0.02
+        settings.schedule.warmup_epochs = 2.0
+    return json.loads(settings.to_json())
+
+
+def trained(settings: dict) -> Trained:
+    """Trains as a config says, once: experiments with equal configs share the run.
+
+    The run is in runs/experiments.
+    """
+    key = json.dumps(settings, sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    settings = ConfigDict(settings)
+    model, seed = settings.model, settings.seed
+    kind = f"v{model.version}-{model.depth}{'' if model.residual else '-plain'}"
+    name = f"{kind}-{settings.dataset.name}-{digest}"
+    directory = Path("runs", "experiments", name, f"seed{seed}")
+    summary = train.train_and_evaluate(settings, directory)
+    dataset = data.load(settings.dataset)
+    net = config.build_network(settings, dataset.num_classes).clone(scan=False)
+    checkpoints = Checkpoints(directory / "checkpoints", keep=None)
+    shapes = {"variables": models.variable_shapes(net, dataset.image_shape)}
+    trees = checkpoints.restore(checkpoints.saved_step, shapes)
+    checkpoints.close()
+    scaling = statistics(settings.augment.normalization, dataset.train.images)
+    images = normalize(jnp.asarray(dataset.eval.images), *scaling)
+    return Trained(summary, net, trees["variables"], images, dataset.eval.labels)
+
+
+def training_examples(settings: dict, count: int) -> tuple[jax.Array, np.ndarray]:
+    """The first training examples of a config: normalised images, and labels."""
+    settings = ConfigDict(settings)
+    train = data.load(settings.dataset).train
+    scaling = statistics(settings.augment.normalization, train.images)
+    images = normalize(jnp.asarray(train.images[:count]), *scaling)
+    return images, train.labels[:count]

@@ -1,0 +1,147 @@
+"""Which pixels speak for a class: Grad-CAM and integrated gradients, and their check.
+
+Grad-CAM: Selvaraju et al. 2017, arXiv 1610.02391. Integrated gradients: Sundararajan et
+al. 2017, arXiv 1703.01365. Sanity check: Adebayo et al. 2018, arXiv 1810.03292.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.stats import rankdata
+
+from resnet_jax import models
+
+LAYERS = ("features", "stage3", "stage2", "stage1")
+Images = Float[Array, "batch height width channels"]
+Labels = Int[Array, "batch"]
+Maps = Float[Array, "batch height width"]
+
+
+def grad_cam(
+    net: models.ResNet,
+    variables: dict,
+    images: Images,
+    labels: Labels,
+    layer: str = "features",
+) -> Maps:
+    """Where the feature maps of a layer raise the logits of `labels`; none is negative.
+
+    The maps are weighted by their gradients' means (equation 1), added up, cut at zero
+    (equation 2), and scaled to the images' size.
+
+    Args:
+      net: the network.
+      variables: its own.
+      images: normalised.
+      labels: the class to explain in each image.
+      layer: 'features', what is pooled for the classifier, or the output of 'stage1',
+        'stage2' or 'stage3': earlier ones are finer and know less of the class.
+    """
+
+    def score(change):
+        found = []
+
+        def intercept(call, args, kwargs, context):
+            output = call(*args, **kwargs)
+            if context.module.path != (layer,):
+                return output
+            found.append(output)
+            return output if change is None else output + change
+
+        with nn.intercept_methods(intercept):
+            logits = net.apply(variables, images, train=False)
+        return _chosen(logits, labels).sum(), found[0]
+
+    _, shape = jax.eval_shape(lambda: score(None))
+    nothing = jnp.zeros(shape.shape, shape.dtype)
+    gradients, maps = jax.grad(score, has_aux=True)(nothing)
+    weights = gradients.mean((1, 2), keepdims=True)
+    heat = nn.relu((weights * maps).sum(-1)).astype(jnp.float32)
+    return jax.image.resize(heat, images.shape[:3], "bilinear")
+
+
+def integrated_gradients(
+    net: models.ResNet,
+    variables: dict,
+    images: Images,
+    labels: Labels,
+    steps: int = 64,
+) -> tuple[Images, Float[Array, "batch"]]:
+    """How much each pixel adds to the logits of `labels`, against the mean image.
+
+    The path leads straight from zeros, the mean of the training images, to the image;
+    the integral is the trapezoid rule of `steps` intervals.
+
+    Returns:
+      Attributions, and each image's completeness error: how far the attributions' sum
+      is from the difference of the logit at both ends (proposition 1), by that
+      difference.
+    """
+
+    def score(images):
+        scores = _chosen(net.apply(variables, images, train=False), labels)
+        return scores.sum(), scores
+
+    def add(step, sums):
+        total, first, _ = sums
+        inner = jnp.where((step == 0) | (step == steps), 0.5, 1.0)
+        gradient, scores = jax.grad(score, has_aux=True)(images * (step / steps))
+        first = jnp.where(step == 0, scores, first)
+        return total + inner * gradient, first, scores
+
+    nothing = jnp.zeros(len(labels))
+    sums = (jnp.zeros_like(images), nothing, nothing)
+    total, first, last = jax.lax.fori_loop(0, steps + 1, add, sums)
+    attributions = images * total / steps
+    error = jnp.abs(attributions.sum((1, 2, 3)) - (last - first))
+    return attributions, error / jnp.maximum(jnp.abs(last - first), 1e-6)
+
+
+def _chosen(logits, labels):
+    return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+
+def randomized(
+    net: models.ResNet, variables: dict, image_shape: tuple[int, int, int], seed: int
+) -> dict[str, dict]:
+    """Variables in which more and more layers are drawn anew, from the output down.
+
+    Returns:
+      What is new, as 'classifier' and 'and stage 3', with the variables: the cascading
+      randomisation of Adebayo et al., section 3.1.
+    """
+    fresh = models.initialize(net, jax.random.key(seed), image_shape)
+    groups = {"classifier": ("classifier", "final_bn")}
+    for stage in range(len(net.blocks_per_stage), 0, -1):
+        groups[f"and stage {stage}"] = (f"stage{stage}_",)
+    groups["all weights"] = ("",)
+    cascade, mixed = {}, variables
+    for title, prefixes in groups.items():
+        mixed = {
+            kind: {
+                name: fresh[kind][name] if name.startswith(prefixes) else old
+                for name, old in tree.items()
+            }
+            for kind, tree in mixed.items()
+        }
+        cascade[title] = mixed
+    return cascade
+
+
+def rank_correlation(
+    first: Float[np.ndarray, "batch height width"],
+    second: Float[np.ndarray, "batch height width"],
+) -> float:
+    """The mean over images of Spearman's rank correlation of two sets of maps.
+
+    A map whose pixels are all equal says nothing: it counts as 0.
+    """
+    correlations = []
+    for a, b in zip(first, second, strict=True):
+        a, b = (rankdata(values.ravel()) for values in (a, b))
+        a, b = a - a.mean(), b - b.mean()
+        norm = np.sqrt((a @ a) * (b @ b))
+        correlations.append(a @ b / norm if norm else 0.0)
+    return float(np.mean(correlations))

@@ -1,0 +1,191 @@
+"""Weights from one format to another, with the logits compared.
+
+python -m resnet_jax.convert --source=resnet20.th --out=resnet20.safetensors
+python -m resnet_jax.convert --source=cifar10_ResNet20v1.h5 --out=keras20.safetensors
+python -m resnet_jax.convert --workdir=runs/v1_20/seed0 --out=resnet20.pt
+
+Reads a run, a file of `torch.save` or safetensors in the naming of
+akamaster/pytorch_resnet_cifar10 or of chenyaofo/pytorch-cifar-models and torchvision, a
+model that the Keras example saved, and safetensors of its own; writes all but Keras's.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+
+from resnet_jax import (
+    UserError,
+    command_line,
+    keras_example,
+    models,
+    pytorch,
+    summary,
+    trained,
+    weights,
+)
+from resnet_jax.weights import Weights
+
+TOLERANCE = 1e-4  # of a logit, by the largest one where that is above 1
+
+
+class Peer(NamedTuple):
+    """Another program that can compute a network's logits."""
+
+    name: str
+    logits: Callable[[np.ndarray], np.ndarray]  # of [batch, height, width, channels]
+    image_shape: tuple[int, int, int] | None = None  # None: any
+
+
+class DifferentError(UserError):
+    """A converted network does not compute what it did before."""
+
+    exit_status = 1
+
+
+def read(path: Path) -> tuple[Weights, list[Peer]]:
+    """Reads weights of any format, and tells who else can compute their logits.
+
+    Raises:
+      UserError: the file is not there, or is none of those that are read.
+    """
+    if path.is_dir():
+        raise UserError(f"--source={path} is a directory: give a run as --workdir")
+    if not path.is_file():
+        raise UserError(f"--source={path}: there is no such file: give another")
+    if path.suffix in keras_example.SUFFIXES:
+        found = keras_example.read(path)
+        try:
+            model = keras_example.load_model(path)
+        except (ImportError, ValueError, OSError) as error:
+            cause = " ".join(str(error).split())[:200]
+            print(f"compared  not with Keras ({cause})")
+            return found, []
+        shape = model.input_shape[1:]
+        return found, [Peer("Keras", lambda x: np.asarray(model(x)), shape)]
+    if path.suffix in pytorch.SUFFIXES:
+        state = pytorch.read(path)
+    elif path.suffix == ".safetensors":
+        state, metadata = weights.read_tensors(path)
+        if "resnet_jax" in metadata:
+            return weights.read(path), []
+    else:
+        known = (".safetensors", *pytorch.SUFFIXES, *keras_example.SUFFIXES)
+        raise UserError(
+            f"--source={path}: {path.suffix or 'no ending'} is not known: give a file "
+            f"of {', '.join(known)}"
+        )
+    found = pytorch.from_state(state, str(path))
+    return found, _torch_peers(state)
+
+
+def _torch_peers(state: dict[str, np.ndarray]) -> list[Peer]:
+    if importlib.util.find_spec("torch") is None:
+        print("compared  not with PyTorch (it is not installed)")
+        return []
+    return [Peer("PyTorch", lambda images: pytorch.logits(state, images))]
+
+
+def encode(found: Weights, out: Path, naming: str) -> tuple[bytes, list[Peer]]:
+    """What `out` will hold, and who else can compute its logits.
+
+    Args:
+      found: the weights.
+      out: says the format by its ending.
+      naming: 'resnet_jax', one of `pytorch.NAMINGS`, or '' for what suits.
+
+    Raises:
+      UserError: the ending is unknown, or the network has no such form.
+    """
+    torch_file = out.suffix in pytorch.SUFFIXES
+    if not torch_file and out.suffix != ".safetensors":
+        raise UserError(
+            f"--out={out}: {out.suffix or 'no ending'} is not known: end it in "
+            f".safetensors or {', '.join(pytorch.SUFFIXES)}"
+        )
+    if not naming and torch_file:
+        naming = "akamaster" if found.network().shortcut == "A" else "chenyaofo"
+    if naming in ("", "resnet_jax"):
+        if torch_file:
+            raise UserError(
+                f"--naming=resnet_jax goes with .safetensors: give --out={out.stem}"
+                ".safetensors"
+            )
+        return weights.to_bytes(found), []
+    state = pytorch.to_state(found, naming)
+    content = (
+        pytorch.to_bytes(state, out) if torch_file else weights.state_to_bytes(state)
+    )
+    return content, _torch_peers(state)
+
+
+def compare(found: Weights, peers: list[Peer]) -> None:
+    """Prints how far our logits are from others'.
+
+    Raises:
+      DifferentError: further than `TOLERANCE`.
+    """
+    usual = found.inputs.image_shape if found.inputs else (32, 32, found.channels)
+    for peer in peers:
+        shape = (8, *(peer.image_shape or usual))
+        images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        ours, theirs = weights.logits(found, images), peer.logits(images)
+        difference, largest = np.abs(ours - theirs).max(), np.abs(theirs).max()
+        told = (
+            f"with {peer.name}: logits of 8 random images differ by at most "
+            f"{difference:.1e}; the largest is {largest:.3g}"
+        )
+        if not difference <= TOLERANCE * max(1, largest):
+            raise DifferentError(f"{told}: nothing was written, please report this")
+        print(f"compared  {told}")
+
+
+def main(argv: list[str]) -> None:
+    """Converts the weights of a run or a file."""
+
+    def define(values: flags.FlagValues) -> None:
+        trained.define_flags(values)
+        for name, what in (
+            ("source", "File of weights, instead of --workdir."),
+            ("out", "File to write: .safetensors, .pt, .pth or .th."),
+        ):
+            flags.DEFINE_string(name, None, what, flag_values=values)
+        flags.DEFINE_enum(
+            "naming",
+            "",
+            ["", "resnet_jax", *pytorch.NAMINGS],
+            "Names of the weights; '': resnet_jax in safetensors, else akamaster for "
+            "shortcuts A and chenyaofo for B.",
+            flag_values=values,
+        )
+
+    values = command_line.parse(argv, __doc__, define)
+    if bool(values.source) == bool(values.workdir):
+        raise UserError("give either --workdir=DIR of a run or --source=FILE")
+    if not values.out:
+        raise UserError("--out is missing: give the file to write")
+    out = Path(values.out)
+    if values.source:
+        origin = values.source
+        found, readers = read(Path(origin))
+    else:
+        origin = values.workdir
+        found = weights.of_run(trained.load(origin, values.checkpoint))
+        readers = []
+    net = found.network()
+    count = models.count_parameters(found.variables["params"])
+    print(
+        f"read      {origin}: v{found.model['version']}-{found.model['depth']}, "
+        f"{summary.describe(net)}; {found.num_classes} classes; {count:,} parameters"
+    )
+    content, writers = encode(found, out, values.naming)
+    compare(found, readers + writers)
+    weights.write_file(out, content)
+    print(f"written   {out}: {len(content):,} bytes")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,284 @@
+"""Shows which pixels of a picture speak for a class: Grad-CAM, integrated gradients.
+
+python -m resnet_jax.explain --workdir=runs/v2_56/seed0 cat.jpg --out=explained
+
+Writes an overlay of each kind a picture, a contact sheet of all, and explanations.json.
+A check comes with them: maps that do not change when the weights are drawn at random
+explain nothing of what the network has learned.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from PIL import Image
+
+from resnet_jax import UserError, attribution, command_line, predict, trained, workdir
+from resnet_jax.augment import normalize
+from resnet_jax.trained import Trained
+
+_BATCH_SIZE = 8
+_CHECKED = 32  # pictures whose maps are compared with those of random weights
+_SHEET_ROWS = 50
+_PIXELS = 224  # of an overlay's shorter side, at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanations:
+    """Of images, in their order.
+
+    Attributes:
+      grad_cam: [images, height, width], from 0 up.
+      integrated_gradients: [images, height, width], sums over the channels.
+      completeness_errors: [images], see `attribution.integrated_gradients`.
+    """
+
+    grad_cam: np.ndarray
+    integrated_gradients: np.ndarray
+    completeness_errors: np.ndarray
+
+
+class Explainer:
+    """One compiled program that explains any number of images."""
+
+    def __init__(self, run: Trained, layer: str = "features"):
+        self._run = run
+
+        @jax.jit
+        def explain(variables, images, labels):
+            images = normalize(images, *run.inputs.normalization)
+            gradients, errors = attribution.integrated_gradients(
+                run.net, variables, images, labels
+            )
+            heat = attribution.grad_cam(run.net, variables, images, labels, layer)
+            return heat, gradients.sum(-1), errors
+
+        self._explain = explain
+
+    def __call__(
+        self, images: np.ndarray, labels: np.ndarray, variables: dict | None = None
+    ) -> Explanations:
+        """Explains the class `labels[i]` in `images[i]`, as they are stored.
+
+        With `variables`, other weights than the run's.
+        """
+        variables = jax.device_put(variables or self._run.variables)
+        parts = []
+        for start in range(0, len(images), _BATCH_SIZE):
+            rows = np.arange(start, start + _BATCH_SIZE).clip(max=len(images) - 1)
+            found = self._explain(variables, images[rows], np.int32(labels[rows]))
+            count = min(_BATCH_SIZE, len(images) - start)
+            parts.append([np.array(array)[:count] for array in found])
+        return Explanations(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def check(
+        self, images: np.ndarray, labels: np.ndarray, found: Explanations
+    ) -> list[dict]:
+        """How like the maps stay when more and more weights are drawn at random.
+
+        Returns:
+          For each step of the cascade, what is `randomized`, and the rank correlations
+          with the trained network's maps, of 'grad_cam' and 'integrated_gradients': 1
+          where nothing changes, about 0 where the maps depend on what was learned.
+        """
+        run, rows = self._run, []
+        cascade = attribution.randomized(
+            run.net, run.variables, run.inputs.image_shape, run.config.seed + 1
+        )
+        for title, variables in cascade.items():
+            other = self(images, labels, variables)
+            row = {"randomized": title}
+            for kind in ("grad_cam", "integrated_gradients"):
+                row[kind] = attribution.rank_correlation(
+                    getattr(found, kind), getattr(other, kind)
+                )
+            rows.append(row)
+        return rows
+
+
+def enlarge(image: np.ndarray) -> Image.Image:
+    """An image as the network reads it, its pixels as squares that one can see."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    factor = -(-_PIXELS // min(picture.size))
+    size = (picture.width * factor, picture.height * factor)
+    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def overlay(image: np.ndarray, values: np.ndarray, signed: bool) -> Image.Image:
+    """Lays a map over its image: the stronger a value, the less of the image is seen.
+
+    Values from 0 up run from dark to yellow; signed ones are red for the class and blue
+    against it. The strongest percent is shown alike.
+    """
+    picture = enlarge(image)
+    limit = np.percentile(np.abs(values), 99) or np.abs(values).max() or 1.0
+    strength = Image.fromarray((values / limit).clip(-1, 1).astype(np.float32))
+    # Integrated gradients are of single pixels, Grad-CAM's maps are smooth.
+    method = Image.Resampling.NEAREST if signed else Image.Resampling.BILINEAR
+    strength = np.asarray(strength.resize(picture.size, method))
+    colors = matplotlib.colormaps["bwr" if signed else "inferno"]
+    color = colors(strength / 2 + 0.5 if signed else strength)[..., :3] * 255
+    # Grey below, so that colour belongs to the map alone.
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
+    alpha = 0.85 * np.sqrt(np.abs(strength))[..., None]
+    return Image.fromarray(np.uint8((1 - alpha) * grey + alpha * color))
+
+
+def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Figure:
+    """Draws rows of a caption with image, Grad-CAM and integrated gradients."""
+    titles = ("what the network sees", "Grad-CAM", "integrated gradients")
+    figure = Figure(figsize=(6.6, 2.45 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), 3, squeeze=False)
+    for line, (caption, images) in zip(axes, rows, strict=True):
+        for cell, image in zip(line, images, strict=True):
+            cell.imshow(image)
+            cell.axis("off")
+        line[0].set_title(caption, fontsize=8, loc="left")
+    for cell, title in zip(axes[0], titles, strict=True):
+        before = cell.get_title(loc="left")
+        cell.set_title(f"{title}\n{before}", fontsize=8, loc="left")
+    return figure
+
+
+@contextlib.contextmanager
+def _written(path: Path):
+    """Gives a path to write to, which becomes `path` when all is written."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise workdir.WriteError(
+            f"{path} cannot be written ({error.strerror or error}): give another --out"
+        ) from None
+
+
+def _label(name: str, classes: tuple[str, ...]) -> int:
+    if name in classes:
+        return classes.index(name)
+    near = difflib.get_close_matches(name, classes, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    raise UserError(
+        f"--class={name} is not a class of this network: {hint}choose one of {shown}"
+    )
+
+
+def explain(run: Trained, names: list[str], out: Path, target: str, layer: str) -> None:
+    """Explains pictures; see `main`."""
+    classes = run.inputs.class_names
+    label = _label(target, classes) if target else None
+    pictures = predict.read_pictures(names, run.inputs.image_shape)
+    pictures = [(name, image) for name, image in pictures if image is not None]
+    if not pictures:
+        predict.require_all_read(0, len(names))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out={out} cannot be made ({error.strerror}): give another directory"
+        ) from None
+    images = np.stack([image for _, image in pictures])
+    probabilities = predict.softmax(predict.Predictor(run, len(images))(images))
+    likeliest = probabilities.argmax(1)
+    labels = likeliest if label is None else np.full(len(images), label)
+    explainer = Explainer(run, layer)
+    found = explainer(images, labels)
+    rows, entries = [], []
+    for number, (name, image) in enumerate(pictures):
+        overlays = {
+            "grad_cam": overlay(image, found.grad_cam[number], signed=False),
+            "integrated_gradients": overlay(
+                image, found.integrated_gradients[number], signed=True
+            ),
+        }
+        stem = (
+            f"{number + 1:03}_{Path(name).stem if name != predict.STDIN else 'stdin'}"
+        )
+        for kind, picture in overlays.items():
+            with _written(out / f"{stem}_{kind}.png") as path:
+                picture.save(path, format="png")
+        row = probabilities[number]
+        best, chosen = likeliest[number], labels[number]
+        caption = f"{Path(name).name}: {classes[best]} {row[best]:.1%}"
+        if chosen != best:
+            caption += f", explained: {classes[chosen]} {row[chosen]:.1%}"
+        print(caption)
+        rows.append((caption, [enlarge(image), *overlays.values()]))
+        entries.append(
+            {
+                "file": name,
+                "predicted": classes[best],
+                "explained": classes[chosen],
+                "probability": round(float(row[chosen]), 6),
+                "completeness_error": float(found.completeness_errors[number]),
+            }
+        )
+    with _written(out / "contact_sheet.png") as path:
+        contact_sheet(rows[:_SHEET_ROWS]).savefig(path, format="png", dpi=110)
+    first = slice(min(len(images), _CHECKED))
+    found = Explanations(*(array[first] for array in vars(found).values()))
+    check = explainer.check(images[first], labels[first], found)
+    errors = [entry["completeness_error"] for entry in entries]
+    content = {"layer": layer, "pictures": entries, "sanity_check": check}
+    workdir.write_json(out / "explanations.json", content)
+    print(_check_table(check))
+    print(
+        "integrated gradients add up to the logit's change within "
+        f"{np.median(errors):.1%} (median), {max(errors):.1%} (worst)"
+    )
+    print(f"written   {out}/")
+    predict.require_all_read(len(pictures), len(names))
+
+
+def _check_table(check: list[dict]) -> str:
+    """The sanity check in words and numbers."""
+    lines = ["sanity check: rank correlation with the maps of random weights"]
+    lines += [f"  {'drawn anew':<16} Grad-CAM  integrated gradients"]
+    lines += [
+        f"  {row['randomized']:<16} {row['grad_cam']:>8.2f}  "
+        f"{row['integrated_gradients']:>20.2f}"
+        for row in check
+    ]
+    like = max(abs(check[-1][kind]) for kind in ("grad_cam", "integrated_gradients"))
+    verdict = "pass: the maps show what was learned" if like < 0.5 else "FAIL"
+    lines += [f"  {verdict} (at most {like:.2f} of 1 is left with all weights random)"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Explains what a network sees in pictures."""
+
+    def define(values: flags.FlagValues) -> None:
+        trained.define_flags(values)
+        text = flags.DEFINE_string
+        text(
+            *("out", None, "Directory to write; else explanations in the run's."),
+            flag_values=values,
+        )
+        text("class", "", "Class to explain; else the likeliest.", flag_values=values)
+        flags.DEFINE_enum(
+            "layer",
+            "features",
+            list(attribution.LAYERS),
+            "Whose maps Grad-CAM shows: what is pooled, or a stage's output.",
+            flag_values=values,
+        )
+
+    values, arguments = command_line.parse_with_arguments(argv, __doc__, define)
+    names = predict.find_pictures(arguments)
+    run = trained.load(values.workdir, values.checkpoint)
+    out = Path(values.out or run.directory / "explanations")
+    explain(run, names, out, values["class"].value, values.layer)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,200 @@
+"""A trained network for others: a program that runs without this package, and weights.
+
+python -m resnet_jax.export --workdir=runs/v2_56/seed0
+
+Writes model.zip (StableHLO by jax.export: uint8 images of any number in, probabilities
+out), model.safetensors and a model card, README.md.
+"""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from configs import common
+from resnet_jax import UserError, command_line, summary, trained, weights, workdir
+from resnet_jax.augment import normalize
+from resnet_jax.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def program(run: Trained) -> jax.export.Exported:
+    """The whole of a prediction as StableHLO, its weights inside.
+
+    uint8 [batch, height, width, channels], as the data set has them, to probabilities
+    float32 [batch, classes], for any batch.
+    """
+
+    def predict(images):
+        images = normalize(images, *run.inputs.normalization)
+        return jax.nn.softmax(run.net.apply(run.variables, images, train=False))
+
+    sizes = ", ".join(map(str, run.inputs.image_shape))
+    shape = jax.export.symbolic_shape(f"batch, {sizes}")
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return jax.export.export(jax.jit(predict), platforms=PLATFORMS)(images)
+
+
+def archive(run: Trained, exported: jax.export.Exported) -> bytes:
+    """The file that `example` reads: 'program', and 'model.json' on what it takes."""
+    described = {
+        "class_names": run.inputs.class_names,
+        "image_shape": run.inputs.image_shape,
+        "dataset": run.inputs.dataset,
+        "platforms": exported.platforms,
+        "jax": jax.__version__,
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as parts:
+        for name, content in (
+            ("program", bytes(exported.serialize())),
+            ("model.json", json.dumps(described, indent=2)),
+        ):
+            parts.writestr(zipfile.ZipInfo(name), content)  # of no date: same bytes
+    return file.getvalue()
+
+
+def example(run: Trained, path: str) -> str:
+    """Python that runs an archive, with JAX and flatbuffers alone."""
+    sizes = ", ".join(map(str, run.inputs.image_shape))
+    return "\n".join(
+        [
+            "import json, zipfile, jax.export",
+            f"file = zipfile.ZipFile({path!r})",
+            'classes = json.loads(file.read("model.json"))["class_names"]',
+            'program = jax.export.deserialize(bytearray(file.read("program")))',
+            f"probabilities = program.call(images)  # uint8 [any number, {sizes}]",
+        ]
+    )
+
+
+def difference(run: Trained, content: bytes) -> float:
+    """How far an archive's probabilities are from the network's, at most."""
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        exported = jax.export.deserialize(bytearray(file.read("program")))
+    draws = np.random.default_rng(0)
+    found = 0.0
+    for batch in (1, 7):
+        shape = (batch, *run.inputs.image_shape)
+        images = draws.integers(0, 256, shape, dtype=np.uint8)
+        normalized = normalize(jnp.asarray(images), *run.inputs.normalization)
+        logits = jax.jit(run.net.apply)(run.variables, normalized)
+        apart = jnp.abs(exported.call(images) - jax.nn.softmax(logits)).max()
+        found = max(found, float(apart))
+    return found
+
+
+def card(run: Trained) -> str:
+    """The model card, in Markdown with the header that model hubs read."""
+    config, inputs = run.config, run.inputs
+    model = config.model
+    name = f"v{model.version}-{model.depth}"
+    cost = summary.cost(run.net, inputs.image_shape)
+    result = workdir.read_summary(run.directory)
+    if result and result["steps"] == run.step:
+        accuracy = (
+            f"{result['test_accuracy']:.2%} of {result['test_examples']:,} images of "
+            f"the split `{config.dataset.eval_split}`"
+        )
+    else:
+        accuracy = "not measured: the run had not ended"
+    shape = "x".join(map(str, inputs.image_shape))
+    changed = workdir.differences(
+        json.loads(common.default().to_json()), json.loads(config.to_json())
+    )
+    return f"""---
+library_name: jax
+pipeline_tag: image-classification
+tags: [resnet, jax, flax, stablehlo]
+---
+# {name} trained on {inputs.dataset}
+
+A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
+[2016](https://arxiv.org/abs/1603.05027)): {summary.describe(run.net)}.
+
+| | |
+|---|---|
+| data | {inputs.dataset} |
+| test accuracy | {accuracy} |
+| training | {run.step:,} updates of {config.batch_size} images, seed {config.seed} |
+| parameters | {cost["params"]:,} |
+| multiply-accumulates an image | {cost["macs"]:,} |
+| images | {shape}, values 0 to 255; normalised inside `model.zip` |
+| classes | {", ".join(inputs.class_names)} |
+
+## Use
+
+`model.zip` is the whole prediction for {", ".join(PLATFORMS)}. It takes
+`pip install jax flatbuffers`, of JAX {jax.__version__} or newer:
+
+```python
+{example(run, "model.zip")}
+print(classes[probabilities[0].argmax()])
+```
+
+`model.safetensors` has the weights, the architecture, and the mean and scale of images.
+With `resnet_jax`, to go on training from them on other classes, or for PyTorch:
+
+```bash
+python -m resnet_jax.main --config=... --config.init_from=model.safetensors
+python -m resnet_jax.convert --source=model.safetensors --out=model.pt
+```
+
+## Limits
+
+It has seen {inputs.dataset} alone. A picture of anything else gets one of these classes
+too, often with a high probability.
+
+## Config
+
+What differs from the defaults:
+
+```
+{chr(10).join(changed)}
+```
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Exports the network of a run."""
+
+    def define(values: flags.FlagValues) -> None:
+        trained.define_flags(values)
+        what = "Directory to write to; '': WORKDIR/export."
+        flags.DEFINE_string("out", "", what, flag_values=values)
+
+    values = command_line.parse(argv, __doc__, define)
+    run = trained.load(values.workdir, values.checkpoint)
+    out = Path(values.out or run.directory / "export")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file: give a directory")
+    content = archive(run, program(run))
+    apart = difference(run, content)
+    print(f"compared  probabilities of random images differ by at most {apart:.1e}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out={out} cannot be made ({error.strerror}): give another directory"
+        ) from None
+    for name, part in (
+        ("model.zip", content),
+        ("model.safetensors", weights.to_bytes(weights.of_run(run))),
+        ("README.md", card(run).encode()),
+    ):
+        weights.write_file(out / name, part)
+        print(f"written   {out / name}: {len(part):,} bytes")
+    print("\nTo run it, with jax and flatbuffers alone:\n")
+    lines = example(run, str(out / "model.zip")).splitlines()
+    print("\n".join(f"    {line}" for line in lines))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,80 @@
+"""A new run that begins with the weights of another: `config.init_from`."""
+
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from resnet_jax import UserError, keras_example, pytorch, trained, weights
+from resnet_jax.step import TrainState
+from resnet_jax.weights import Weights
+
+
+def begin_with(
+    init_from: str, state: TrainState, class_names: tuple[str, ...]
+) -> tuple[TrainState, str]:
+    """Puts the weights of `config.init_from` into the state of step 0.
+
+    The classifier stays new where the classes are others: by name, or by number where
+    the file does not name them.
+
+    Args:
+      init_from: a run's directory, or a file that `weights.read` reads.
+      state: as `Trainer.new_state` returns it.
+      class_names: of the new run.
+
+    Returns:
+      The state, and a sentence about what was taken.
+
+    Raises:
+      UserError: it cannot be read, or its network is another.
+    """
+    found = _read(init_from)
+    if found.inputs:
+        same = found.inputs.class_names == class_names
+    else:
+        same = found.num_classes == len(class_names)
+    old, new = weights.flatten(found.variables), weights.flatten(state.variables)
+    taken = {}
+    for path in sorted(old.keys() | new.keys()):
+        if path.startswith("params/classifier/") and not same:
+            taken[path] = new[path]
+            continue
+        shapes = [np.shape(tree[path]) if path in tree else None for tree in (old, new)]
+        if shapes[0] != shapes[1]:
+            theirs, ours = (shape or "none" for shape in shapes)
+            raise UserError(
+                f"config.init_from={init_from} is of another network than "
+                f"config.model (v{found.model['version']}-{found.model['depth']}): "
+                f"{path} has shape {theirs} there and {ours} here: give the weights of "
+                "this network, or set config.model as there"
+            )
+        taken[path] = old[path]
+    head = (
+        "its classifier" if same else f"a new classifier of {len(class_names)} classes"
+    )
+    return state.replace(**unflatten_dict(taken, sep="/")), f"{init_from}, with {head}"
+
+
+def _read(init_from: str) -> Weights:
+    path = Path(init_from)
+    if path.is_dir():
+        try:
+            return weights.of_run(trained.load(init_from))
+        except UserError as error:
+            sentence = str(error).replace("--workdir=", "config.init_from=")
+            raise UserError(sentence) from None
+    if not path.exists():
+        raise UserError(
+            f"config.init_from={init_from}: there is no such file or directory: give a "
+            "run's directory or a .safetensors file"
+        )
+    if path.suffix in (*pytorch.SUFFIXES, *keras_example.SUFFIXES):
+        raise UserError(
+            f"config.init_from={init_from} must be converted first: python -m "
+            f"resnet_jax.convert --source={init_from} --out={path.stem}.safetensors"
+        )
+    try:
+        return weights.read(path)
+    except UserError as error:
+        raise UserError(f"config.init_from={error}") from None

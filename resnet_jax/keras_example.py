@@ -1,0 +1,159 @@
+"""Weights that the Keras example cifar10_resnet.py saved, as .h5 or .keras."""
+
+import io
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from configs import common
+from resnet_jax import UserError, models, weights
+from resnet_jax.config import build_network
+from resnet_jax.weights import Weights
+
+SUFFIXES = (".h5", ".hdf5", ".keras")
+
+# In the order in which Keras keeps a layer's arrays.
+_LEAVES = {
+    "conv": ("params/{}/kernel", "params/{}/bias"),
+    "bn": (
+        "params/{}/scale",
+        "params/{}/bias",
+        "batch_stats/{}/mean",
+        "batch_stats/{}/var",
+    ),
+}
+
+
+def read(path: Path) -> Weights:
+    """Reads the weights, and which network of the example they belong to.
+
+    Raises:
+      UserError: the file cannot be read or is another network's, or h5py is missing.
+    """
+    layers = _layers(path)
+    convs = [arrays for arrays in layers if arrays[0].ndim == 4]
+    norms = [arrays for arrays in layers if len(arrays) == 4]
+    dense = [arrays for arrays in layers if arrays[0].ndim == 2]
+    if len(convs) < 3 or len(dense) != 1:
+        raise UserError(
+            f"{path} has {len(convs)} convolutions and {len(dense)} dense layers, as "
+            "no network of the Keras example: give one's saved model"
+        )
+    version = 1 if convs[1][0].shape[:2] == (3, 3) else 2
+    model = {
+        "version": version,
+        # Besides the branches' and the stem there are projections in 2 or 3 stages,
+        # and depth counts the classifier.
+        "depth": len(convs) - version,
+        "variant": "keras",
+        "width": convs[0][0].shape[-1],
+    }
+    flat = {
+        f"params/classifier/{name}": array
+        for name, array in zip(("kernel", "bias"), dense[0], strict=True)
+    }
+    try:
+        order = _creation_order(model)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no network of the Keras example ({error}): give one's saved "
+            "model"
+        ) from None
+    for kind, found in (("conv", convs), ("bn", norms)):
+        names = [name for name in order if kind in name.rpartition("/")[2]]
+        for name, arrays in zip(names, found, strict=False):
+            for leaf, array in zip(_LEAVES[kind], arrays, strict=True):
+                flat[leaf.format(name)] = array
+        if len(names) != len(found):
+            raise UserError(
+                f"{path} has {len(found)} layers of the kind {kind!r}, and version "
+                f"{version} of the Keras example with {model['depth']} layers has "
+                f"{len(names)}: give one of its saved models"
+            )
+    return weights.checked(model, flat, str(path))
+
+
+def _creation_order(model: dict) -> list[str]:
+    """Paths of convolutions and BatchNorms as the example makes them, in order.
+
+    A block's projection comes behind its branch.
+    """
+    config = common.default()
+    config.model.update(model)
+    net = build_network(config, 10)
+    shapes = models.variable_shapes(net, (8, 8, 3))["params"]
+    names = {path.rpartition("/")[0] for path in weights.flatten(shapes)}
+
+    def place(name: str):
+        numbers = [int(number) for number in re.findall(r"\d+", name)[:2]]
+        return name.startswith("final"), numbers if "stage" in name else [], name
+
+    return sorted(names, key=place)
+
+
+def _layers(path: Path) -> list[list[np.ndarray]]:
+    """The arrays of each layer that has any, in the order of the layers' numbers."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(
+            f"{path} takes h5py, which is not installed: pip install h5py"
+        ) from None
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                content = io.BytesIO(archive.read("model.weights.h5"))
+        else:
+            content = path
+        with h5py.File(content) as file:
+            layers = _new_layers(file) or _old_layers(file.get("model_weights", file))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read as a model of Keras ({error}): give a .h5 or "
+            ".keras file that Keras saved"
+        ) from None
+
+    def number(layer) -> int:
+        return int((re.findall(r"_(\d+)$", layer[0]) or ["0"])[0])
+
+    return [arrays for _, arrays in sorted(layers, key=number) if arrays]
+
+
+def _new_layers(file) -> list[tuple[str, list[np.ndarray]]]:
+    """Of Keras 3's own format: layers/PLACE/vars/NUMBER, with the layer's name."""
+    found = []
+    for group in file.get("layers", {}).values():
+        arrays = group["vars"]
+        ordered = sorted(arrays, key=int)
+        found.append((arrays.attrs["name"], [arrays[n][()] for n in ordered]))
+    return found
+
+
+def _old_layers(file) -> list[tuple[str, list[np.ndarray]]]:
+    """Of the format before: NAME/..., with lists of names as attributes."""
+    return [
+        (name, [file[name][weight][()] for weight in file[name].attrs["weight_names"]])
+        for name in map(_text, file.attrs["layer_names"])
+    ]
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def load_model(path: Path):
+    """Loads a saved model by Keras itself, less its softmax.
+
+    Raises:
+      ImportError: Keras is not installed.
+      ValueError: the file holds weights alone, or Keras cannot open it.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import keras
+
+    model = keras.saving.load_model(path, compile=False)
+    model.layers[-1].activation = keras.activations.linear  # instead of softmax
+    return model

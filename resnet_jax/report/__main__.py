@@ -1,0 +1,45 @@
+"""Writes a run's report.html, or compares several runs on one page.
+
+python -m resnet_jax.report --workdir=runs/v2_56/seed0
+python -m resnet_jax.report --workdir=runs/v1_20/seed0 --workdir=runs/v2_20/seed0
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from resnet_jax import UserError, command_line
+from resnet_jax.report import page
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page, and prints where it is."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_multi_string(
+            "workdir",
+            None,
+            "Directory of a finished run; several times to compare runs.",
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "out",
+            "comparison.html",
+            "File to write the comparison of several runs to.",
+            flag_values=values,
+        )
+
+    values = command_line.parse(argv, __doc__, define)
+    directories = list(map(Path, dict.fromkeys(values.workdir or [])))
+    if not directories:
+        raise UserError("--workdir is missing: give the directory of a run")
+    if len(directories) == 1:
+        path = page.write(directories[0])
+    else:
+        path = Path(values.out)
+        page.compare(directories, path)
+    print(f"written   {path}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,172 @@
+"""What a trained network does on its data: everything that a report measures itself."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.stats import binomtest
+
+from resnet_jax import data, explain, models
+from resnet_jax.augment import normalize
+from resnet_jax.predict import Predictor, softmax
+from resnet_jax.report import calibration
+from resnet_jax.trained import Trained
+
+_MISTAKES = 12
+_GRADIENT_IMAGES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """Of the split that a run reports.
+
+    Attributes:
+      confusion: int [true class, predicted class], numbers of images.
+      mistakes: the most confident ones, see `_mistakes`.
+      calibration: see `_calibration`.
+      gradients: layer to the norms of its kernel's gradient, (at the start, now).
+      gradient_images: how many training images they are of.
+    """
+
+    confusion: np.ndarray
+    mistakes: list[dict]
+    calibration: dict
+    gradients: dict[str, tuple[float, float]]
+    gradient_images: int
+
+
+def analyse(run: Trained) -> Analysis:
+    """Measures a run's network. Raises UserError where its data set is not there."""
+    dataset = data.load(run.config.dataset)
+    images, labels = dataset.eval
+    predictor = Predictor(run, len(labels))
+    logits = predictor(images)
+    confusion = np.zeros([len(run.inputs.class_names)] * 2, int)
+    np.add.at(confusion, (labels, logits.argmax(1)), 1)
+    validation = dataset.validation
+    held_out = validation and (predictor(validation.images), validation.labels)
+    count = min(_GRADIENT_IMAGES, len(dataset.train.labels))
+    return Analysis(
+        confusion,
+        _mistakes(run, images, labels, softmax(logits)),
+        _calibration(logits, labels, held_out),
+        gradient_norms(run, *(array[:count] for array in dataset.train)),
+        count,
+    )
+
+
+def interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion."""
+    found = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _mistakes(
+    run: Trained, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+) -> list[dict]:
+    """The wrong answers with the highest probability, and what speaks for them.
+
+    Each has 'number' (of the image in its split), 'true', 'predicted', 'probability',
+    'true_probability', 'image', and the overlays 'grad_cam' and 'integrated_gradients'
+    for the predicted class.
+    """
+    predicted = probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != labels)
+    confidence = probabilities[wrong, predicted[wrong]]
+    chosen = wrong[np.argsort(-confidence, kind="stable")][:_MISTAKES]
+    if not len(chosen):
+        return []
+    found = explain.Explainer(run)(images[chosen], predicted[chosen])
+    names = run.inputs.class_names
+    return [
+        {
+            "number": int(number),
+            "true": names[labels[number]],
+            "predicted": names[predicted[number]],
+            "probability": probabilities[number, predicted[number]],
+            "true_probability": probabilities[number, labels[number]],
+            "image": explain.enlarge(images[number]),
+            "grad_cam": explain.overlay(images[number], heat, signed=False),
+            "integrated_gradients": explain.overlay(images[number], parts, signed=True),
+        }
+        for number, heat, parts in zip(
+            chosen, found.grad_cam, found.integrated_gradients, strict=True
+        )
+    ]
+
+
+def _calibration(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    held_out: tuple[np.ndarray, np.ndarray] | None,
+) -> dict:
+    """Calibration before and after temperature scaling.
+
+    Returns:
+      'temperature', 'held_out' (whether it is fitted on the validation split), and
+      under 'before' and 'after' each 'bins', 'error' (ECE) and 'loss' (NLL).
+    """
+    if held_out:
+        fitted = calibration.temperature(*held_out)
+        scaled = logits / fitted
+    else:
+        scaled, fitted = calibration.scale_across(logits, labels)
+    result = {"temperature": fitted, "held_out": held_out is not None}
+    for name, values in (("before", logits), ("after", scaled)):
+        bins = calibration.reliability(values, labels)
+        result[name] = {
+            "bins": bins,
+            "error": calibration.calibration_error(bins),
+            "loss": calibration.negative_log_likelihood(values, labels),
+        }
+    return result
+
+
+def gradient_norms(
+    run: Trained, images: np.ndarray, labels: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Norms of the loss's gradient on a batch, by layer from the input to the output.
+
+    Returns:
+      Of each convolution and the classifier the norm of its kernel's gradient, with the
+      weights that the run began with and with those it has now.
+    """
+    config, net = run.config, run.net
+
+    @jax.jit
+    def norms(variables, images, labels):
+        def loss(params):
+            logits, _ = net.apply(
+                {**variables, "params": params},
+                normalize(images, *run.inputs.normalization),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            targets = jax.nn.one_hot(labels, net.num_classes, dtype=logits.dtype)
+            targets = optax.smooth_labels(targets, config.label_smoothing)
+            return optax.softmax_cross_entropy(logits, targets).mean()
+
+        gradients = models.unstack(jax.grad(loss)(variables["params"]))
+        return {
+            "/".join(entry.key for entry in path[:-1]): jnp.linalg.norm(leaf.ravel())
+            for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
+            if path[-1].key == "kernel"
+        }
+
+    key = jax.random.key(config.seed)
+    first = models.initialize(net, key, run.inputs.image_shape)
+    start, now = (norms(v, images, labels) for v in (first, run.variables))
+    return {name: (float(start[name]), float(now[name])) for name in _ordered(start)}
+
+
+def _ordered(names) -> list[str]:
+    """Layers from the input to the output: stem, blocks by number, classifier."""
+
+    def place(name: str):
+        numbers = [int(number) for number in re.findall(r"\d+", name)]
+        return (not name.startswith("stem"), name.startswith("classifier"), numbers)
+
+    return sorted(names, key=place)

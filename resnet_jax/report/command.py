@@ -1,0 +1,55 @@
+"""The command that trains a config again."""
+
+import importlib
+import pkgutil
+import shlex
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+import configs
+from resnet_jax import UserError
+
+
+def reproduce(config: ConfigDict) -> str:
+    """The shortest command whose config is this one, from one of configs/."""
+    wanted = flat(config)
+    commands = []
+    for file, fields in _starts().items():
+        changed = [
+            shlex.quote(f"--config.{name}={_value(value)}")
+            for name, value in wanted.items()
+            if fields.get(name) != value
+        ]
+        commands.append((len(changed), len(file), file, changed))
+    *_, file, changed = min(commands)
+    return " ".join([f"python -m resnet_jax.main --config={file}", *changed])
+
+
+def flat(config: ConfigDict) -> dict:
+    """A config's values by dotted names."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+
+
+def _starts() -> dict[str, dict]:
+    """Every config of configs/, with and without a recipe, by the flag's value."""
+    found = {}
+    for module in pkgutil.iter_modules(configs.__path__):
+        build = importlib.import_module(f"configs.{module.name}").get_config
+        if module.name == "common":
+            continue
+        for recipe in ("", "paper", "keras", "smoke"):
+            name = f"configs/{module.name}.py" + (f":{recipe}" if recipe else "")
+            try:
+                found[name] = flat(build(recipe) if recipe else build())
+            except UserError:  # this one has other recipes
+                continue
+    return found
+
+
+def _value(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

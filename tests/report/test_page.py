@@ -1,0 +1,244 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from configs import digits
+from resnet_jax import command_line, main, report, train, trained
+from resnet_jax.report import __main__ as command
+from resnet_jax.report import analysis, page
+
+SECTIONS = ("curves", "classes", "confusion", "mistakes", "calibration", "gradients")
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that elements are closed in order, and keeps what a test asks for."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.tags = [], [], [], []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            self.addresses += [attributes[name]] if name in attributes else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def check(text: str) -> Page:
+    """Sees that a page is well-formed, complete in itself, and made for any screen."""
+    found = Page(text)
+    assert len(set(found.ids)) == len(found.ids)
+    for address in found.addresses:
+        assert address.startswith(("#", "data:"))
+        if address.startswith("#"):
+            assert address[1:] in found.ids
+    for name in re.findall(r"url\(([^)]*)\)", text):
+        assert name.strip("\"'").removeprefix("#") in found.ids
+    assert "@import" not in text
+    assert not {"script", "link", "iframe"} & set(found.tags)
+    for needed in ("viewport", "prefers-color-scheme: dark", "@media print"):
+        assert needed in text
+    assert not re.search(r"\bnan\b|None\b|Undefined", found.text)
+    return found
+
+
+def small(**changes):
+    config = digits.get_config()
+    config.model.update(version=1, depth=8, width=4)
+    config.update(epochs=1, **changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three short runs: a and b differ in the seed, c in more."""
+    root = tmp_path_factory.mktemp("report")
+    changed = small(batch_size=96)
+    changed.dataset.update(train_split="train[:1200]", validation_split="train[1200:]")
+    for name, config in (("a", small()), ("b", small(seed=1)), ("c", changed)):
+        train.train_and_evaluate(config, root / name)
+    return root
+
+
+def call(*arguments) -> int:
+    return command_line.call(command.main, ["report", *map(str, arguments)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a", "c"])
+def test_report(runs, name):
+    assert call(f"--workdir={runs / name}") == 0
+    found = check((runs / name / "report.html").read_text())
+    assert set(SECTIONS) | {"cost", "config"} <= set(found.ids)
+    summary = json.loads((runs / name / "summary.json").read_text())
+    assert f"{summary['test_accuracy']:.2%}" in found.text
+    assert f"{summary['params']:,}" in found.text
+    assert f"{summary['test_class_accuracy']['3']:.2%}" in found.text
+    assert "python -m resnet_jax.main --config=configs/" in found.text
+    assert ("no validation split" in found.text) == (name == "a")
+    assert ("fitted on the validation split" in found.text) == (name == "c")
+    assert found.tags.count("svg") == 7
+    assert found.tags.count("img") == 36  # twelve mistakes, three pictures each
+
+
+@pytest.mark.slow
+def test_analysis_agrees_with_what_training_measured(runs):
+    run = trained.load(runs / "a")
+    found = analysis.analyse(run)
+    summary = json.loads((runs / "a" / "summary.json").read_text())
+    confusion = found.confusion
+    assert confusion.sum() == summary["test_examples"]
+    accuracy = np.trace(confusion) / confusion.sum()
+    assert accuracy == pytest.approx(summary["test_accuracy"])
+    loss = found.calibration["before"]["loss"]
+    assert loss == pytest.approx(summary["test_loss"], rel=1e-4)
+    sure = [mistake["probability"] for mistake in found.mistakes]
+    assert sure == sorted(sure, reverse=True)
+    assert all(m["true"] != m["predicted"] for m in found.mistakes)
+    names = list(found.gradients)
+    assert names[0] == "stem_conv"
+    assert names[-1] == "classifier"
+    assert names[1:3] == ["stage1_block1/conv1", "stage1_block1/conv2"]
+    assert all(norm > 0 for norms in found.gradients.values() for norm in norms)
+
+
+@pytest.mark.slow
+def test_training_leaves_a_report_and_keeps_it(tmp_path):
+    argv = ["main", f"--config={digits.__file__}", f"--workdir={tmp_path / 'run'}"]
+    argv += ["--config.model.version=1", "--config.model.depth=8", "--config.steps=9"]
+    argv += ["--config.model.width=4"]
+    assert command_line.call(main.main, argv) == 0
+    path = tmp_path / "run" / "report.html"
+    check(path.read_text())
+    before = path.stat().st_mtime_ns
+    assert command_line.call(main.main, argv) == 0  # says that it is finished
+    assert path.stat().st_mtime_ns == before
+    os.utime(path, (0, 0))  # older than the results
+    report.update(tmp_path / "run")
+    assert path.stat().st_mtime > 1
+
+
+def test_comparison(runs, tmp_path, capsys):
+    workdirs = [f"--workdir={runs / name}" for name in "abc"]
+    out = tmp_path / "page.html"
+    assert call(*workdirs, f"--out={out}") == 0
+    assert str(out) in capsys.readouterr().out
+    found = check(out.read_text())
+    assert {"results", "differences", "curves"} <= set(found.ids)
+    accuracy = {
+        name: json.loads((runs / name / "summary.json").read_text())["test_accuracy"]
+        for name in "abc"
+    }
+    mean = (accuracy["a"] + accuracy["b"]) / 2
+    # The interval of a mean of two: t(0.975, 1) is 12.706.
+    half = 12.706 * abs(accuracy["a"] - accuracy["b"]) / 2
+    assert f"{mean:.2%}" in found.text
+    assert f"{min(mean + half, 1):.2%}" in found.text
+    assert f"{accuracy['c']:.2%}" in found.text
+    assert "batch_size" in found.text
+    assert "model.depth" not in found.text  # does not differ
+    assert "0, 1" in found.text  # seeds of one row
+
+
+BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)}")
+@pytest.mark.parametrize("width", [390, 1100])
+def test_opens_in_a_browser(runs, tmp_path, width):
+    """Nothing is wider than the screen, every figure has a size, every image loads."""
+    page.write(runs / "a")
+    measure = """<script>onload = () => { document.title = JSON.stringify({
+        wide: document.documentElement.scrollWidth - innerWidth,
+        figures: [...document.querySelectorAll("svg")].map(f => f.clientHeight),
+        images: [...document.images].map(i => i.naturalWidth)}) }</script>"""
+    text = (runs / "a" / "report.html").read_text()
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{measure}</body>"))
+    ended = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu"),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},800",
+            *("--dump-dom", (tmp_path / "page.html").as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = json.loads(re.search("<title>(.*?)</title>", ended.stdout)[1])
+    assert found["wide"] <= 0
+    assert len(found["figures"]) == 7
+    assert min(found["figures"]) > 150
+    assert min(found["images"]) >= 200
+
+
+def test_many_classes_are_a_figure_and_the_worst():
+    confusion = np.diag(np.arange(1, 31))
+    confusion[4, 2] = 995
+    names = tuple(f"class{number}" for number in range(30))
+    shown = page._confusion(names, confusion)
+    assert "<svg" in shown["figure"]
+    rows = page._classes(names, confusion)
+    assert len(rows) == 20
+    assert rows[0]["name"] == "class4"
+    assert rows[0]["taken_for"] == "class2"
+    assert rows[0]["accuracy"] == pytest.approx(5 / 1000)
+
+
+def test_what_is_written_by_others_is_text():
+    """Class names come from data sets, and may be anything."""
+    names = ("<script>alert(1)</script>", "b")
+    template = page._templates.from_string("{% for n in names %}{{ n }}{% endfor %}")
+    assert "<script>" not in template.render(names=names)
+    axes_label = page.figures.lines([("<b>", [0, 1], [0, 1])], ("<i>", "y"))
+    assert "<i>" not in axes_label
+
+
+def test_mistakes_are_sentences(runs, tmp_path, capsys):
+    def error(status, *arguments) -> str:
+        assert call(*arguments) == status
+        return capsys.readouterr().err
+
+    assert "--workdir is missing" in error(2)
+    assert "holds no run" in error(2, f"--workdir={tmp_path}")
+    copy = tmp_path / "copy"
+    shutil.copytree(runs / "a", copy)
+    (copy / "summary.json").unlink()
+    assert "has not finished" in error(2, f"--workdir={copy}")
+    both = [f"--workdir={runs / 'a'}", f"--workdir={copy}"]
+    assert "has not finished" in error(2, *both)
+    (tmp_path / "folder").mkdir()
+    two = [f"--workdir={runs / name}" for name in "ab"]
+    told = error(1, *two, f"--out={tmp_path / 'folder'}")
+    assert "--out=" in told
+    assert "cannot be written" in told
+    assert "cannot be written" in error(1, *two, f"--out={tmp_path}/no/page.html")
+    assert "belongs to no flag" in error(2, "page.html")

@@ -1,0 +1,51 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments import gallery
+from resnet_jax import command_line
+
+RESULTS = Path(gallery.__file__).parent / "results"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The stored results of one experiment, without its figures."""
+    directory = tmp_path / "results" / "shattered_gradients"
+    directory.mkdir(parents=True)
+    shutil.copy(RESULTS / "shattered_gradients" / "smoke.jsonl", directory)
+    return directory
+
+
+def call(directory: Path) -> int:
+    return command_line.call(gallery.main, ["gallery", f"--results={directory.parent}"])
+
+
+@pytest.mark.slow
+def test_the_page_and_its_figures_come_from_stored_results(copied, capsys):
+    assert call(copied) == 0
+    assert "measuring" not in capsys.readouterr().out
+    page = (copied.parents[1] / "README.md").read_text()
+    assert "python -m experiments.shattered_gradients --scale=smoke" in page
+    assert "\n\nFound. In a plain network each layer halves" in page
+    for kind in ("png", "svg", "jsonl"):
+        assert f"(results/shattered_gradients/smoke.{kind})" in page
+        assert (copied / f"smoke.{kind}").exists()
+
+
+def test_a_missing_measurement_is_told_and_not_made(copied, capsys):
+    file = copied / "smoke.jsonl"
+    before = file.read_text().splitlines(keepends=True)[:-1]
+    file.write_text("".join(before))
+    assert call(copied) == 2
+    assert "lacks residual=True" in capsys.readouterr().err
+    assert file.read_text() == "".join(before)
+    assert not (copied.parents[1] / "README.md").exists()
+
+
+def test_every_stored_experiment_says_what_was_found():
+    for directory in RESULTS.glob("*/"):
+        doc = (RESULTS.parent / f"{directory.name}.py").read_text()
+        for label in ("Claim", "Cost", "Found"):
+            assert gallery.paragraph(doc, label), f"{directory.name}: {label}"

@@ -1,0 +1,110 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from experiments import loss_landscape, trained
+from resnet_jax import layers, models
+
+
+def small_loss():
+    """A loss of 372 parameters, in which nothing is zero, and where it is taken."""
+    net = models.resnet(1, 8, 10, width=1)
+    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: leaf + 0.2 * rng.standard_normal(leaf.shape, np.float32) ** 2,
+        variables,
+    )
+    images = jnp.asarray(rng.standard_normal((16, 8, 8, 1)), jnp.float32)
+    labels = rng.integers(0, 10, 16)
+    loss = loss_landscape.make_loss(net, variables["batch_stats"], images, labels)
+    return loss, variables, net, images, labels
+
+
+@pytest.mark.slow
+def test_lanczos_gives_the_eigenvalues_of_a_dense_hessian(monkeypatch):
+    """The dense one is JAX's own, of a network of JAX's own convolutions."""
+    loss, variables, *_ = small_loss()
+    product, length = loss_landscape.make_hessian_product(loss, variables["params"])
+    rng = np.random.default_rng(1)
+    values = loss_landscape.lanczos(product, length, 60, rng)
+    monkeypatch.setattr(layers, "convolve", lax.conv_general_dilated)
+    loss, *_ = small_loss()
+    flat, unravel = ravel_pytree(variables["params"])
+    dense = jax.jit(jax.hessian(lambda flat: loss(unravel(flat))))(flat)
+    expected = np.linalg.eigvalsh(np.asarray(dense, np.float64))
+    np.testing.assert_allclose(values[-5:], expected[-5:], rtol=1e-3)
+    np.testing.assert_allclose(values[:2], expected[:2], rtol=1e-3)
+
+
+def test_lanczos_on_a_matrix():
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((40, 40))
+    matrix = (matrix + matrix.T).astype(np.float32)
+    expected = np.linalg.eigvalsh(matrix)
+    values = loss_landscape.lanczos(lambda v: matrix @ v, 40, 40, rng)
+    np.testing.assert_allclose(values, expected, atol=1e-4)
+    # Of rank 2, it ends early.
+    low = np.outer(matrix[0], matrix[0]) + np.outer(matrix[1], matrix[1])
+    values = loss_landscape.lanczos(lambda v: low @ v, 40, 40, rng)
+    assert len(values) < 10
+    np.testing.assert_allclose(values[-2:], np.linalg.eigvalsh(low)[-2:], rtol=1e-4)
+
+
+def test_directions_have_the_norm_of_each_filter():
+    params = models.initialize(
+        models.resnet(1, 8, 10, width=4), jax.random.key(0), (8, 8, 1)
+    )["params"]
+    direction = loss_landscape.filter_normalized(np.random.default_rng(0), params)
+    kernel, drawn = (
+        tree["stage2_block1"]["conv1"]["kernel"] for tree in (params, direction)
+    )
+    for filter_ in range(8):
+        assert np.linalg.norm(drawn[..., filter_]) == pytest.approx(
+            np.linalg.norm(kernel[..., filter_]), rel=1e-5
+        )
+    assert not direction["stage2_block1"]["bn1"]["scale"].any()
+
+
+@pytest.mark.slow
+def test_surface_is_the_loss_at_moved_parameters():
+    loss, variables, net, images, labels = small_loss()
+    params = variables["params"]
+    rng = np.random.default_rng(1)
+    x, y = (loss_landscape.filter_normalized(rng, params) for _ in range(2))
+    losses = loss_landscape.surface(loss, params, (x, y), 3)
+    assert losses.shape == (3, 3)
+    moved = jax.tree.map(lambda p, x, y: p - x + y, params, x, y)
+    logits = net.apply(variables | {"params": moved}, images, train=False)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    assert losses[0, 2] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_profile_of_a_cone():
+    axis = np.linspace(-1, 1, 9)
+    distances, losses = loss_landscape.profile(np.hypot(*np.meshgrid(axis, axis)))
+    np.testing.assert_allclose(distances, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(losses, distances, atol=0.13)
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = {"networks": ((8, True),), "points": 3, "examples": 16, "iterations": 12}
+    monkeypatch.setitem(loss_landscape.SCALES, "smoke", tiny)
+    monkeypatch.setattr(loss_landscape, "SEEDS", (0,))
+    monkeypatch.setattr(
+        loss_landscape,
+        "training",
+        lambda *args: trained.training(*args) | {"steps": 2, "epochs": 1},
+    )
+    loss_landscape.main(["loss_landscape", f"--out={tmp_path / 'results'}"])
+    line = json.loads((tmp_path / "results" / "smoke.jsonl").read_text())
+    assert len(line["result"]["largest"]) == 5
+    assert (tmp_path / "results" / "smoke.png").exists()

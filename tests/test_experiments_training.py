@@ -1,0 +1,145 @@
+"""The experiments that train networks: each end to end, and what `full` would train."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import common
+from experiments import (
+    activation_order,
+    curves,
+    depth_and_version,
+    fixup,
+    optimizers,
+    plain_vs_residual,
+    shortcut_kinds,
+    stochastic_depth,
+    study,
+    thousand_layers,
+)
+from resnet_jax import config
+
+BOTTLENECK = activation_order.BOTTLENECK
+TINY = {
+    activation_order: {"networks": ((11, BOTTLENECK),), "epochs": 1},
+    depth_and_version: {"depths": {1: (8,), 2: (11,)}, "epochs": 1, "batch": 8},
+    fixup: {"depths": (8,), "epochs": 1, "learning_rate": 0.1},
+    optimizers: optimizers.SCALES["smoke"] | {"depths": {1: 8}, "epochs": 1},
+    plain_vs_residual: {"depths": (8,), "epochs": 1},
+    shortcut_kinds: {"depth": 8, "epochs": 1},
+    stochastic_depth: {"depth": 8, "epochs": 1, "train_split": "train[:128]"},
+    thousand_layers: thousand_layers.SCALES["smoke"]
+    | {"warmup": 1, "steps": 2, "seeds": (0,)},
+}
+
+
+def test_means_by_epoch_weigh_each_call_by_its_updates():
+    """Epochs of 2.5 batches: the third update begins in the first epoch."""
+    rows = [
+        {"step": 2, "epoch": 0.8, "train_loss": 3.0},
+        {"step": 3, "epoch": 1.2, "train_loss": 6.0},
+        {"step": 3, "epoch": 1.2, "test_loss": 9.0},
+        {"step": 4, "epoch": 1.6, "train_loss": 1.0},
+        {"step": 5, "epoch": 2.0, "train_loss": 2.0},
+    ]
+    means = curves._by_epoch(rows, "train_loss")
+    np.testing.assert_allclose(means, [(2 * 3.0 + 6.0) / 3, 1.5])
+
+
+def test_a_run_that_diverged_counts_as_a_guess():
+    results = [
+        {"test_error": [0.5, 0.1]},
+        {"test_error": [0.5], "diverged": "training diverged: loss"},
+    ]
+    np.testing.assert_allclose(curves.last(results, "test_error"), [0.1, 0.9])
+    assert "1 of 2 diverged" in curves.table({"net": results}, ("test_error",))
+
+
+@pytest.mark.slow
+def test_divergence_is_a_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = curves.training("smoke", 1, 8, 0, 2, width=4)
+    made["optimizer"]["learning_rate"] = 1e6
+    made["schedule"]["warmup_epochs"] = 0.0
+    result = curves.curves(made)
+    assert "no longer finite" in result["diverged"]
+    assert json.dumps(result, allow_nan=False)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Networks of width 2, and few layers instead of 1001."""
+    training = curves.training
+
+    def narrow(*args, **settings):
+        made = training(*args, **settings | {"width": 2})
+        return made | {"steps": made["steps"] or 2}
+
+    monkeypatch.setattr(curves, "training", narrow)
+    few = {"v1-8": (1, 8, {}), "v2-11": (2, 11, {})}
+    monkeypatch.setattr(thousand_layers, "NETWORKS", few)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", TINY, ids=lambda module: module.__name__[12:])
+def test_end_to_end(experiment, tmp_path, monkeypatch, shallow, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(experiment.SCALES, "smoke", TINY[experiment])
+    monkeypatch.setattr(experiment, "SEEDS", (0,), raising=False)
+    if experiment is activation_order:
+        orders = ("original", "ReLU-only pre-activation")
+        monkeypatch.setattr(activation_order, "ORDERS", orders)
+    if experiment is optimizers:
+        one = {"adam": ({}, (0.001, 0.01))}
+        monkeypatch.setattr(optimizers, "OPTIMIZERS", one)
+    if experiment is fixup:
+        monkeypatch.setattr(fixup, "METHODS", ("nothing", "Fixup"))
+    if experiment is shortcut_kinds:
+        kinds = ("shortcut gate, bias 0", "dropout 0.5")
+        monkeypatch.setattr(experiment, "SHORTCUTS", kinds)
+    if experiment is depth_and_version:
+        cost = depth_and_version.cost
+
+        def small(**settings):
+            return cost(**settings | {"image_size": 8})
+
+        monkeypatch.setattr(experiment, "cost", small)
+    command = [experiment.__name__, f"--out={tmp_path / 'results'}"]
+    experiment.main(command)
+    first = capsys.readouterr().out
+    assert "finished" in first
+    assert (tmp_path / "results" / "smoke.png").stat().st_size < 200_000
+    experiment.main(command)
+    again = capsys.readouterr().out
+    assert "measuring" not in again
+    assert again.splitlines()[0] in first  # the same table, from the stored numbers
+
+
+class Recording(study.Study):
+    """Measures nothing, and knows which configs it was asked for."""
+
+    def __init__(self):
+        super().__init__("full", Path("nowhere"))
+        self.configs = []
+
+    def cell(self, measure, **settings):
+        self.configs.append(settings.get("config"))
+        error = {"validation_error": [0.1], "validation_loss": [0.1], "params": 1}
+        return error
+
+
+@pytest.mark.parametrize("experiment", TINY, ids=lambda module: module.__name__[12:])
+def test_full_asks_for_valid_configs_of_the_papers_networks(experiment):
+    asked = Recording()
+    experiment.run(asked)
+    configs = [made for made in asked.configs if made]
+    assert len(configs) >= 9
+    for made in configs:
+        settings = common.default()
+        settings.update(made)
+        config.validate(settings)
+        assert settings.dataset.name == "cifar10"
+        assert settings.model.width == 16
+        assert settings.epochs >= 164

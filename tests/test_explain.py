@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from resnet_jax import command_line, data, explain, train, trained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that has learned, and three test images as files beside it."""
+    config = digits.get_config()
+    config.model.update(version=1, depth=8, width=8)
+    config.update(epochs=4)
+    root = tmp_path_factory.mktemp("explain")
+    train.train_and_evaluate(config, root / "run")
+    dataset = data.load(config.dataset)
+    for number, image in enumerate(dataset.eval.images[:3]):
+        Image.fromarray(image[..., 0]).save(root / f"{number}.png")
+    return root
+
+
+def call(run, *arguments) -> int:
+    argv = ["explain", f"--workdir={run / 'run'}", *map(str, arguments)]
+    return command_line.call(explain.main, argv)
+
+
+@pytest.mark.slow
+def test_overlays_sheet_and_check(run, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    pictures = [run / f"{number}.png" for number in range(3)]
+    assert call(run, *pictures, f"--out={out}") == 0
+    told = capsys.readouterr().out
+    assert "sanity check" in told
+    assert "pass" in told
+    kinds = ("grad_cam", "integrated_gradients")
+    expected = {f"00{n + 1}_{n}_{kind}.png" for n in range(3) for kind in kinds}
+    expected |= {"contact_sheet.png", "explanations.json"}
+    assert {path.name for path in out.iterdir()} == expected
+    for path in out.glob("*.png"):
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        assert min(pixels.shape[:2]) >= 224
+        assert np.ptp(pixels) > 50
+    content = json.loads((out / "explanations.json").read_text())
+    assert [entry["file"] for entry in content["pictures"]] == list(map(str, pictures))
+    assert all(entry["completeness_error"] < 0.1 for entry in content["pictures"])
+    last = content["sanity_check"][-1]
+    assert last["randomized"] == "all weights"
+    assert abs(last["integrated_gradients"]) < 0.5
+
+
+@pytest.mark.slow
+def test_explains_a_named_class_at_a_named_layer(run, tmp_path, capsys):
+    arguments = ["--class=3", "--layer=stage1", f"--out={tmp_path}", run / "0.png"]
+    assert call(run, *arguments) == 0
+    assert "explained: 3" in capsys.readouterr().out
+    content = json.loads((tmp_path / "explanations.json").read_text())
+    assert content["layer"] == "stage1"
+    assert content["pictures"][0]["explained"] == "3"
+
+
+@pytest.mark.slow
+def test_any_number_of_images_and_the_check(run):
+    restored = trained.load(run / "run")
+    dataset = data.load(restored.config.dataset)
+    explainer = explain.Explainer(restored)
+    images, labels = dataset.eval.images[:11], dataset.eval.labels[:11]
+    found = explainer(images, labels)
+    assert found.grad_cam.shape == found.integrated_gradients.shape == (11, 8, 8)
+    alone = explainer(images[9:10], labels[9:10])
+    np.testing.assert_allclose(alone.grad_cam[0], found.grad_cam[9], atol=1e-4)
+    # Weights that stay as they are fail the check: it can fail.
+    same = explainer(images, labels, restored.variables)
+    correlation = explain.attribution.rank_correlation
+    assert correlation(found.grad_cam, same.grad_cam) > 0.99
+    rows = explainer.check(images, labels, found)
+    assert abs(rows[-1]["integrated_gradients"]) < 0.5
+
+
+def test_overlay_is_coloured_where_the_map_is():
+    image = np.full((8, 8, 1), 100, np.uint8)
+    values = np.zeros((8, 8))
+    values[0, 0], values[7, 7] = 1, -1
+    picture = np.asarray(explain.overlay(image, values, signed=True)).astype(int)
+    assert picture.shape == (224, 224, 3)
+    red, blue, rest = picture[5, 5], picture[-5, -5], picture[100, 100]
+    assert red[0] > red[2] + 100
+    assert blue[2] > blue[0] + 100
+    np.testing.assert_array_equal(rest, [100, 100, 100])
+
+
+def test_mistakes_are_sentences(run, tmp_path, capsys):
+    def error(status, *arguments) -> str:
+        assert call(run, *arguments) == status
+        return capsys.readouterr().err
+
+    picture = run / "0.png"
+    assert "--class=zwei is not a class" in error(2, picture, "--class=zwei")
+    assert "no picture is given" in error(2)
+    assert "layer" in error(2, picture, "--layer=stage9")
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be made" in error(2, picture, f"--out={tmp_path / 'file'}")
+    (tmp_path / "broken.png").write_text("mine")
+    out = f"--out={tmp_path / 'out'}"
+    assert "no picture could be read" in error(2, tmp_path / "broken.png", out)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "001_0_grad_cam.png").mkdir(parents=True)
+    assert "cannot be written" in error(1, picture, out)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,141 @@
+"""What is exported runs without this package, and says what it is."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits
+from resnet_jax import command_line, data, export, train, trained, weights
+from resnet_jax.augment import normalize
+
+pytestmark = pytest.mark.slow  # the network is trained and exported first
+
+# Everything but JAX, flatbuffers and what these require.
+BARE = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"resnet_jax", "configs", "flax", "orbax", "optax",
+            "ml_collections", "absl", "safetensors", "tensorstore", "PIL", "torch"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import numpy
+images = numpy.load("images.npy")
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's directory, its summary, and the test images and labels."""
+    config = digits.get_config()
+    config.model.update(version=1, depth=8, width=4)
+    config.update(steps=60)
+    config.optimizer.weight_decay = 5e-4
+    directory = tmp_path_factory.mktemp("export") / "run"
+    summary = train.train_and_evaluate(config, directory)
+    return directory, summary, data.load(config.dataset).eval
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """The directory that the command wrote, and what it printed."""
+    directory, _, _ = run
+    out = tmp_path_factory.mktemp("exported") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr("builtins.print", lambda *text, **_: lines.extend(text))
+        argv = ["export", f"--workdir={directory}", f"--out={out}"]
+        assert command_line.call(export.main, argv) == 0
+    return out, "\n".join(lines)
+
+
+def test_runs_with_jax_alone_for_any_batch(run, exported, tmp_path):
+    _, summary, test = run
+    _, printed = exported
+    example = [line[4:] for line in printed.splitlines() if line.startswith("    ")]
+    assert len(example) == 5
+    np.save(tmp_path / "images.npy", test.images)
+    script = [
+        BARE,
+        *example,
+        'numpy.save("found.npy", probabilities)',
+        'numpy.save("one.npy", program.call(images[:1]))',
+        "print(classes)",
+    ]
+    (tmp_path / "script.py").write_text("\n".join(script))
+    found = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == str(list("0123456789"))
+    probabilities = np.load(tmp_path / "found.npy")
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    accuracy = (probabilities.argmax(1) == test.labels).mean()
+    assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
+    one = np.load(tmp_path / "one.npy")
+    np.testing.assert_allclose(one, probabilities[:1], atol=1e-5)
+
+
+def test_the_printed_difference_is_one_of_rounding(exported):
+    (line,) = [x for x in exported[1].splitlines() if x.startswith("compared")]
+    assert float(line.split()[-1]) < 1e-5
+
+
+def test_weights_give_the_same_network(run, exported):
+    directory, _, test = run
+    restored = trained.load(directory)
+    found = weights.read(exported[0] / "model.safetensors")
+    assert found.inputs.class_names == tuple("0123456789")
+    assert found.inputs.dataset == "digits"
+    images = normalize(jnp.asarray(test.images), *found.inputs.normalization)
+    expected = jax.jit(restored.net.apply)(restored.variables, images)
+    np.testing.assert_allclose(
+        weights.logits(found, np.asarray(images)), expected, atol=1e-5
+    )
+
+
+def test_card_says_what_was_measured(run, exported):
+    _, summary, _ = run
+    card = (exported[0] / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: jax\n")
+    assert "# v1-8 trained on digits" in card
+    assert f"| {summary['test_accuracy']:.2%} of 360 images" in card
+    assert f"| parameters | {summary['params']:,} |" in card
+    assert "optimizer.weight_decay 0.0001 -> 0.0005" in card
+    assert "zipfile.ZipFile('model.zip')" in card
+
+
+def test_bad_use_is_a_sentence(run, tmp_path, capsys):
+    directory, _, _ = run
+
+    def error(status: int, *arguments: str) -> str:
+        assert command_line.call(export.main, ["export", *arguments]) == status
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    (tmp_path / "file").write_text("mine")
+    assert "--workdir is missing" in error(2)
+    assert "holds no run" in error(2, f"--workdir={tmp_path}/none")
+    workdir = f"--workdir={directory}"
+    assert "no best checkpoint" in error(2, workdir, "--checkpoint=best")
+    assert "is a file: give a directory" in error(2, workdir, f"--out={tmp_path}/file")
+    assert "cannot be made (Not a directory)" in error(
+        2, workdir, f"--out={tmp_path}/file/out"
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "out" / "model.zip").mkdir(parents=True)
+    assert "model.zip cannot be written (Is a directory)" in error(
+        1, workdir, f"--out={tmp_path}/out"
+    )
+    assert not list((tmp_path / "out").glob(".*"))
