@@ -29,6 +29,8 @@ _MAY_CHANGE = (
     "model.scan",
     "model.remat",
     "dataset.data_dir",
+    "dataset.path",
+    "dataset.stream",
     "dataset.mirror",
     "dataset.eval_split",
     "checkpoint.every",
