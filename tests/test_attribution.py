@@ -38,6 +38,7 @@ def test_grad_cam_is_cam_on_pooled_features(network):
     assert np.max(found) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["v2-11"], indirect=True)
 def test_grad_cam_of_a_stage_follows_finite_differences(network):
     """A channel's weight is how the logit rises as the whole channel does."""
@@ -71,6 +72,7 @@ def test_grad_cam_of_a_stage_follows_finite_differences(network):
     np.testing.assert_allclose(found, expected, atol=0.05 * expected.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["v2-11"], indirect=True)
 def test_integrated_gradients_are_complete(network):
     net, variables, images = network
