@@ -13,7 +13,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from resnet_jax import layers, models
-from resnet_jax.blocks import STAGES, Branch, Images, Output
+from resnet_jax.blocks import Branch, Images, Output
 from resnet_jax.config import build_network
 
 # Figure 4. A branch's convolutions but the last one, the last one, and what follows the
@@ -148,7 +148,8 @@ class OrderedResNet(models.ResNet):
 
     def _block(self, stage: int, first: bool):
         arguments = super()._block(stage, first).args
-        last_block = f"stage{STAGES}_block{self.blocks_per_stage}"
+        stages = self.blocks_per_stage
+        last_block = f"stage{len(stages)}_block{stages[-1]}"
         return partial(OrderedBlock, *arguments, self.order, last_block)
 
 

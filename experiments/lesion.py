@@ -74,7 +74,7 @@ def block_names(net) -> list[str]:
     return [
         f"stage{stage}_block{b}"
         for stage in (1, 2, 3)
-        for b in range(1, net.blocks_per_stage + 1)
+        for b in range(1, net.blocks_per_stage[0] + 1)
     ]
 
 
@@ -150,7 +150,7 @@ def mean_norm(gradients) -> float:
 def swapped(run: Trained, swaps: int, rng: np.random.Generator) -> tuple[dict, float]:
     """Variables after swaps of blocks of one stage, and Kendall's tau of the order."""
     names = block_names(run.net)
-    order, n = np.arange(len(names)), run.net.blocks_per_stage
+    order, n = np.arange(len(names)), run.net.blocks_per_stage[0]
     for _ in range(swaps):
         first = n * rng.integers(3)
         pair = first + rng.choice(np.arange(1, n), 2, replace=False)
@@ -167,7 +167,7 @@ def measure(config: dict, draws: int) -> dict:
     """Test errors of a trained network after lesions, and gradients of its paths."""
     run = trained(config)
     rng = np.random.default_rng(config["seed"])
-    count = 3 * run.net.blocks_per_stage
+    count = 3 * run.net.blocks_per_stage[0]
     error = make_error(run)
 
     def drawn(number: int) -> np.ndarray:
