@@ -116,5 +116,5 @@ def test_full_asks_for_valid_configs_of_the_papers_networks(experiment):
         settings.update(made)
         config.validate(settings)
         assert settings.dataset.name == "cifar10"
-            assert settings.model.width in (0, 16)
+        assert settings.model.width in (0, 16)
         assert settings.epochs >= 164
