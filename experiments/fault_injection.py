@@ -51,7 +51,13 @@ _ARGUMENTS = [
     "--config.dataset.validation_split=train[1200:]",
     "--config.checkpoint.every=1",
 ]
-_TIMES = ("seconds", "compile_seconds", "images_per_second")
+_MEASURED = (
+    "seconds",
+    "compile_seconds",
+    "images_per_second",
+    "images_per_second_per_device",
+    "peak_memory_bytes",
+)
 
 
 def _train(phases: int, arguments: list[str]) -> None:
@@ -142,7 +148,7 @@ def contents(directory: Path) -> tuple[str, dict, list[np.ndarray]]:
         arrays += jax.tree.leaves(checkpoints.restore(step, like))
     checkpoints.close()
     summary = workdir.read_summary(directory)
-    kept = {name: summary[name] for name in summary if name not in _TIMES}
+    kept = {name: summary[name] for name in summary if name not in _MEASURED}
     return (directory / "metrics.jsonl").read_text(), kept, arrays
 
 
