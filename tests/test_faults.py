@@ -240,7 +240,7 @@ def test_directory_that_turns_read_only_ends_the_run(straight, monkeypatch):
 def test_config_that_was_deleted_is_in_the_checkpoints(run, straight, capsys):
     (run / "config.json").unlink()
     other = config(**{"model.width": 4})
-    with pytest.raises(UserError, match=r"another config \(model.width 16 -> 4\)"):
+    with pytest.raises(UserError, match=r"another config \(model.width 0 -> 4\)"):
         train.train_and_evaluate(other, run)
     (run / "summary.json").unlink()
     train.train_and_evaluate(config(), run)
