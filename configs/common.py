@@ -116,6 +116,26 @@ def default() -> ConfigDict:
     return config
 
 
+def completed(stored: dict) -> ConfigDict:
+    """A config as JSON stored it, with the fields that have come since at 'off'."""
+    config = ConfigDict(stored)
+    model = config.get("model")
+    if (
+        isinstance(model, ConfigDict)
+        and "stem" not in model
+        and model.get("width") == 16
+    ):
+        model.width = 0  # the default of before there were other stems
+    for name, value in default().items():
+        if not isinstance(value, ConfigDict):
+            if name not in config:
+                config[name] = value
+        elif isinstance(config.get(name), ConfigDict):
+            for inner in set(value) - set(config[name]):
+                config[name][inner] = value[inner]
+    return config
+
+
 def paper(config: ConfigDict) -> None:
     """He et al. 2015, section 4.2, and 2016, appendix: about 64,000 updates."""
     if config.model.depth >= 110:

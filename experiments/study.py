@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from configs import common
 from resnet_jax import UserError, command_line, workdir
 
 # Told apart by colour, by grey, by line and by marker (colours: Okabe and Ito).
@@ -128,6 +129,10 @@ class Study:
 
 
 def _key(settings: dict) -> str:
+    """Equal for settings that differ only in fields of a config that came later."""
+    if "config" in settings:
+        completed = common.completed(settings["config"])
+        settings = settings | {"config": json.loads(completed.to_json())}
     return json.dumps(settings, sort_keys=True)
 
 

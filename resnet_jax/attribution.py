@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from resnet_jax import models
 
-LAYERS = ("features", "stage3", "stage2", "stage1")
+LAYERS = ("features", "stage4", "stage3", "stage2", "stage1")
 Images = Float[Array, "batch height width channels"]
 Labels = Int[Array, "batch"]
 Maps = Float[Array, "batch height width"]
@@ -36,8 +36,8 @@ def grad_cam(
       variables: its own.
       images: normalised.
       labels: the class to explain in each image.
-      layer: 'features', what is pooled for the classifier, or the output of 'stage1',
-        'stage2' or 'stage3': earlier ones are finer and know less of the class.
+      layer: 'features', what is pooled for the classifier, or the output of a stage, as
+        'stage2': earlier ones are finer and know less of the class.
     """
 
     def score(change):

@@ -25,6 +25,13 @@ Output = Float[Array, "batch out_height out_width features"]
 Branch = tuple[tuple[int, int, int], ...]
 
 
+class FeatureMaps(nn.Module):
+    """Does nothing: a name by which `attribution` finds what passes here."""
+
+    def __call__(self, x: Images) -> Images:
+        return x
+
+
 class PostActivationBlock(nn.Module):
     """conv-BN-ReLU, ..., conv-BN, add the shortcut, ReLU (He 2015, figures 2 and 5)."""
 

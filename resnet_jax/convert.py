@@ -21,11 +21,11 @@ from resnet_jax import (
     UserError,
     command_line,
     keras_example,
-    models,
     pytorch,
     summary,
     trained,
     weights,
+    workdir,
 )
 from resnet_jax.weights import Weights
 
@@ -176,14 +176,14 @@ def main(argv: list[str]) -> None:
         found = weights.of_run(trained.load(origin, values.checkpoint))
         readers = []
     net = found.network()
-    count = models.count_parameters(found.variables["params"])
+    count = summary.count_parameters(found.variables["params"])
     print(
         f"read      {origin}: v{found.model['version']}-{found.model['depth']}, "
         f"{summary.describe(net)}; {found.num_classes} classes; {count:,} parameters"
     )
     content, writers = encode(found, out, values.naming)
     compare(found, readers + writers)
-    weights.write_file(out, content)
+    workdir.write(out, content, "give another place")
     print(f"written   {out}: {len(content):,} bytes")
 
 

@@ -7,9 +7,11 @@ A check comes with them: maps that do not change when the weights are drawn at r
 explain nothing of what the network has learned.
 """
 
-import contextlib
 import dataclasses
 import difflib
+import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -146,19 +148,10 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Figure:
     return figure
 
 
-@contextlib.contextmanager
-def _written(path: Path):
-    """Gives a path to write to, which becomes `path` when all is written."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise workdir.WriteError(
-            f"{path} cannot be written ({error.strerror or error}): give another --out"
-        ) from None
+def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
+    buffer = io.BytesIO()
+    save(buffer)
+    workdir.write(path, buffer.getvalue(), "give another --out")
 
 
 def _label(name: str, classes: tuple[str, ...]) -> int:
@@ -176,16 +169,17 @@ def explain(run: Trained, names: list[str], out: Path, target: str, layer: str) 
     """Explains pictures; see `main`."""
     classes = run.inputs.class_names
     label = _label(target, classes) if target else None
+    stages = len(run.net.blocks_per_stage)
+    if layer.startswith("stage") and int(layer.removeprefix("stage")) > stages:
+        raise UserError(
+            f"--layer={layer} is not in this network: give stage1 to stage{stages}, or "
+            "features"
+        )
     pictures = predict.read_pictures(names, run.inputs.image_shape)
     pictures = [(name, image) for name, image in pictures if image is not None]
     if not pictures:
         predict.require_all_read(0, len(names))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out={out} cannot be made ({error.strerror}): give another directory"
-        ) from None
+    workdir.make(out)
     images = np.stack([image for _, image in pictures])
     probabilities = predict.softmax(predict.Predictor(run, len(images))(images))
     likeliest = probabilities.argmax(1)
@@ -204,8 +198,8 @@ def explain(run: Trained, names: list[str], out: Path, target: str, layer: str) 
             f"{number + 1:03}_{Path(name).stem if name != predict.STDIN else 'stdin'}"
         )
         for kind, picture in overlays.items():
-            with _written(out / f"{stem}_{kind}.png") as path:
-                picture.save(path, format="png")
+            save = partial(picture.save, format="png")
+            _write(out / f"{stem}_{kind}.png", save)
         row = probabilities[number]
         best, chosen = likeliest[number], labels[number]
         caption = f"{Path(name).name}: {classes[best]} {row[best]:.1%}"
@@ -222,8 +216,8 @@ def explain(run: Trained, names: list[str], out: Path, target: str, layer: str) 
                 "completeness_error": float(found.completeness_errors[number]),
             }
         )
-    with _written(out / "contact_sheet.png") as path:
-        contact_sheet(rows[:_SHEET_ROWS]).savefig(path, format="png", dpi=110)
+    sheet = contact_sheet(rows[:_SHEET_ROWS])
+    _write(out / "contact_sheet.png", partial(sheet.savefig, format="png", dpi=110))
     first = slice(min(len(images), _CHECKED))
     found = Explanations(*(array[first] for array in vars(found).values()))
     check = explainer.check(images[first], labels[first], found)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from resnet_jax import UserError, command_line, summary, trained, weights, workdir
+from resnet_jax import command_line, summary, trained, weights, workdir
 from resnet_jax.augment import normalize
 from resnet_jax.trained import Trained
 
@@ -173,23 +173,16 @@ def main(argv: list[str]) -> None:
     values = command_line.parse(argv, __doc__, define)
     run = trained.load(values.workdir, values.checkpoint)
     out = Path(values.out or run.directory / "export")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file: give a directory")
+    workdir.make(out)
     content = archive(run, program(run))
     apart = difference(run, content)
     print(f"compared  probabilities of random images differ by at most {apart:.1e}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out={out} cannot be made ({error.strerror}): give another directory"
-        ) from None
     for name, part in (
         ("model.zip", content),
         ("model.safetensors", weights.to_bytes(weights.of_run(run))),
         ("README.md", card(run).encode()),
     ):
-        weights.write_file(out / name, part)
+        workdir.write(out / name, part, "give another --out")
         print(f"written   {out / name}: {len(part):,} bytes")
     print("\nTo run it, with jax and flatbuffers alone:\n")
     lines = example(run, str(out / "model.zip")).splitlines()

@@ -67,24 +67,26 @@ def join(
     """
     global _count
     given = (coordinator, num_processes, process_id)
-    if given == (None, None, None):
-        launched = next((os.environ[n] for n in _LAUNCHERS if n in os.environ), "1")
-        if launched == "1" and not _on_tpu_vm():
+    alone = given == (None, None, None)
+    if alone:
+        num_processes = next(
+            (int(os.environ[n]) for n in _LAUNCHERS if n in os.environ), 1
+        )
+        if num_processes == 1 and not _on_tpu_vm():
             return
-        at, wanted = "the address that the launcher gives", launched
     else:
         _check(*given)
-        at, wanted = coordinator, str(num_processes)
-    who = wanted if wanted != "1" else "all"
-    if process_id in (0, None):
-        print(f"waiting   for {who} processes at {at}", flush=True)
-    port = coordinator.rpartition(":")[2] if coordinator else "of the coordinator"
+    who = f"{num_processes} processes" if num_processes > 1 else "all processes"
+    where = f"at {coordinator}" if coordinator else "where their launcher says"
+    port = f"port {coordinator.rpartition(':')[2]}" if coordinator else "its port"
+    if not process_id:
+        print(f"waiting   for {who} {where}", flush=True)
 
     def give_up() -> None:
         print(
-            f"error: {who} processes did not meet at {at} within {_JOIN_SECONDS} s: "
-            "start them all, see that process 0 runs at that address, and open port "
-            f"{port} in the firewall between them",
+            f"error: {who} did not meet {where} within {_JOIN_SECONDS} s: start them "
+            f"all, see that process 0 runs there, and open {port} in the firewall "
+            "between them",
             file=sys.stderr,
             flush=True,
         )
@@ -103,17 +105,18 @@ def join(
             shutdown_timeout_seconds=_SILENT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        if given == (None, None, None) and launched == "1":
+        if alone and num_processes == 1:
             return  # one TPU VM that no cluster knows of
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--coordinator={coordinator} cannot be used ({reason}): give the address "
-            "of process 0 with a port that is free there"
+            f"{who} cannot meet {where} ({reason}): give --coordinator=HOST:PORT, the "
+            "address of process 0 with a port that is free there"
         ) from None
     finally:
         timer.cancel()
-    _count = num_processes or (int(launched) if launched != "1" else 0)
-    _count = _count or jax.process_count()  # on a TPU, where nothing is set up later
+    # A TPU VM's number is JAX's to know; looking for devices does no harm there.
+    unknown = alone and num_processes == 1
+    _count = jax.process_count() if unknown else num_processes
 
 
 def _check(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax import layers
 from resnet_jax.blocks import (
+    FeatureMaps,
     Images,
     PostActivationBlock,
     PreActivationBlock,
@@ -24,13 +25,6 @@ from resnet_jax.blocks import (
     blocks_per_stage,
     require_choice,
 )
-
-
-class FeatureMaps(nn.Module):
-    """Does nothing: a name by which `attribution` finds what passes here."""
-
-    def __call__(self, x: Images) -> Images:
-        return x
 
 
 class ResNet(nn.Module):
@@ -301,8 +295,3 @@ def _stack_arrays(*arrays):
 
 def _is_stack(name: str) -> bool:
     return name.startswith("stage") and name.endswith("_blocks")
-
-
-def count_parameters(params) -> int:
-    """Number of trainable values in a tree of arrays or of `jax.ShapeDtypeStruct`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -24,6 +24,7 @@ from absl import flags
 from resnet_jax import UserError, command_line, trained
 from resnet_jax.augment import normalize
 from resnet_jax.data.picture import SUFFIXES, UnreadableError, decode
+from resnet_jax.data.stream import StreamedImages
 from resnet_jax.parallel import Parallel
 from resnet_jax.trained import Trained
 
@@ -59,7 +60,7 @@ class Predictor:
             logits, self._variables, images, sharded=(1,)
         )
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray | StreamedImages) -> np.ndarray:
         """Logits, float32 [images, classes], of images as they are stored."""
         parts = []
         for start in range(0, len(images), self.batch_size):

@@ -37,6 +37,11 @@ class Layer:
     copies: int
 
 
+def count_parameters(params) -> int:
+    """Number of trainable values in a tree of arrays or of `jax.ShapeDtypeStruct`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The layers of a network in the order in which they run."""
     net = net.clone(scan=True, remat=False)  # traces equal blocks once
@@ -57,7 +62,7 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
                 copies = net.blocks_per_stage[stage - 1] - 1
                 last = f"-{copies + 1}" if copies > 1 else ""
                 name = name.replace("_blocks", f"_block2{last}")
-            parameters = models.count_parameters(params)
+            parameters = count_parameters(params)
             found[name] = Layer(name, output.shape[1:], parameters, macs, copies)
         return output
 

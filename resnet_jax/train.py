@@ -19,7 +19,7 @@ from resnet_jax import (
     hosts,
     models,
     parallel,
-    summary,
+    results,
     trained,
     workdir,
 )
@@ -94,7 +94,14 @@ def _run(
         stack.callback(checkpoints.close)
         newest = checkpoints.newest()
         rows, done = read_rows(directory), workdir.read_summary(directory)
-        return changed, newest, rows, done, data.load(config.dataset)
+        dataset = data.load(config.dataset)
+        if hosts.count() > 1 and isinstance(dataset.train.images, data.StreamedImages):
+            raise UserError(
+                f"config.dataset.stream={config.dataset.stream!r}: images cannot be "
+                f"streamed to {hosts.count()} processes yet: give 'never', or train in "
+                "one process"
+            )
+        return changed, newest, rows, done, dataset
 
     changed, newest, rows, done, dataset = hosts.from_first(enter)
     trainer = Trainer(config, dataset, build)
@@ -126,12 +133,12 @@ def _run(
         state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
         hosts.tell(f"weights   of {taken}")
     if done and done.get("steps") == step == plan.total_steps:
-        hosts.tell(f"finished  at step {step:,} of {step:,}: {_result(done)}")
+        hosts.tell(f"finished  at step {step:,} of {step:,}: {results.sentence(done)}")
         return done
     if hosts.is_first():
         workdir.write_json(directory / "config.json", json.loads(config.to_json()))
         trained.write_inputs(directory, dataset, trainer.normalization)
-        _print_start(config, dataset, trainer, changed, newest)
+        results.print_start(config, dataset, trainer, changed, newest)
 
     state = trainer.place(state)
     trainer.compile(state)
@@ -153,12 +160,12 @@ def _run(
     saver = _Saver(trainer, checkpoints, recorder, record, step)
     metrics = _loop(config, trainer, state, step, recorder, saver, preemption, clock)
     clock["total"] += time.perf_counter()
-    result = _summary(config, dataset, trainer, clock, metrics, made_by)
+    result = results.of_run(config, dataset, trainer, clock, metrics, made_by)
     if changes:
         result["changes"] = changes
     if hosts.is_first():
         workdir.write_json(directory / "summary.json", result)
-    hosts.tell(f"finished  in {clock['total']:,.0f} s: {_result(result)}")
+    hosts.tell(f"finished  in {clock['total']:,.0f} s: {results.sentence(result)}")
     return result
 
 
@@ -288,96 +295,3 @@ def _diverged(what: str, where: str, saved: int | None) -> DivergedError:
         "optimizer.learning_rate, a longer schedule.warmup_epochs, or "
         "optimizer.clip_norm=1, in another --workdir"
     )
-
-
-def _print_start(
-    config: ConfigDict,
-    dataset: data.Dataset,
-    trainer: Trainer,
-    changed: list[str],
-    newest: tuple[int, dict] | None,
-) -> None:
-    print(_banner(config, dataset, trainer))
-    for change in changed:
-        print(f"changed   {change}")
-    if not newest:
-        return
-    (step, record), total = newest, trainer.plan.total_steps
-    print(f"resumed   at step {step:,} of {total:,}")
-    before = record["total_steps"]
-    if total != before and config.schedule.name != "constant":
-        print(
-            f"warning   the {config.schedule.name} schedule is over {total:,} steps "
-            f"from here, not {before:,}: its learning rate at step {step:,} is "
-            f"{float(trainer.learning_rate(step)):g}"
-        )
-
-
-def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
-    net, plan, model = trainer.net, trainer.plan, config.model
-    cost = summary.cost(net, dataset.image_shape)
-    device = jax.devices()[0]
-    count = trainer.parallel.device_count
-    shared = f" of {hosts.count()} processes" if hosts.count() > 1 else ""
-    sizes = [f"{len(dataset.train.labels):,} to train on"]
-    if dataset.validation:
-        sizes.append(f"{len(dataset.validation.labels):,} to validate")
-    sizes.append(f"{len(dataset.eval.labels):,} to test")
-    shape = "x".join(map(str, dataset.image_shape))
-    optimizer = config.optimizer
-    return "\n".join(
-        [
-            f"network   v{model.version}-{model.depth}: {summary.describe(net)}; "
-            f"{cost['params']:,} parameters, {cost['macs'] / 1e6:,.2f} million "
-            "multiply-accumulates an image",
-            f"data      {dataset.name}: {', '.join(sizes)}; {shape} pixels, "
-            f"{dataset.num_classes} classes",
-            f"devices   {count} x {device.device_kind}{shared}, {config.parallel}; "
-            f"{config.batch_size} images a batch, {config.batch_size // count} each; "
-            f"{model.dtype}",
-            f"training  {plan.total_steps:,} steps, {plan.total_epochs:.4g} epochs; "
-            f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, "
-            f"{config.schedule.name} schedule",
-        ]
-    )
-
-
-def _result(result: dict) -> str:
-    loss = result["test_loss"]
-    return (
-        f"test accuracy {result['test_accuracy']:.2%} of {result['test_examples']:,}, "
-        f"loss {'not finite' if loss is None else format(loss, '.4f')}"
-    )
-
-
-def _summary(
-    config: ConfigDict,
-    dataset: data.Dataset,
-    trainer: Trainer,
-    clock: dict[str, float],
-    metrics: dict,
-    made_by: dict,
-) -> dict:
-    plan = trainer.plan
-    speed = plan.total_steps * plan.batch_size / max(clock["training"], 1e-9)
-    results = {}
-    for name, value in metrics.items():
-        if name.endswith("_class_accuracy"):
-            accuracies = np.round(value, 6).tolist()
-            results[name] = dict(zip(dataset.class_names, accuracies, strict=True))
-        else:
-            results[name] = value if math.isfinite(value) else None  # JSON has no NaN
-    return {
-        **results,
-        "dataset": dataset.name,
-        **summary.cost(trainer.net, dataset.image_shape),
-        "steps": plan.total_steps,
-        "epochs": plan.total_epochs,
-        "seed": config.seed,
-        "seconds": round(clock["total"], 1),
-        "compile_seconds": round(clock["compiling"], 1),
-        "peak_memory_bytes": summary.peak_memory(),
-        "images_per_second": round(speed, 1),
-        "images_per_second_per_device": round(speed / made_by["device_count"], 1),
-        **made_by,
-    }

@@ -1,6 +1,5 @@
 """A network's weights in one safetensors file, which says what network it is."""
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -15,7 +14,6 @@ from configs import common
 from resnet_jax import UserError, models
 from resnet_jax.config import build_network
 from resnet_jax.trained import Inputs, Trained
-from resnet_jax.workdir import WriteError
 
 FORMAT = 1  # of what a file holds; another one is not read
 # Fields of `config.model` that say how a network is computed, not which it is.
@@ -172,20 +170,6 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def state_to_bytes(state: dict[str, np.ndarray]) -> bytes:
     """A safetensors file of arrays by any names, as PyTorch's tools read it."""
     return safetensors.numpy.save(state, {"format": "pt"})
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole. Raises WriteError where it cannot: an old file stays."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise WriteError(
-            f"{path} cannot be written ({error.strerror or error}): give another place"
-        ) from None
 
 
 def logits(weights: Weights, images: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import TextIO
 
 from ml_collections import ConfigDict
 
+from configs import common
 from resnet_jax import UserError
 
 # What may differ when a run goes on: it changes no update that is behind.
@@ -187,7 +188,7 @@ def read_config(workdir: Path) -> ConfigDict:
     if not is_run(workdir):
         for record in sorted((workdir / "checkpoints").glob("[0-9]*/record/metadata")):
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                return ConfigDict(json.loads(record.read_text())["config"])
+                return common.completed(json.loads(record.read_text())["config"])
         near = ""
         if workdir.parent.is_dir():
             names = [path.name for path in workdir.parent.iterdir() if is_run(path)]
@@ -196,7 +197,7 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(
             f"--workdir={workdir} holds no run: give the directory of one{near}"
         )
-    return ConfigDict(_read_json(workdir / "config.json"))
+    return common.completed(_read_json(workdir / "config.json"))
 
 
 def read_summary(workdir: Path) -> dict | None:
@@ -239,16 +240,20 @@ def _flat(config: ConfigDict) -> dict:
     return flat
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file whole: a reader sees the old text or the new one, never a part.
+_GOES_ON = "mend that, and the same command goes on from the newest checkpoint"
+
+
+def write(path: Path, content: str | bytes, fix: str = _GOES_ON) -> None:
+    """Writes a file whole: a reader sees the old content or the new, never a part.
 
     Raises:
-      WriteError: it cannot be written; the old text is there.
+      WriteError: it cannot be written; the old content is there. It ends with `fix`.
     """
     temporary = path.with_name(f".{path.name}.part")
+    content = content.encode() if isinstance(content, str) else content
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -256,8 +261,17 @@ def write(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise WriteError(
-            f"{path} cannot be written ({error.strerror or error}): mend that, and "
-            "the same command goes on from the newest checkpoint"
+            f"{path} cannot be written ({error.strerror or error}): {fix}"
+        ) from None
+
+
+def make(out: Path) -> None:
+    """Makes the directory that `--out` names. Raises UserError where it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out={out} cannot be made ({error.strerror}): give another directory"
         ) from None
 
 

@@ -6,7 +6,7 @@ import pytest
 from configs import common
 from experiments import arrangements
 from experiments.arrangements import OrderedResNet, ShortcutResNet, like
-from resnet_jax import models
+from resnet_jax import models, summary
 
 
 def drawn(net, key: int = 0):
@@ -58,7 +58,7 @@ def test_constant_shortcuts_of_1_and_0_are_the_standard_networks(kind, residual)
 
 
 def count(net) -> int:
-    return models.count_parameters(models.variable_shapes(net, (32, 32, 3))["params"])
+    return summary.count_parameters(models.variable_shapes(net, (32, 32, 3))["params"])
 
 
 def config(depth: int, **model):

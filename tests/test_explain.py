@@ -110,3 +110,8 @@ def test_mistakes_are_sentences(run, tmp_path, capsys):
     (tmp_path / "out" / "001_0_grad_cam.png").mkdir(parents=True)
     assert "cannot be written" in error(1, picture, out)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_stage_that_the_network_has_not_is_refused(run, tmp_path, capsys):
+    assert call(run, run / "0.png", "--layer=stage4") == 2
+    assert "--layer=stage4 is not in this network" in capsys.readouterr().err

@@ -160,6 +160,14 @@ def test_error_of_the_first_is_told_by_both(tmp_path):
         assert "holds other files: give a new or empty directory" in log.read_text()
 
 
+def test_streamed_set_is_refused_to_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    streamed = config(4)
+    streamed.dataset.stream = "always"
+    with pytest.raises(UserError, match=r"stream='always'.*2 processes yet: give"):
+        train.train_and_evaluate(streamed, tmp_path / "run")
+
+
 @pytest.mark.parametrize(("first", "number"), [(True, 0), (False, 1)])
 def test_others_that_do_not_come_are_a_sentence(first, number):
     with socket.socket() as taken:

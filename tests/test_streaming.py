@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import image_folder
-from resnet_jax import UserError, command_line, data, evaluate, train
+from resnet_jax import UserError, command_line, data, evaluate, report, train
 from resnet_jax.config import validate
 from resnet_jax.data.stream import StreamedImages
 from resnet_jax.feed import Feed, train_feed
@@ -68,6 +68,23 @@ def test_stopping_half_way_changes_no_bit_of_a_streamed_run(tmp_path):
     assert same_bits(
         *(saved_arrays(tmp_path / name, config) for name in ("straight", "halves"))
     )
+
+
+def test_streamed_images_are_indexed_as_an_array():
+    config = digits_config()
+    images, labels = data.load(config.dataset).eval
+    others, other_labels = data.load(streamed(config).dataset).eval
+    np.testing.assert_array_equal(labels, other_labels)
+    for rows in (7, slice(3, 40), slice(350, 500), np.array([9, 0, 9])):
+        np.testing.assert_array_equal(others[rows], images[rows])
+
+
+@pytest.mark.slow
+def test_report_of_a_streamed_run(tmp_path):
+    config = streamed(digits_config(steps=4, **{"model.width": 4}))
+    train.train_and_evaluate(config, tmp_path)
+    report.update(tmp_path)
+    assert "most confident mistakes" in (tmp_path / "report.html").read_text().lower()
 
 
 class Numbered(StreamedImages):

@@ -200,13 +200,20 @@ def test_every_field_may_change_or_is_refused(tmp_path):
         assert f"{field} " in told[0]
 
 
-def test_field_that_the_run_did_not_have_is_refused(tmp_path):
+def test_field_that_the_run_did_not_have_was_off(tmp_path):
     older = config_of()
     with older.unlocked():
         del older.label_smoothing
+        del older.model.stem
+        older.model.width = 16
     start_run(tmp_path, older)
-    with pytest.raises(UserError, match=r"label_smoothing None -> 0\.0"):
-        workdir.check(tmp_path, config_of())
+    read, expected = workdir.read_config(tmp_path), config_of()
+    assert json.loads(read.to_json()) == json.loads(expected.to_json())
+    assert workdir.check(tmp_path, config_of()) == []
+    with pytest.raises(UserError, match=r"label_smoothing 0\.0 -> 0\.1"):
+        workdir.check(tmp_path, config_of(label_smoothing=0.1))
+    with pytest.raises(UserError, match=r"model\.stem 'cifar' -> 'imagenet'"):
+        workdir.check(tmp_path, config_of(**{"model.stem": "imagenet"}))
 
 
 def test_read_config_gives_the_run_s_config(tmp_path):

@@ -1,6 +1,7 @@
 """Images that do not fit in memory: Grain reads them when a batch needs them."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -42,13 +43,17 @@ class StreamedImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        """Reads one image, uint8 [height, width, channels].
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        """Reads one image, uint8 [height, width, channels], or several, as NumPy does.
 
         Raises:
-          UserError: It cannot be read any more.
+          UserError: One cannot be read any more.
         """
-        split, index = str(self._splits[row]), int(self._indices[row])
+        if isinstance(rows, slice | np.ndarray):
+            numbers = np.arange(len(self))[rows]
+            with ThreadPoolExecutor(THREADS) as pool:
+                return np.stack(list(pool.map(self.__getitem__, numbers.tolist())))
+        split, index = str(self._splits[rows]), int(self._indices[rows])
         ((image, _),) = self._source.examples(split, [index])
         if isinstance(image, UnreadableError):
             raise UserError(

@@ -65,7 +65,10 @@ def interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def _mistakes(
-    run: Trained, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+    run: Trained,
+    images: np.ndarray | data.StreamedImages,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
 ) -> list[dict]:
     """The wrong answers with the highest probability, and what speaks for them.
 

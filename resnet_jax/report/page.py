@@ -150,13 +150,7 @@ def compare(directories: list[Path], path: Path) -> None:
         same_data=len({result["dataset"] for _, _, result, _ in runs}) == 1,
         curves=curves,
     )
-    try:
-        workdir.write(path, page)
-    except workdir.WriteError as error:
-        reason = str(error).partition("(")[2].partition(")")[0]
-        raise workdir.WriteError(
-            f"--out={path} cannot be written ({reason}): give another"
-        ) from None
+    workdir.write(path, page, "give another --out")
 
 
 def _finished(directory: Path) -> dict:

@@ -1,0 +1,106 @@
+"""What a run tells at its start, and the results that it leaves at its end."""
+
+import math
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import data, hosts, summary
+from resnet_jax.trainer import Trainer
+
+
+def print_start(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    trainer: Trainer,
+    changed: list[str],
+    newest: tuple[int, dict] | None,
+) -> None:
+    """Prints the run's banner, what changed in its config, and where it goes on."""
+    print(_banner(config, dataset, trainer))
+    for change in changed:
+        print(f"changed   {change}")
+    if not newest:
+        return
+    (step, record), total = newest, trainer.plan.total_steps
+    print(f"resumed   at step {step:,} of {total:,}")
+    before = record["total_steps"]
+    if total != before and config.schedule.name != "constant":
+        print(
+            f"warning   the {config.schedule.name} schedule is over {total:,} steps "
+            f"from here, not {before:,}: its learning rate at step {step:,} is "
+            f"{float(trainer.learning_rate(step)):g}"
+        )
+
+
+def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
+    net, plan, model = trainer.net, trainer.plan, config.model
+    cost = summary.cost(net, dataset.image_shape)
+    device = jax.devices()[0]
+    count = trainer.parallel.device_count
+    shared = f" of {hosts.count()} processes" if hosts.count() > 1 else ""
+    sizes = [f"{len(dataset.train.labels):,} to train on"]
+    if dataset.validation:
+        sizes.append(f"{len(dataset.validation.labels):,} to validate")
+    sizes.append(f"{len(dataset.eval.labels):,} to test")
+    shape = "x".join(map(str, dataset.image_shape))
+    optimizer = config.optimizer
+    return "\n".join(
+        [
+            f"network   v{model.version}-{model.depth}: {summary.describe(net)}; "
+            f"{cost['params']:,} parameters, {cost['macs'] / 1e6:,.2f} million "
+            "multiply-accumulates an image",
+            f"data      {dataset.name}: {', '.join(sizes)}; {shape} pixels, "
+            f"{dataset.num_classes} classes",
+            f"devices   {count} x {device.device_kind}{shared}, {config.parallel}; "
+            f"{config.batch_size} images a batch, {config.batch_size // count} each; "
+            f"{model.dtype}",
+            f"training  {plan.total_steps:,} steps, {plan.total_epochs:.4g} epochs; "
+            f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, "
+            f"{config.schedule.name} schedule",
+        ]
+    )
+
+
+def sentence(result: dict) -> str:
+    """The test accuracy and loss of a `summary.json`, in words."""
+    loss = result["test_loss"]
+    return (
+        f"test accuracy {result['test_accuracy']:.2%} of {result['test_examples']:,}, "
+        f"loss {'not finite' if loss is None else format(loss, '.4f')}"
+    )
+
+
+def of_run(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    trainer: Trainer,
+    clock: dict[str, float],
+    metrics: dict,
+    made_by: dict,
+) -> dict:
+    """What `summary.json` holds: results, cost, times, and what computed them."""
+    plan = trainer.plan
+    speed = plan.total_steps * plan.batch_size / max(clock["training"], 1e-9)
+    results = {}
+    for name, value in metrics.items():
+        if name.endswith("_class_accuracy"):
+            accuracies = np.round(value, 6).tolist()
+            results[name] = dict(zip(dataset.class_names, accuracies, strict=True))
+        else:
+            results[name] = value if math.isfinite(value) else None  # JSON has no NaN
+    return {
+        **results,
+        "dataset": dataset.name,
+        **summary.cost(trainer.net, dataset.image_shape),
+        "steps": plan.total_steps,
+        "epochs": plan.total_epochs,
+        "seed": config.seed,
+        "seconds": round(clock["total"], 1),
+        "compile_seconds": round(clock["compiling"], 1),
+        "peak_memory_bytes": summary.peak_memory(),
+        "images_per_second": round(speed, 1),
+        "images_per_second_per_device": round(speed / made_by["device_count"], 1),
+        **made_by,
+    }
