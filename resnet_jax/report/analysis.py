@@ -82,7 +82,8 @@ def _mistakes(
     chosen = wrong[np.argsort(-confidence, kind="stable")][:_MISTAKES]
     if not len(chosen):
         return []
-    found = explain.Explainer(run)(images[chosen], predicted[chosen])
+    shown = images[chosen]
+    found = explain.Explainer(run)(shown, predicted[chosen])
     names = run.inputs.class_names
     return [
         {
@@ -91,12 +92,12 @@ def _mistakes(
             "predicted": names[predicted[number]],
             "probability": probabilities[number, predicted[number]],
             "true_probability": probabilities[number, labels[number]],
-            "image": explain.enlarge(images[number]),
-            "grad_cam": explain.overlay(images[number], heat, signed=False),
-            "integrated_gradients": explain.overlay(images[number], parts, signed=True),
+            "image": explain.enlarge(image),
+            "grad_cam": explain.overlay(image, heat, signed=False),
+            "integrated_gradients": explain.overlay(image, parts, signed=True),
         }
-        for number, heat, parts in zip(
-            chosen, found.grad_cam, found.integrated_gradients, strict=True
+        for number, image, heat, parts in zip(
+            chosen, shown, found.grad_cam, found.integrated_gradients, strict=True
         )
     ]
 
