@@ -183,7 +183,7 @@ def main(argv: list[str]) -> None:
     )
     content, writers = encode(found, out, values.naming)
     compare(found, readers + writers)
-    workdir.write(out, content, "give another place")
+    workdir.write(out, content, "give another --out=FILE")
     print(f"written   {out}: {len(content):,} bytes")
 
 

@@ -151,7 +151,7 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Figure:
 def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
     buffer = io.BytesIO()
     save(buffer)
-    workdir.write(path, buffer.getvalue(), "give another --out")
+    workdir.write(path, buffer.getvalue(), "give another --out=DIR")
 
 
 def _label(name: str, classes: tuple[str, ...]) -> int:

@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
         ("model.safetensors", weights.to_bytes(weights.of_run(run))),
         ("README.md", card(run).encode()),
     ):
-        workdir.write(out / name, part, "give another --out")
+        workdir.write(out / name, part, "give another --out=DIR")
         print(f"written   {out / name}: {len(part):,} bytes")
     print("\nTo run it, with jax and flatbuffers alone:\n")
     lines = example(run, str(out / "model.zip")).splitlines()

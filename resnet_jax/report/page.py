@@ -150,7 +150,7 @@ def compare(directories: list[Path], path: Path) -> None:
         same_data=len({result["dataset"] for _, _, result, _ in runs}) == 1,
         curves=curves,
     )
-    workdir.write(path, page, "give another --out")
+    workdir.write(path, page, "give another --out=FILE")
 
 
 def _finished(directory: Path) -> dict:
