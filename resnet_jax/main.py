@@ -34,9 +34,12 @@ def main(argv: list[str]) -> None:
     directory = Path(values.workdir or workdir.default(config_flag, config))
     hosts.join(values.coordinator, values.num_processes, values.process_id)
     train.train_and_evaluate(config, directory)
-    if hosts.is_first():
+
+    def show() -> None:
         report.draw_curves(directory)
         report.update(directory)
+
+    hosts.from_first(show)
 
 
 if __name__ == "__main__":

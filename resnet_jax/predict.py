@@ -44,7 +44,7 @@ class Predictor:
 
     def __init__(self, run: Trained, examples: int):
         """Chooses a batch size that suits this many examples, and compiles for it."""
-        devices = jax.devices()
+        devices = jax.local_devices()
         batch = min(_BATCH_SIZE, 1 << max(examples - 1, 0).bit_length())
         self.batch_size = -(-batch // len(devices)) * len(devices)
         self._parallel = Parallel.over(devices, "jit", self.batch_size)

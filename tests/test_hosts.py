@@ -125,6 +125,7 @@ def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
     assert again.wait() == [0, 0], again.logs[0].read_text()
     assert f"resumed   at step {step} of" in again.logs[0].read_text()
     assert "4 x cpu of 2 processes" in again.logs[0].read_text()
+    assert (tmp_path / "run" / "report.html").exists()
     # One process, by jit, with what the two have saved.
     summary = train.train_and_evaluate(config(step + 4), tmp_path / "run")
     assert summary["steps"] == step + 4
