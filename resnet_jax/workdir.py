@@ -267,6 +267,8 @@ def write(path: Path, content: str | bytes, fix: str = _GOES_ON) -> None:
 
 def make(out: Path) -> None:
     """Makes the directory that `--out` names. Raises UserError where it cannot be."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file: give a directory")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

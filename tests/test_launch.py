@@ -558,6 +558,8 @@ def test_interrupt_leaves_the_training_running(cloud, long_command):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Shells ignore SIGINT in what they run in the background, as these tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout.readline() == "begun\n"
         os.killpg(process.pid, signal.SIGINT)
