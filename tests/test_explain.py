@@ -102,7 +102,9 @@ def test_mistakes_are_sentences(run, tmp_path, capsys):
     assert "no picture is given" in error(2)
     assert "layer" in error(2, picture, "--layer=stage9")
     (tmp_path / "file").write_text("mine")
-    assert "cannot be made" in error(2, picture, f"--out={tmp_path / 'file'}")
+    assert "is a file: give a directory" in error(
+        2, picture, f"--out={tmp_path / 'file'}"
+    )
     (tmp_path / "broken.png").write_text("mine")
     out = f"--out={tmp_path / 'out'}"
     assert "no picture could be read" in error(2, tmp_path / "broken.png", out)

@@ -550,16 +550,16 @@ def test_interrupt_leaves_the_training_running(cloud, long_command):
     script = str(cloud.here.parent / "code" / "launch" / "tpu_vm.sh")
     options = ["--zone=us-central2-b", "--type=v4-8", "--"]
     command = [*long_command, BUCKET]
+    # Shells ignore SIGINT in what they run in the background, as these tests may be.
+    heeding = ["env", "--default-signal=INT"]
     with subprocess.Popen(
-        [script, *options, *command],
+        [*heeding, script, *options, *command],
         cwd=cloud.here,
         env=cloud.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Shells ignore SIGINT in what they run in the background, as these tests.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout.readline() == "begun\n"
         os.killpg(process.pid, signal.SIGINT)
