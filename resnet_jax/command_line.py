@@ -1,5 +1,6 @@
 """From a command line to flags and a checked config; mistakes are told in sentences."""
 
+import os
 import re
 import sys
 import traceback
@@ -18,7 +19,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Runs a command and returns its exit status: 0, the error's, or 130."""
+    """Runs a command and returns its exit status: 0, the error's, 130 or 141."""
     try:
         main(argv)
     except UserError as error:
@@ -27,6 +28,9 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # what shells give for SIGINT
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # and for SIGPIPE
     return 0
 
 

@@ -232,10 +232,7 @@ def main(argv: list[str]) -> None:
     names = find_pictures(arguments)
     run = trained.load(values.workdir, values.checkpoint)
     top = min(values.top, len(run.inputs.class_names))
-    try:
-        predict(run, names, values.format, top)
-    except BrokenPipeError:  # the reader, as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    predict(run, names, values.format, top)
 
 
 if __name__ == "__main__":

@@ -228,3 +228,16 @@ def test_process_that_helps_ends_with_status_0(place):
     assert ended.returncode == 0
     assert "--workdir" in ended.stdout
     assert not ended.stderr
+
+
+def test_reader_that_has_seen_enough_ends_the_process_quietly(place):
+    command = f"{sys.executable} -m resnet_jax.summary {V1_20}"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true"],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 141
+    assert not ended.stderr
