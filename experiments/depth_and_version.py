@@ -39,6 +39,7 @@ SCALES = {
     "full": {"depths": (20, 56, 110, 164), "epochs": 0, "batch_size": 128},
 }
 SEEDS = (0, 1, 2)
+VERSIONS = (1, 2)
 IMAGE_SHAPE = (32, 32, 3)
 TIMED_UPDATES = 3
 
@@ -90,7 +91,7 @@ def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
 def run(study: Study) -> dict[str, dict[tuple, list[dict]]]:
     """'trained' by version and depth, for each seed; 'costs' by these and remat."""
     scale, trained, costs = SCALES[study.scale], {}, {}
-    for version, depth in itertools.product((1, 2), scale["depths"]):
+    for version, depth in itertools.product(VERSIONS, scale["depths"]):
         configs = [
             curves.training(study.scale, version, depth, seed, scale["epochs"])
             for seed in SEEDS
@@ -99,7 +100,7 @@ def run(study: Study) -> dict[str, dict[tuple, list[dict]]]:
             study.cell(measure, config=config) for config in configs
         ]
     for version, depth, remat in itertools.product(
-        (1, 2), scale["depths"], (False, True)
+        VERSIONS, scale["depths"], (False, True)
     ):
         costs[version, depth, remat] = study.cell(
             cost,
@@ -122,7 +123,7 @@ def draw(cells: dict[str, dict[tuple, list[dict]]], depths: tuple[int, ...]) -> 
         label = f"v{version}, remat" if remat else f"v{version}"
         panel.plot(depths, values, **style | {"label": label})
 
-    for version, style in zip((1, 2), STYLES, strict=False):
+    for version, style in zip(VERSIONS, STYLES, strict=False):
         for panel, name in zip(axes[0], ("train_error", "test_error"), strict=False):
             errors = [100 * curves.last(trained[version, d], name) for d in depths]
             study.plot_seeds(panel, depths, np.transpose(errors), **style)

@@ -72,7 +72,9 @@ def run(study: Study) -> dict[str, dict[str, list[dict]]]:
     for network, (version, deepest, model) in NETWORKS.items():
         model = model | scale["model"]
         for seed in SEEDS:
-            config = curves.training(study.scale, version, deepest, seed, 1, **model)
+            config = curves.training(
+                study.scale, version, deepest, seed, scale["epochs"], **model
+            )
             config |= scale["updates"]
             config["optimizer"]["learning_rate"] = scale["learning_rate"]
             config["schedule"] |= {"name": "constant", "warmup_epochs": 0.0}
