@@ -45,7 +45,7 @@ SPLITS = {
 SCALES = {
     "smoke": {
         "names": ("sgd", "adam", "adamw", "rmsprop"),
-        "factors": (0.1, 0.316, 1.0, 3.16, 10.0),
+        "factors": (0.1, 0.316, 1.0, 3.16),
         "networks": ((1, 20), (2, 20)),
         "epochs": 10,
     },
