@@ -51,7 +51,7 @@ class SkipInitBlock(Block):
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Output:
-        gain = self.param("gain", nn.initializers.zeros, ())
+        gain = self.param("gain", nn.initializers.zeros, (1,))
         y = self._layers(train)("CBR" * (len(self.branch) - 1) + "CB", x)
         return nn.relu(self._resized(x, x, norm=True, train=train) + gain * y)
 
@@ -68,7 +68,7 @@ class FixupBlock(Block):
             # A factor inside of sqrt(0.1) multiplies gradient descent's steps by 0.1.
             factor = 0.1**0.5
             initial = nn.initializers.constant(start / factor)
-            return factor * self.param(name, initial, ())
+            return factor * self.param(name, initial, (1,))
 
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):

@@ -14,9 +14,25 @@ First updates are of the deepest networks (1202, 1001 and 1001 layers), from
 initialisation, at a constant rate; loss and norm of the whole gradient are means over a
 few updates, on augmented images, before each update.
 
-Cost. Smoke: digits, width 8, rate 0.1; 20 updates of the deepest, five epochs of 218
-layers. Full: CIFAR-10, 400 updates at 0.01 as the paper's warm-up, and the paper's
-recipe for the deepest, 18 runs.
+Cost. Smoke: digits, width 8, rate 0.1; 20 updates of 32 images of the deepest, five
+epochs of 218 layers. Full: CIFAR-10, 400 updates at 0.01 as the paper's warm-up, and
+the paper's recipe for the deepest, 18 runs.
+
+Found (smoke; medians of seeds 0, 1, 2, ranges in brackets):
+- As the paper says. Version 2 begins where a network should that knows nothing, at a
+  loss of 2.34 (2.31-2.41) over two updates (ln 10 is 2.30), and falls to 1.97
+  (1.91-2.24) in 20.
+- Version 1 begins at 115 (80-147) with basic blocks and 100 (69-174) with bottlenecks:
+  there BatchNorm keeps each branch at the same size and nothing the sum, which grows
+  from block to block. It spends its first updates on coming back from losses of up to
+  1090 (402-1375) and 255 (140-265) to those of a guess, 2.43 (2.40-2.80) and 2.27
+  (2.27-2.35).
+- The first gradients are large in all, 335 (284-350), 1.4 (1.3-1.8) million and 2180
+  (1990-2526), so that it is not a vanishing gradient that keeps version 1 back.
+- 218 layers, five epochs: training error 87 (82-88) and 82 (80-87) percent of
+  version 1, 24 (20-36) of version 2, test error 87 (86-89), 82 (77-82), 17 (13-25).
+  At this length version 1 learns next to nothing, in any seed. Whether it would end
+  worse as well, as in the paper, is for the full scale.
 """
 
 import numpy as np
