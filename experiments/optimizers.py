@@ -21,6 +21,7 @@ import itertools
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from experiments import curves, study
 from experiments.study import STYLES, Study, numbers
@@ -45,7 +46,7 @@ SPLITS = {
 SCALES = {
     "smoke": {
         "names": ("sgd", "adam", "adamw", "rmsprop"),
-        "factors": (0.1, 0.316, 1.0, 3.16),
+        "factors": (0.1, 0.316, 1.0, 3.16, 10.0),
         "networks": ((1, 20), (2, 20)),
         "epochs": 10,
     },
@@ -110,7 +111,7 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
     """A row a network: tuning, curves at the chosen rate, and last test errors."""
     networks = list(dict.fromkeys(network for network, _ in cells))
     names = list(dict.fromkeys(name for _, name in cells))
-    rows = len(networks)
+    rows, ticks = len(networks), (1, 2, 5, 10, 20, 50, 100)
     figure, axes = study.figure(7.2, 0.5 + 2.2 * rows, nrows=rows, ncols=3)
     for network, row in zip(networks, axes, strict=True):
         tuned, curve, errors = row
@@ -128,22 +129,28 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
                 *(factors[chosen], tuning[chosen]),
                 **style | {"markersize": 8, "markerfacecolor": "none"},
             )
-            label = f"{name}, {cell['rate']:g}"
-            curves.plot(curve, cell["results"], "train_error", **style, label=label)
+            curves.plot(curve, cell["results"], "train_error", **style, label=name)
             last = 100 * curves.last(cell["results"], "test_error")
             points = style | {"linestyle": "none"}
             errors.plot(last, [place] * len(last), **points)
-        tuned.set(xscale="log", xlabel="rate / usual rate", ylim=(0, 100))
+        tuned.set(xscale="log", xlabel="rate / usual rate")
         tuned.set_ylabel("last validation error (%)")
-        curve.set(xlabel="epoch", ylabel="training error (%)", yscale="log")
-        curve.legend()
+        curve.set(xlabel="epoch", ylabel="training error (%)")
+        curve.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for panel in (tuned, curve):
+            panel.set_yscale("log")
+            panel.set_yticks(ticks, ticks, minor=False)
+            panel.yaxis.set_minor_locator(NullLocator())
+            panel.set_ylim(1, 100)
         errors.set(xlabel="last test error (%)", ylim=(len(names) - 0.5, -0.5))
         errors.set_xlim(left=0)
-        errors.set_yticks(range(len(names)), names)
-        for panel, title in zip(
-            row, ("tuning, seed 0", "chosen rate", "chosen rate"), strict=True
-        ):
+        chosen = [f"{name} {cells[network, name]['rate']:g}" for name in names]
+        errors.set_yticks(range(len(names)), chosen)
+        titles = ("tuning, seed 0", "chosen rate", "chosen rate")
+        for panel, title in zip(row, titles, strict=True):
             panel.set_title(f"{network}: {title}", loc="left")
+    lines = axes[0, 1].lines
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines))
     return figure
 
 
