@@ -34,7 +34,7 @@ TINY = {
     },
     plain_vs_residual: {"depths": (8,), "epochs": 1},
     shortcut_kinds: {"depth": 8, "epochs": 1},
-    stochastic_depth: {"depths": (14,), "chances": (0.0, 0.5), "epochs": 1},
+    stochastic_depth: {"trainings": ((8, 2, 2, {}),), "chances": (0.0, 0.5)},
     thousand_layers: {
         "updates": {"batch_size": 32, "steps": 4, "steps_per_call": 2},
         "learning_rate": 0.1,
