@@ -24,8 +24,8 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   3.2 (2.1-4.5) and 5.3 (2.5-6.1), Fixup 2.7 (1.0-3.3) and 4.4 (2.2-4.7), BatchNorm 0.3
   (0.2-0.7) and 1.7 (1.7-1.9).
 - So they do what they are made for, which is depth, Fixup more surely than SkipInit.
-  BatchNorm does more: without it a network of either kind gets four of five digits
-  wrong in the fourth epoch still, with it one or two.
+  BatchNorm does more: in the fourth epoch its training error is 11 to 22, theirs still
+  79 to 84.
 """
 
 import itertools
