@@ -38,6 +38,7 @@ def default() -> ConfigDict:
     """All fields. What a comment calls 'off' costs nothing at run time."""
     config = ConfigDict()
     config.seed = 0
+    config.seeds = 1  # how many runs: with `seed` and the seeds that follow
     config.epochs = 164
     config.steps = 0  # 0: `epochs` decides; positive: this many updates instead
     config.batch_size = 128  # over all devices

@@ -29,6 +29,7 @@ _CHOICES = {
 # Field: (smallest value, largest value, whether the smallest itself is allowed).
 _RANGES = {
     "seed": (0, 2**32 - 1, True),
+    "seeds": (1, 10**6, True),
     "epochs": (1, 10**6, True),
     "steps": (0, 10**9, True),
     "batch_size": (1, 10**6, True),
@@ -83,6 +84,8 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
         if not (low <= value <= high) or (value == low and not inclusive):
             bound = "at least" if inclusive else "more than"
             _refuse(field, value, f"give {bound} {low} and at most {high}")
+    if config.seed + config.seeds > 2**32:
+        _refuse("seeds", config.seeds, f"give at most {2**32 - config.seed}")
     model = config.model
     try:
         build_network(config, num_classes=10)

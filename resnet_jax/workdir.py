@@ -22,6 +22,7 @@ from resnet_jax import UserError
 
 # What may differ when a run goes on: it changes no update that is behind.
 _MAY_CHANGE = (
+    "seeds",
     "epochs",
     "steps",
     "steps_per_call",
