@@ -105,9 +105,9 @@ def test_what_would_end_a_later_seed_is_refused_before_the_first(tmp_path):
     train.train_and_evaluate(small(seed=1), tmp_path / "all" / "seed1")
     changed = small(**{"seeds": 2, "optimizer.momentum": 0.5})
     with pytest.raises(UserError, match=r"seed1 holds a run of another config"):
-        seeds.run_all(changed, tmp_path / "all", None)
+        seeds.run_all(changed, tmp_path / "all", pytest.fail)
     with pytest.raises(UserError, match="holds a run of one seed: give another"):
-        seeds.run_all(changed, tmp_path / "all" / "seed1", None)
+        seeds.run_all(changed, tmp_path / "all" / "seed1", pytest.fail)
 
 
 @pytest.mark.parametrize(
