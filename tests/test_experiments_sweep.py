@@ -21,8 +21,9 @@ FIELDS = flat(common.default())
 CONFIG = [
     f"--config={ROOT}/configs/digits.py",
     *("--config.model.version=1", "--config.model.depth=8", "--config.model.width=4"),
-    *("--config.steps=2", "--config.dataset.train_split=train[:200]"),
+    *("--config.steps=40", "--config.dataset.train_split=train[:200]"),
     *("--config.dataset.validation_split=train[200:300]", "--config.batch_size=8"),
+    "--config.schedule.warmup_epochs=0",
 ]
 
 
@@ -197,7 +198,7 @@ def test_the_best_is_of_those_that_train_surely():
 def test_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(spread, "devices", lambda: [{}])
     out = f"--out={tmp_path / 'out'}"
-    arguments = ["--grid=optimizer.learning_rate=0.1,1e9", "--seeds=1", out]
+    arguments = ["--grid=optimizer.learning_rate=0.1,1e6", "--seeds=1", out]
     assert call(*CONFIG, *arguments) == 0
     told = capsys.readouterr().out
     assert "2 runs in" in told
