@@ -1,0 +1,108 @@
+import pytest
+from flax.traverse_util import flatten_dict
+
+from configs import common
+from experiments import ablation, curves
+from resnet_jax import config
+
+DEPTH = 8
+
+
+def test_every_difference_of_strong_is_an_ingredient():
+    """So that taking them all away leaves the paper's recipe."""
+    paper, strong = (
+        flatten_dict(common.get_config(recipe, 1, DEPTH).to_dict(), sep=".")
+        for recipe in ("paper", "strong")
+    )
+    differs = {field for field in paper if paper[field] != strong[field]} - {"epochs"}
+    named = {field for fields in ablation.INGREDIENTS.values() for field in fields}
+    assert differs <= named
+
+
+def test_ingredients_are_added_with_the_values_of_strong_and_taken_away_whole():
+    found = ablation.recipes(DEPTH)
+    strong = common.get_config("strong", 1, DEPTH)
+    for name in ablation.INGREDIENTS:
+        assert ("paper", name) in found
+        if ("strong", name) in found:
+            changed = strong.copy_and_resolve_references()
+            changed.update_from_flattened_dict(found["strong", name])
+            assert changed != strong
+            for field, value in found["paper", name].items():
+                assert config.get(strong, field) == value
+    assert len([name for recipe, name in found if recipe == "strong"]) > 3
+
+
+@pytest.mark.parametrize("scale", ablation.SCALES)
+def test_configs_are_valid(scale):
+    for (recipe, _), changes in ablation.recipes(DEPTH).items():
+        made = ablation.training(scale, recipe, changes, 1)
+        settings = common.default()
+        settings.update(made)
+        config.validate(settings)
+        assert settings.dataset.validation_split == "train[45000:]"
+        assert settings.augment.plain_epochs < settings.epochs
+
+
+def cells(paper, added, strong, without):
+    def results(accuracies, seconds):
+        return [{"accuracy": value, "seconds": seconds} for value in accuracies]
+
+    return {
+        ("paper", ""): results(paper, 10.0),
+        ("paper", "cutout"): results(added, 11.0),
+        ("strong", ""): results(strong, 22.0),
+        ("strong", "cutout"): results(without, 20.0),
+    }
+
+
+def test_worth_is_with_less_without_seed_by_seed():
+    found = ablation.worths(
+        cells([0.5, 0.6, 0.7], [0.51, 0.61, 0.71], [0.8, 0.9], [0.9, 0.8])
+    )
+    assert found["paper", "cutout"]["mean"] == pytest.approx(1)
+    assert found["paper", "cutout"]["standard_deviation"] == pytest.approx(0, abs=1e-9)
+    assert found["paper", "cutout"]["seconds"] == pytest.approx(1.1)
+    assert found["strong", "cutout"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert found["strong", "cutout"]["standard_deviation"] == pytest.approx(14.1421356)
+    assert found["strong", "cutout"]["seconds"] == pytest.approx(1.1)
+
+
+def test_a_run_that_diverged_counts_as_a_guess(monkeypatch):
+    monkeypatch.setattr(curves, "run", lambda _: curves.Run([], {}, "it diverged"))
+    assert ablation.measure({})["accuracy"] == pytest.approx(0.1)
+    found = cells([0.5, 0.5], [0.1, 0.1], [0.5, 0.5], [0.5, 0.5])
+    found["paper", "cutout"] = [ablation.measure({})] * 2
+    assert "| cutout | -40.00 (-40.00 to -40.00) | xnan |" in ablation.table(
+        found, "smoke", "cpu"
+    )
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = {"depth": DEPTH, "epochs": 1, "dataset": {"name": "digits"}}
+    tiny["dataset"] |= {"train_split": "train[:128]"}
+    tiny["dataset"] |= {"validation_split": "train[128:200]"}
+    monkeypatch.setitem(ablation.SCALES, "smoke", tiny)
+    monkeypatch.setattr(ablation, "SEEDS", (0,))
+    chosen = {name: ablation.INGREDIENTS[name] for name in ("Nesterov", "cutout")}
+    monkeypatch.setattr(ablation, "INGREDIENTS", chosen)
+    training = ablation.training
+
+    def narrow(*args):
+        made = training(*args)
+        made["model"]["width"] = 2
+        return made
+
+    monkeypatch.setattr(ablation, "training", narrow)
+    out = tmp_path / "results"
+    ablation.main(["ablation", f"--out={out}"])
+    page = (out / "smoke.md").read_text()
+    assert "| Nesterov | " in page
+    assert "`python -m experiments.ablation --scale=smoke`" in page
+    assert (out / "smoke.png").exists()
+    capsys.readouterr()
+    ablation.main(["ablation", f"--out={out}", "--redraw"])
+    assert "measuring" not in capsys.readouterr().out
+    assert (out / "smoke.md").read_text() == page
