@@ -2,15 +2,15 @@
 
     python -m experiments.ablation [--scale=full]
 
-Claim. Tricks are mostly published with the network, data and budget that suit them; here
-each meets the same network twice: alone, added to the `paper` recipe, and among the
-others, taken from `strong`. Where the two differ, ingredients do each other's work.
+Claim. Tricks are mostly published with the network, data and budget that suit them;
+here each meets the same network twice: alone, added to the `paper` recipe, and among
+the others, taken from `strong`. Where the two differ, ingredients do each other's work.
 
 Method. Version 1 on CIFAR-10. What an ingredient is worth is the last epoch's accuracy
-with it less that without, on a validation split and in points, seed by seed, since equal
-seeds share their first weights and their order of images; means over seeds with 95%
-intervals (Student's t). Seconds are those of the updates alone, medians over seeds, as
-a ratio. At other budgets than 200 epochs all that is counted in epochs shrinks with
+with it less that without, on a validation split and in points, seed by seed, since
+equal seeds share their first weights and their order of images; means over seeds with
+95% intervals (Student's t). Seconds are those of the updates alone, medians over seeds,
+as a ratio. At other budgets than 200 epochs all that is counted in epochs shrinks with
 them.
 
 Cost. Smoke: 8 layers, 5,000 images, six epochs, half an hour on two cores. Full: 20
@@ -50,7 +50,7 @@ SCALES = {
 }
 SEEDS = (0, 1, 2)
 _EPOCHS = 200  # of the recipe, for which the numbers of epochs below are meant
-# Changes of a config. Where `strong` has the ingredient, its own values take their place.
+# Changes of a config; where `strong` has the ingredient, its values come instead.
 INGREDIENTS = {
     "mean and deviation": {"augment.normalization": "mean_std"},
     "Nesterov": {"optimizer.nesterov": True},
@@ -223,7 +223,9 @@ def main(argv: list[str]) -> None:
     cells = run(own)
     text = table(cells, own.scale, own.made_by())
     command = f"python -m experiments.ablation --scale={own.scale}"
-    workdir.write(own.out / f"{own.scale}.md", f"{text}\n\n`{command}`\n")
+    title = f"### What each ingredient is worth ({own.scale})"
+    page = f"{title}\n\n{text}\n\n`{command}`\n"
+    workdir.write(own.out / f"{own.scale}.md", page)
     own.save(draw(cells))
     print(text)
 

@@ -288,7 +288,9 @@ def main(argv: list[str]) -> None:
     command += f" --epochs={values.epochs}" if values.epochs else ""
     content = {"command": command, "source": table.source, "networks": rows}
     workdir.write_json(own.out / f"{name}.json", content)
-    workdir.write(own.out / f"{name}.md", f"{text}\n\n`{command}`\n")
+    title = f"### Published table {values.table}"
+    title += f", in {values.epochs} epochs instead" if values.epochs else ""
+    workdir.write(own.out / f"{name}.md", f"{title}\n\n{text}\n\n`{command}`\n")
     own.save(draw(rows))
     print(text)
 

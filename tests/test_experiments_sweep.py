@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from experiments import spread, sweep
-from resnet_jax import UserError, command_line, main
+from resnet_jax import UserError, command_line
 from resnet_jax.preemption import StoppedError
 from resnet_jax.report.command import flat
 from resnet_jax.seeds import statistics
@@ -210,8 +210,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     command = shlex.split(told.splitlines()[-1])
     assert command[:3] == ["python", "-m", "resnet_jax.main"]
     assert "--config.optimizer.learning_rate=0.1" in command
-    again = [*command[2:], f"--workdir={tmp_path / 'best'}"]
+    assert sweep._config(command[3:]).optimizer.learning_rate == 0.1
     monkeypatch.setattr(spread, "start", pytest.fail)
     assert call(*CONFIG, *arguments) == 0
     assert ", 0 to train" in capsys.readouterr().out
-    assert command_line.call(main.main, again) == 0
