@@ -70,7 +70,7 @@ def parse_grid(text: str, fields: dict) -> dict[str, list[str]]:
             raise UserError(f"--grid: {field!r} is not a field of the config: {hint}")
         if field in _NOT_SWEPT:
             raise UserError(f"--grid: {field} cannot be swept: {_NOT_SWEPT[field]}")
-        found = re.split(r",(?![^(]*\))", values)
+        found = [value.strip() for value in re.split(r",(?![^(]*\))", values)]
         if field in grid or len(set(found)) < len(found):
             raise UserError(f"--grid: {part!r} is there twice, or has a value twice")
         grid[field] = found
@@ -110,9 +110,10 @@ def parse(argv: list[str]) -> Sweep:
     base = command_line.checked_config(values)
     if not values.grid:
         raise UserError("--grid is missing: give one, as 'model.depth=20,56'")
-    if values.seeds < 1 or base.seeds > 1:
-        number = values.seeds if values.seeds < 1 else base.seeds
-        raise UserError(f"{number} seeds: give at least 1, by --seeds")
+    if values.seeds < 1:
+        raise UserError(f"--seeds={values.seeds}: give at least 1")
+    if base.seeds > 1:
+        raise UserError(f"config.seeds={base.seeds}: give --seeds instead")
     grid = parse_grid(values.grid, flat(base))
     given = [arg for arg in argv[1:] if re.match("--?config[.=]", arg)]
     shared = given.copy()

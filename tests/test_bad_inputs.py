@@ -112,6 +112,7 @@ FIELDS = [
     ("seed=-1", "at least 0"),
     ("seed=4294967296", "at most 4294967295"),
     ("seed=1.5", "give a whole number"),
+    ("seeds=0", "at least 1"),
     ("epochs=0", "at least 1"),
     ("epochs=99999999", "at most 1000000"),
     ("epochs=ten", "give a whole number"),

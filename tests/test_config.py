@@ -231,7 +231,6 @@ BAD = [
     ("seed", -1),
     ("seed", 2**32),
     ("seeds", 0),
-    ("seeds", 1.5),
     ("epochs", 0),
     ("epochs", -3),
     ("epochs", 10**7),

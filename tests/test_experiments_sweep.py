@@ -32,7 +32,7 @@ def call(*arguments: str) -> int:
 
 
 def test_a_grid_is_read():
-    text = "optimizer.learning_rate=.05,.1; schedule.boundaries=(0.5,0.75),(0.3,)"
+    text = "optimizer.learning_rate=.05, .1; schedule.boundaries=(0.5,0.75),(0.3,)"
     assert sweep.parse_grid(text, FIELDS) == {
         "optimizer.learning_rate": [".05", ".1"],
         "schedule.boundaries": ["(0.5,0.75)", "(0.3,)"],
@@ -51,7 +51,8 @@ def test_a_grid_is_read():
         (["--grid=model.depth=8,9"], "config.model.depth=9: "),
         (["--grid=model.depth=8,x"], "--config.model.depth='x': give a whole number"),
         (["--grid=optimizer.learning_rate=0.1,-1"], "learning_rate=-1.0: give more"),
-        (["--grid=model.depth=8", "--seeds=0"], "0 seeds: give at least 1"),
+        (["--grid=model.depth=8", "--seeds=0"], "--seeds=0: give at least 1"),
+        (["--grid=model.depth=8", "--config.seeds=2"], "config.seeds=2: give --seeds"),
         ([], "--grid is missing: give one"),
         (
             ["--grid=model.depth=8", "--config.dataset.validation_split="],
