@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from scipy import stats
 
 from configs import common
 from experiments import ablation, curves
@@ -61,11 +63,26 @@ def test_worth_is_with_less_without_seed_by_seed():
         cells([0.5, 0.6, 0.7], [0.51, 0.61, 0.71], [0.8, 0.9], [0.9, 0.8])
     )
     assert found["paper", "cutout"]["mean"] == pytest.approx(1)
-    assert found["paper", "cutout"]["standard_deviation"] == pytest.approx(0, abs=1e-9)
+    assert found["paper", "cutout"]["interval"] == pytest.approx([1, 1])
     assert found["paper", "cutout"]["seconds"] == pytest.approx(1.1)
     assert found["strong", "cutout"]["mean"] == pytest.approx(0, abs=1e-9)
-    assert found["strong", "cutout"]["standard_deviation"] == pytest.approx(14.1421356)
+    assert found["strong", "cutout"]["interval"][1] == pytest.approx(127.0620474)
     assert found["strong", "cutout"]["seconds"] == pytest.approx(1.1)
+
+
+def test_intervals_share_a_variance_and_hold_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(400):
+        samples = rng.normal(1.0, 2.0, (6, 3))
+        half = ablation.half_interval(samples.tolist())
+        hits += (np.abs(samples.mean(1) - 1.0) <= half).tolist()
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.01)
+    one = rng.normal(size=5)
+    expected = stats.ttest_1samp(one, 0).confidence_interval(0.95)
+    half = ablation.half_interval([one.tolist()])
+    assert half == pytest.approx((expected.high - expected.low) / 2)
+    assert ablation.half_interval([[1.0]]) is None
 
 
 def test_a_run_that_diverged_counts_as_a_guess(monkeypatch):
