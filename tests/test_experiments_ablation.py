@@ -5,7 +5,7 @@ from scipy import stats
 
 from configs import common
 from experiments import ablation, curves
-from resnet_jax import config
+from resnet_jax import command_line, config
 
 DEPTH = 8
 
@@ -95,31 +95,42 @@ def test_a_run_that_diverged_counts_as_a_guess(monkeypatch):
     )
 
 
-@pytest.mark.slow
-def test_end_to_end(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tiny = {"depth": DEPTH, "epochs": 1, "dataset": {"name": "digits"}}
-    tiny["dataset"] |= {"train_split": "train[:128]"}
-    tiny["dataset"] |= {"validation_split": "train[128:200]"}
-    monkeypatch.setitem(ablation.SCALES, "smoke", tiny)
-    monkeypatch.setattr(ablation, "SEEDS", (0,))
-    chosen = {name: ablation.INGREDIENTS[name] for name in ("Nesterov", "cutout")}
-    monkeypatch.setattr(ablation, "INGREDIENTS", chosen)
-    training = ablation.training
+    dataset = {"name": "digits", "train_split": "train[:128]"}
+    dataset["validation_split"] = "train[128:200]"
+    scale = {"depth": DEPTH, "epochs": 1, "dataset": dataset}
+    monkeypatch.setitem(ablation.SCALES, "smoke", scale)
 
-    def narrow(*args):
-        made = training(*args)
-        made["model"]["width"] = 2
-        return made
 
-    monkeypatch.setattr(ablation, "training", narrow)
+@pytest.mark.slow
+def test_a_run_is_measured(tiny):
+    made = ablation.training("smoke", "strong", {}, 0)
+    made["model"]["width"] = 2
+    found = ablation.measure(made)
+    assert 0 <= found["accuracy"] <= 1
+    assert found["seconds"] > 0
+    assert "diverged" not in found
+
+
+def test_the_table_and_the_figure_come_from_stored_cells(tiny, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(config):
+        measured.append(config)
+        return {"accuracy": 0.5 + config["optimizer"]["ema"] / 10, "seconds": 2.0}
+
+    monkeypatch.setattr(ablation, "measure", measure)
     out = tmp_path / "results"
-    ablation.main(["ablation", f"--out={out}"])
+    assert command_line.call(ablation.main, ["ablation", f"--out={out}"]) == 0
+    assert len(measured) == len(ablation.SEEDS) * len(ablation.recipes(DEPTH))
     page = (out / "smoke.md").read_text()
-    assert "| Nesterov | " in page
+    assert "### What each ingredient is worth (smoke)" in page
+    worth = "+9.99 (+9.99 to +9.99) | x1.00"
+    assert f"| mean of weights | {worth} | {worth} |" in page
     assert "`python -m experiments.ablation --scale=smoke`" in page
     assert (out / "smoke.png").exists()
-    capsys.readouterr()
-    ablation.main(["ablation", f"--out={out}", "--redraw"])
-    assert "measuring" not in capsys.readouterr().out
+    monkeypatch.setattr(ablation, "measure", pytest.fail)
+    assert command_line.call(ablation.main, ["ablation", f"--out={out}"]) == 0
     assert (out / "smoke.md").read_text() == page
