@@ -90,7 +90,9 @@ class ResNet(nn.Module):
 
     @property
     def _conv(self):
-        def conv(features, size, stride, name):
+        default = layers.keras_he_normal if self.keras else layers.he_normal
+
+        def conv(features, size, stride, name, kernel_init=default):
             return nn.Conv(
                 features,
                 (size, size),
@@ -99,7 +101,7 @@ class ResNet(nn.Module):
                 padding="SAME" if self.keras else size // 2,
                 use_bias=self.keras,
                 dtype=self.dtype,
-                kernel_init=layers.keras_he_normal if self.keras else layers.he_normal,
+                kernel_init=kernel_init,
                 conv_general_dilated=layers.convolve,
                 name=name,
             )
@@ -113,7 +115,7 @@ class ResNet(nn.Module):
             rates = {"momentum": 0.99, "epsilon": 1e-3}
         return partial(nn.BatchNorm, **rates, dtype=self.dtype)
 
-    def _survival(self, stage: int) -> list[np.ndarray]:
+    def _survival(self, stage: int) -> list[Float[Array, "blocks"]]:
         """The chances that a stage's blocks are computed, as one more argument of each.
 
         They fall linearly with depth from the first block's (Huang et al. 2016, eq. 4).
@@ -125,7 +127,7 @@ class ResNet(nn.Module):
             self.blocks_per_stage[stage],
         )
         place = np.arange(before + 1, before + blocks + 1) / sum(self.blocks_per_stage)
-        return [np.float32(1 - self.stochastic_depth * place)]
+        return [jnp.asarray(1 - self.stochastic_depth * place, jnp.float32)]
 
     def _block(self, stage: int, first: bool):
         """The constructor of a stage's first block, or of its others."""

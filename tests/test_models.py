@@ -872,16 +872,20 @@ def test_stochastic_depth_falls_linearly_from_block_to_block(scan, monkeypatch):
     net = build(V1, 20, stochastic_depth=0.5, scan=scan)
     plain = build(V1, 20)
     variables = models.initialize(plain, jax.random.key(0), TINY)
-    images = np.random.default_rng(0).normal(size=(4, *TINY)).astype(np.float32)
+    images = jax.random.normal(jax.random.key(1), (4, *TINY))
     # In the plain network, scales of each block's last BN do the same.
     scaled = jax.tree.map(np.copy, variables)
     for number in range(9):
         name = f"stage{number // 3 + 1}_block{number % 3 + 1}"
         scaled["params"][name]["bn2"]["scale"] *= 1 - 0.5 * (number + 1) / 9
-    expected, _ = apply(plain, scaled, images)
+    expected, _ = quick_apply(plain, scaled, images)
     used = models.stack(variables) if scan else variables
-    found, _ = apply(net, used, images, rngs={"dropout": jax.random.key(0)})
+    found, _ = quick_apply(net, used, images, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def quick_apply(net, variables, images, **more):
+    return quick_jit(partial(apply, net))(variables, images, **more)
 
 
 def apply(net, variables, images, **more):
@@ -893,13 +897,12 @@ def test_stochastic_depth_is_drawn_in_training_alone(kind):
     depth = 8 if kind is V1 else 11
     net = build(kind, depth, stochastic_depth=0.5)
     variables = models.initialize(net, jax.random.key(0), TINY)
-    images = np.random.default_rng(0).normal(size=(2, *TINY)).astype(np.float32)
+    images = jax.random.normal(jax.random.key(1), (2, *TINY))
     np.testing.assert_array_equal(
         net.apply(variables, images), build(kind, depth).apply(variables, images)
     )
-    draw = quick_jit(
-        lambda key: apply(net, variables, images, rngs={"dropout": key})[0]
-    )
+    train = partial(net.apply, train=True, mutable=["batch_stats"])
+    draw = quick_jit(lambda key: train(variables, images, rngs={"dropout": key})[0])
     outcomes = {np.asarray(draw(jax.random.key(seed))).tobytes() for seed in range(40)}
     assert 3 <= len(outcomes) <= 2**3
 
@@ -924,7 +927,7 @@ def test_blocks_begin_as_the_identity_and_learn(kind, scan):
     )
     net = net.clone(scan=scan)
     variables = models.initialize(net, jax.random.key(0), TINY)
-    images = np.random.default_rng(0).normal(size=(4, *TINY)).astype(np.float32)
+    images = jax.random.normal(jax.random.key(1), (4, *TINY))
     # Behind the first block of a stage nothing changes, so its length does not matter.
     unrolled = models.unstack(variables)
     short = net.clone(scan=False, blocks_per_stage=(1, 1, 1))
@@ -936,8 +939,8 @@ def test_blocks_begin_as_the_identity_and_learn(kind, scan):
         }
         for collection in unrolled
     }
-    expected, _ = apply(short, kept, images)
-    found, _ = apply(net, variables, images)
+    expected, _ = quick_apply(short, kept, images)
+    found, _ = quick_apply(net, variables, images)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
     def loss(params):

@@ -198,8 +198,8 @@ def same(tree, other) -> bool:
 def test_mixing_ends_with_the_plain_tail(setting):
     mixup = {"augment.mixup": 1.0}
     plain, _ = steps(setting, 2)
-    tail, _ = steps(setting, 2, plain_from=1, **mixup)
-    never, _ = steps(setting, 2, plain_from=0, **mixup)
+    tail, _ = steps(setting, 2, plain_from=1.0, **mixup)
+    never, _ = steps(setting, 2, plain_from=0.0, **mixup)
     assert not same(tail[1].params, plain[1].params)
     close(never[2].params, plain[2].params)
     # From the same state, the step in the tail is a plain one.
