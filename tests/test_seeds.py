@@ -47,6 +47,7 @@ def test_a_seed_of_several_is_the_single_run_with_that_seed(tmp_path, capsys):
     assert "mean" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_finished_ones_are_skipped_and_a_stopped_one_goes_on(tmp_path, capsys):
     made = []
 
