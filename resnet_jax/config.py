@@ -42,6 +42,7 @@ _RANGES = {
     "augment.random_resized_crop": (0, 1, True),
     "augment.shift": (0, 1, True),
     "optimizer.learning_rate": (0, 1e6, False),
+    "optimizer.linear_rate_batch": (0, 10**6, True),
     "optimizer.momentum": (0, 1, True),
     "optimizer.epsilon": (0, 1, False),
     "optimizer.weight_decay": (0, 1, True),

@@ -63,7 +63,7 @@ class Trainer:
         self.net = build(config, dataset.num_classes)
         self.learning_rate = optimizers.schedule(
             config.schedule,
-            config.optimizer.learning_rate,
+            optimizers.peak_rate(config),
             self.plan.total_steps,
             self.plan.steps_per_epoch,
         )

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, train
+from resnet_jax import UserError, data, results, train
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import read_rows
 from resnet_jax.trainer import Trainer
@@ -42,6 +42,15 @@ def same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
         a.dtype == b.dtype and np.array_equal(a, b)
         for a, b in zip(first, second, strict=True)
     )
+
+
+def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
+    config = digits_config(**{"optimizer.linear_rate_batch": 16})
+    dataset = data.load(config.dataset)
+    trainer = Trainer(config, dataset)
+    assert float(trainer.learning_rate(0)) == pytest.approx(0.4)
+    results.print_start(config, dataset, trainer, [], None)
+    assert "sgd, learning rate 0.4 (0.1 for 16 images)," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
