@@ -35,6 +35,7 @@ class Trainer:
       normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
+      program: the compiled call that trains, once `compile` has made it.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Trainer:
         config: ConfigDict,
         dataset: data.Dataset,
         build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+        devices: list | None = None,
     ):
-        """Builds the network by `build(config, num_classes)`.
+        """Builds the network by `build(config, num_classes)`; on all devices, if None.
 
         Raises:
           UserError: the batch does not suit the data or the devices.
@@ -51,7 +53,9 @@ class Trainer:
         self._config = config
         self._dataset = dataset
         self.plan = Plan.of(config, len(dataset.train.labels))
-        self.parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
+        self.parallel = Parallel.over(
+            devices or jax.devices(), config.parallel, config.batch_size
+        )
         parts = config.optimizer.accumulate
         pieces = self.parallel.device_count if config.parallel == "pmap" else 1
         if config.batch_size // pieces % parts:
@@ -130,7 +134,7 @@ class Trainer:
             parallel.replicate(self._dataset.train),
             parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
         )
-        call = parallel.compile(
+        self.program = call = parallel.compile(
             train_call,
             *(state, *placed, parallel.replicate(np.int32(0))),
             sharded=(2,),
@@ -147,7 +151,7 @@ class Trainer:
         config, parallel, plan = self._config, self.parallel, self.plan
         feed = train_feed(self._dataset.train, plan, config.seed, parallel)
         zeros = dict.fromkeys(METRICS, np.float32(0))
-        call = parallel.compile(
+        self.program = call = parallel.compile(
             make_streamed_call(train_step, config.seed, parallel.axis_name),
             *(state, parallel.replicate(zeros), *feed.empty_block(), feed.positions),
             parallel.replicate(np.int32(0)),
