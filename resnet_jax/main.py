@@ -5,12 +5,10 @@
 The same command again resumes a run that was interrupted.
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax import UserError, command_line, hosts, report, train, workdir
+from resnet_jax import UserError, bucket, command_line, hosts, report, train, workdir
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +19,8 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string(
             "workdir",
             None,
-            "The run's directory; else runs/CONFIG[-RECIPE][-DATASET]/seed<seed>.",
+            "The run's directory, or gs://BUCKET/DIR; else "
+            "runs/CONFIG[-RECIPE][-DATASET]/seed<seed>.",
             flag_values=values,
         )
         hosts.define_flags(values)
@@ -31,8 +30,9 @@ def main(argv: list[str]) -> None:
     if values.workdir == "":
         raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])
-    directory = Path(values.workdir or workdir.default(config_flag, config))
+    place = values.workdir or workdir.default(config_flag, config)
     hosts.join(values.coordinator, values.num_processes, values.process_id)
+    directory = hosts.from_first(lambda: bucket.local(place))
     train.train_and_evaluate(config, directory)
 
     def show() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, models, parallel, workdir
+from resnet_jax import UserError, bucket, data, models, parallel, workdir
 from resnet_jax.augment import statistics
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network, validate
@@ -62,7 +62,9 @@ class Trained:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines `--workdir` and `--checkpoint`, which `load` takes."""
-    flags.DEFINE_string("workdir", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "Directory of a run, or gs://BUCKET/DIR.", flag_values=values
+    )
     flags.DEFINE_enum(
         "checkpoint",
         "latest",
@@ -85,7 +87,7 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     """
     if not directory:
         raise UserError("--workdir is missing: give the directory of a run")
-    directory = Path(directory)
+    directory = bucket.local(directory)
     config = workdir.read_config(directory)
     validate(config, with_data=False)  # its file can have been edited
     parallel.split_cpu(config.batch_size)  # before Orbax looks for devices
