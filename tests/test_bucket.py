@@ -11,6 +11,7 @@ from fsspec.registry import _registry as registered
 from resnet_jax import UserError, bucket, command_line, main, predict, workdir
 from resnet_jax.metrics import read_rows
 from tests.stand_in_bucket import stand_in
+from tests.test_hosts import ARGUMENTS, Pair
 from tests.test_train import ROOT, digits_config
 
 URL = "gs://lab/runs/a"
@@ -215,3 +216,32 @@ def test_training_in_a_bucket_is_interrupted_goes_on_and_serves(tmp_path):
     output(start("export", f"--workdir={URL}"))
     assert (run / "export" / "model.zip").exists()
     assert not list((tmp_path / "copies").glob("resnet_jax-*"))
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_alone_uses_the_bucket(tmp_path):
+    command = ["-m", "tests.stand_in_bucket", str(tmp_path), "main", *ARGUMENTS]
+    pair = Pair(tmp_path, [*command, f"--workdir={URL}", "--config.steps=4"], 1)
+    assert pair.wait() == [0, 0], pair.logs[0].read_text() + pair.logs[1].read_text()
+    assert f"workdir   {URL}" in pair.logs[0].read_text()
+    assert URL not in pair.logs[1].read_text()
+    run = tmp_path / "lab" / "runs" / "a"
+    assert workdir.read_summary(run)["steps"] == 4
+    assert whole_checkpoints(run) == {4}
+
+
+@pytest.mark.slow
+def test_checkpoint_whose_sending_was_cut_off_is_passed_over(cloud, capsys):
+    arguments = [f"--workdir={URL}", *ARGUMENTS, "--config.checkpoint.every_minutes=0"]
+    run = cloud.root / "lab" / "runs" / "a"
+    assert call(main, *arguments, "--config.steps=23") == 0
+    assert call(main, *arguments, "--config.steps=30") == 0
+    assert whole_checkpoints(run) == {23, 30}
+    (run / "checkpoints" / "30" / "manifest.json").unlink()
+    assert call(main, *arguments, "--config.steps=30") == 0
+    told = capsys.readouterr()
+    assert "damaged   checkpoint of step 30" in told.err
+    assert "going back to step 23" in told.err
+    assert "resumed   at step 23 of 30" in told.out
+    assert whole_checkpoints(run) == {23, 30}
+    assert (run / "checkpoints" / "damaged-30" / "record" / "metadata").exists()
