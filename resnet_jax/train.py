@@ -47,7 +47,8 @@ def train_and_evaluate(
 
     Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
     or SIGINT end it behind the call that is under way, with a checkpoint. Of several
-    processes (`hosts`), the first alone uses the directory and the data set's files.
+    processes (`hosts`), the first alone uses the directory, and, where they are not
+    streamed, the data set's files.
 
     `build(config, num_classes)` may build another network than the config's own, for
     experiments with blocks; the directory is then for that network alone.
@@ -95,16 +96,11 @@ def _run(
         stack.callback(checkpoints.close)
         newest = checkpoints.newest()
         rows, done = read_rows(directory), workdir.read_summary(directory)
-        dataset = data.load(config.dataset)
-        if hosts.count() > 1 and isinstance(dataset.train.images, data.StreamedImages):
-            raise UserError(
-                f"config.dataset.stream={config.dataset.stream!r}: images cannot be "
-                f"streamed to {hosts.count()} processes yet: give 'never', or train in "
-                "one process"
-            )
-        return changed, newest, rows, done, dataset
+        return changed, newest, rows, done, data.load(config.dataset)
 
     changed, newest, rows, done, dataset = hosts.from_first(enter)
+    if hosts.count() > 1:
+        data.reopen(dataset, config.dataset)
     trainer = Trainer(config, dataset, build)
     plan = trainer.plan
     state, step, changes = trainer.new_state(), 0, []
