@@ -20,7 +20,9 @@ def get_config(
 
     `own_recipes` are functions as `paper`, which a config file alone has.
     """
-    recipes = {own.__name__: own for own in (paper, keras, smoke, *own_recipes)}
+    recipes = {
+        own.__name__: own for own in (paper, keras, strong, fast, smoke, *own_recipes)
+    }
     if recipe not in recipes:
         close = difflib.get_close_matches(recipe, recipes, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -47,6 +49,9 @@ def default() -> ConfigDict:
     config.eval_every = 1  # epochs; the last one is always evaluated
     config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': on each device
     config.label_smoothing = 0.0
+    config.test_time_flip = (
+        False  # evaluate the mean over an image and its mirror image
+    )
     config.init_from = (
         ""  # a run's directory or .safetensors file to fine-tune; '': off
     )
@@ -61,6 +66,8 @@ def default() -> ConfigDict:
     config.model.residual = True  # False: the plain network, without shortcuts
     config.model.stem = "cifar"  # 'imagenet': stride 4 and four stages, from 96 pixels
     config.model.width = 0  # of the first stage; 0: 16, or 64 with stem 'imagenet'
+    config.model.stochastic_depth = 0.0  # chance to leave the last block out; 0: off
+    config.model.zero_init = False  # True: blocks begin as the identity
     config.model.dtype = "float32"  # of the computation; 'bfloat16' on GPU and TPU
     config.model.scan = False  # loop over equal blocks: compiles fast at any depth
     config.model.remat = False  # less memory for a third more time
@@ -85,6 +92,13 @@ def default() -> ConfigDict:
     config.augment.random_resized_crop = 0.0  # smallest part of the area; 0: off
     config.augment.shift = 0.0  # Keras's shift, by image size; 0: off
     config.augment.flip = True  # left to right, half of the images
+    config.augment.alternating_flip = False  # True: each image every other epoch
+    config.augment.cutout = 0.0  # side of a square without pixels, by size; 0: off
+    config.augment.mixup = 0.0  # alpha of Beta(alpha, alpha), the images' parts; 0: off
+    config.augment.cutmix = 0.0  # the same for rectangles instead; 0: off
+    config.augment.plain_epochs = 0.0  # at the end, without mixup and cutmix
+    config.augment.sizes = ()  # pixels, smaller than the images, to train on at first
+    config.augment.size_ends = ()  # of each of these, as a fraction of the run
 
     config.optimizer = ConfigDict()
     # sgd adam adamw rmsprop adagrad adadelta lars lion
@@ -100,6 +114,8 @@ def default() -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: off
     config.optimizer.freeze = ""  # a pattern: what stays, as '^stem|^stage1'; '': none
     config.optimizer.backbone_factor = 1.0  # of the rate, for all but the classifier
+    config.optimizer.bn_bias_factor = 1.0  # of the rate, for BatchNorm's biases
+    config.optimizer.ema = 0.0  # decay of the mean of weights that is used; 0: off
     config.optimizer.accumulate = 1  # gradients of this many parts of a batch are added
 
     config.schedule = ConfigDict()
@@ -157,6 +173,29 @@ def keras(config: ConfigDict) -> None:
     # The example compares `epoch > 80` and so on, counting from 0.
     config.schedule.boundaries = (81 / 200, 121 / 200, 161 / 200, 181 / 200)
     config.schedule.factors = (0.1, 0.01, 0.001, 0.0005)
+
+
+def strong(config: ConfigDict) -> None:
+    """200 epochs: what the accuracy of these networks gains most from."""
+    config.epochs = 200
+    config.augment.update(normalization="mean_std", alternating_flip=True)
+    config.augment.update(mixup=0.2, plain_epochs=15.0)
+    config.optimizer.update(nesterov=True, weight_decay=5e-4, ema=0.999)
+    config.schedule.update(name="cosine", warmup_epochs=5.0)
+
+
+def fast(config: ConfigDict) -> None:
+    """The most accuracy for minutes: small images first, one cycle of a high rate.
+
+    Set `epochs` by the time there is.
+    """
+    config.epochs = 16
+    config.label_smoothing = 0.1
+    config.test_time_flip = True
+    config.augment.update(normalization="mean_std", alternating_flip=True)
+    config.augment.update(sizes=(16, 24), size_ends=(0.35, 0.7))
+    config.optimizer.update(learning_rate=0.4, nesterov=True, weight_decay=5e-4)
+    config.schedule.name = "onecycle"
 
 
 def smoke(config: ConfigDict) -> None:

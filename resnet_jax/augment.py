@@ -1,15 +1,16 @@
-"""From stored images to the network's input, inside jit: normalise, crop, shift, flip.
+"""From stored images to the network's input, inside jit: normalise, move, cut, mix.
 
-Every draw belongs to one example of one step, so a batch looks the same however it is
-spread over devices.
+Every draw belongs to one example of one step, or to the step, so a batch looks the same
+however it is spread over devices.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 # Torch's and the Inception paper's range of width / height.
@@ -73,25 +74,34 @@ def augment(
     images: Float[Array, "batch height width channels"],
     key: Array,
     positions: Int[Array, "batch"],
-) -> Float[Array, "batch height width channels"]:
+    mirrored: Bool[Array, "batch"] | None = None,
+    size: int = 0,
+) -> Float[Array, "batch out_height out_width channels"]:
     """Crops from padded images (He 2015, section 4.2), or shifts as Keras, or enlarges
-    a part of the image (Szegedy et al. 2015, arXiv 1409.4842, section 6); and flips.
+    a part of the image (Szegedy et al. 2015, arXiv 1409.4842, section 6); flips; scales
+    down; and cuts squares out (DeVries and Taylor 2017, arXiv 1708.04552).
 
     Args:
       config: `config.augment`.
-      images: normalised, so that the zeros that `crop` pads with are mean pixels.
+      images: normalised, so that the zeros that `crop` pads with, and that fill what is
+        cut out, are mean pixels.
       key: the step's random key.
       positions: the examples' places in the whole batch; each has its own draws.
+      mirrored: which to flip; None: drawn.
+      size: height and width of the result, at most those of the images; 0: those.
     """
     height, width = images.shape[1:3]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-    vertical, horizontal, mirrored = jax.vmap(
+    vertical, horizontal, drawn = jax.vmap(
         lambda key: jax.random.uniform(key, (3,)), out_axes=1
     )(keys)
-    rows = jnp.broadcast_to(jnp.arange(height, dtype=jnp.float32), (len(keys), height))
-    columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32), (len(keys), width))
+    rows, columns = (
+        jnp.broadcast_to(_centres(length, size or length), (len(keys), size or length))
+        for length in (height, width)
+    )
     if config.flip:
-        columns = jnp.where(mirrored[:, None] < 0.5, width - 1 - columns, columns)
+        mirrored = drawn < 0.5 if mirrored is None else mirrored
+        columns = jnp.where(mirrored[:, None], width - 1 - columns, columns)
     if config.random_resized_crop:
         tops, heights, lefts, widths = _boxes(
             config.random_resized_crop, keys, vertical, horizontal, height, width
@@ -106,9 +116,96 @@ def augment(
         rows += ((2 * vertical - 1) * config.shift * height)[:, None]
         columns += ((2 * horizontal - 1) * config.shift * width)[:, None]
         rows, columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
-    elif not config.flip:
-        return images
-    return _resample(images, rows, columns)
+    if config.flip or config.random_resized_crop or config.crop or config.shift or size:
+        images = _resample(images, rows, columns)
+    return _cut_out(config.cutout, images, keys) if config.cutout else images
+
+
+def _centres(length: int, size: int):
+    """Where the pixels of an image scaled to `size` lie in one of `length`, float32."""
+    return (jnp.arange(size, dtype=jnp.float32) + 0.5) * (length / size) - 0.5
+
+
+def alternate(key: Array, rows: Int[Array, "batch"], epochs: Int[Array, "batch"]):
+    """Which examples to flip: a random half in the first epoch, then every other time.
+
+    So that two epochs show each image both ways (Jordan 2024, arXiv 2404.00498,
+    section 3.6).
+
+    Args:
+      key: the run's.
+      rows: the examples' places in the training split.
+      epochs: the epoch that each is taken in, counted from 0.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return (jax.vmap(jax.random.bits)(keys) + epochs.astype(jnp.uint32)) % 2 == 0
+
+
+def _cut_out(part: float, images, keys):
+    """Zeros in a square around any pixel, as far as it lies within the image."""
+    height, width = images.shape[1:3]
+    side = round(part * height)
+    centres = jax.vmap(
+        lambda key: jax.random.uniform(jax.random.fold_in(key, 2), (2,)), out_axes=1
+    )(keys)
+    inside = [
+        _interval(jnp.floor(centre * length), side, length)
+        for centre, length in zip(centres, (height, width), strict=True)
+    ]
+    cut = inside[0][:, :, None] & inside[1][:, None, :]
+    return jnp.where(cut[..., None], 0, images)
+
+
+def _interval(centre, side, length: int):
+    """Pixels, bool [..., length]: from centre - side // 2 on, `side` of them."""
+    start = (centre - side // 2)[..., None]
+    pixels = jnp.arange(length)
+    return (pixels >= start) & (pixels < start + jnp.asarray(side)[..., None])
+
+
+def mix(
+    config: ConfigDict,
+    images: Float[Array, "batch height width channels"],
+    targets: Float[Array, "batch classes"],
+    key: Array,
+    plain: Bool[Array, ""],
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
+    """Mixes each image and its target with those of the example opposite in the batch.
+
+    'mixup' adds the two (Zhang et al. 2017, arXiv 1710.09412), by weights drawn from
+    Beta(mixup, mixup); 'cutmix' puts a rectangle of the one into the other (Yun et al.
+    2019, arXiv 1905.04899), of an area drawn from Beta(cutmix, cutmix). One draw a
+    step. The batch is that of a device under 'pmap'.
+
+    Args:
+      config: `config.augment`.
+      images: as `augment` returns them.
+      targets: probabilities of the classes.
+      key: the step's.
+      plain: nothing is mixed.
+    """
+    key, place = jax.random.split(key)
+    if config.mixup:
+        kept = jax.random.beta(key, config.mixup, config.mixup)
+        kept = jnp.where(plain, 1, kept)
+        images = kept * images + (1 - kept) * images[::-1]
+    else:
+        kept = jax.random.beta(key, config.cutmix, config.cutmix)
+        height, width = images.shape[1:3]
+        part, centres = jnp.sqrt(1 - kept), jax.random.uniform(place, (2,))
+        inside = [
+            _interval(jnp.floor(centre * length), jnp.floor(part * length), length)
+            for centre, length in zip(centres, (height, width), strict=True)
+        ]
+        pasted = inside[0][:, None] & inside[1] & ~plain
+        images = jnp.where(pasted[..., None], images[::-1], images)
+        kept = 1 - pasted.mean(dtype=images.dtype)
+    return images, kept * targets + (1 - kept) * targets[::-1]
+
+
+def averaged_over_flip(function: Callable) -> Callable:
+    """What gives the mean of a function of images and of their mirror images."""
+    return lambda images: (function(images) + function(images[:, :, ::-1])) / 2
 
 
 def _boxes(smallest: float, keys, vertical, horizontal, height: int, width: int):
@@ -137,12 +234,14 @@ def _whole_offsets(uniform, pad: int):
 def _resample(images, rows, columns):
     """Reads images at rows and columns, linearly between pixels, zero outside.
 
-    Two small matrix products an image: exact where rows and columns are whole.
+    Two small matrix products an image: exact where rows and columns are whole. Where
+    there are fewer than the image has, each is the mean over as much larger an area.
     """
 
     def weights(sources, size):
+        scale = size / sources.shape[1]
         distance = jnp.abs(sources[:, :, None] - jnp.arange(size, dtype=jnp.float32))
-        return jnp.maximum(1 - distance, 0)
+        return ((scale + 1) / 2 - distance).clip(0, 1) / scale
 
     exact = {"precision": jax.lax.Precision.HIGHEST}
     images = jnp.einsum(

@@ -21,6 +21,8 @@ _IMAGENET = {
 
 Images = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width features"]
+# The chance that a block's branch is computed.
+Survival = float | Float[Array, ""]
 # A branch's convolutions: (kernel size, features, stride) each.
 Branch = tuple[tuple[int, int, int], ...]
 
@@ -33,22 +35,36 @@ class FeatureMaps(nn.Module):
 
 
 class PostActivationBlock(nn.Module):
-    """conv-BN-ReLU, ..., conv-BN, add the shortcut, ReLU (He 2015, figures 2 and 5)."""
+    """conv-BN-ReLU, ..., conv-BN, add the shortcut, ReLU (He 2015, figures 2 and 5).
+
+    With `zero_init` the branch's last BN begins with scale 0, and the block as the
+    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1). `survival`: see
+    `layers.stochastic_depth`.
+    """
 
     branch: Branch
     shortcut: str | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     projection_norm: bool = True
+    zero_init: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool) -> Output:
+    def __call__(
+        self, x: Images, train: bool, survival: Survival | None = None
+    ) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             y = self.conv(features, size, stride, name=f"conv{i}")(y)
-            y = self.norm(name=f"bn{i}")(y, use_running_average=not train)
-            if i < len(self.branch):
+            last = i == len(self.branch)
+            scale = (
+                {"scale_init": nn.initializers.zeros} if last and self.zero_init else {}
+            )
+            y = self.norm(name=f"bn{i}", **scale)(y, use_running_average=not train)
+            if not last:
                 y = nn.relu(y)
+        if train and survival is not None:
+            y = layers.stochastic_depth(y, survival, self.make_rng("dropout"))
         if self.shortcut:
             features, stride = _output(self.branch)
             if not _changes_shape(x, features, stride):
@@ -70,6 +86,9 @@ class PreActivationBlock(nn.Module):
     Where the shape changes, the projection reads the branch's first BN-ReLU too
     (`shared_preactivation`) or, in the Keras variant, the block's raw input. The
     parameter-free shortcut A always reads the raw input.
+
+    With `zero_init` the branch's last convolution begins as 0, since behind a BN of
+    scale 0 a ReLU passes no gradient. `survival`: see `layers.stochastic_depth`.
     """
 
     branch: Branch
@@ -78,9 +97,12 @@ class PreActivationBlock(nn.Module):
     norm: Callable[..., nn.Module]
     first_preactivation: bool = True
     shared_preactivation: bool = True
+    zero_init: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool) -> Output:
+    def __call__(
+        self, x: Images, train: bool, survival: Survival | None = None
+    ) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             if i > 1 or self.first_preactivation:
@@ -88,7 +110,15 @@ class PreActivationBlock(nn.Module):
                 y = nn.relu(y)
             if i == 1:
                 preactivation = y
-            y = self.conv(features, size, stride, name=f"conv{i}")(y)
+            last = i == len(self.branch)
+            kernel = (
+                {"kernel_init": nn.initializers.zeros}
+                if last and self.zero_init
+                else {}
+            )
+            y = self.conv(features, size, stride, name=f"conv{i}", **kernel)(y)
+        if train and survival is not None:
+            y = layers.stochastic_depth(y, survival, self.make_rng("dropout"))
         if not self.shortcut:
             return y
         features, stride = _output(self.branch)

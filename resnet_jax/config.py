@@ -36,11 +36,16 @@ _RANGES = {
     "eval_every": (1, 10**6, True),
     "label_smoothing": (0, 0.999, True),
     "model.width": (0, 4096, True),
+    "model.stochastic_depth": (0, 0.999, True),
     "dataset.image_size": (0, 4096, True),
     "dataset.split_seed": (0, 2**32 - 1, True),
     "augment.crop": (0, 1, True),
     "augment.random_resized_crop": (0, 1, True),
     "augment.shift": (0, 1, True),
+    "augment.cutout": (0, 1, True),
+    "augment.mixup": (0, 1e3, True),
+    "augment.cutmix": (0, 1e3, True),
+    "augment.plain_epochs": (0, 10**6, True),
     "optimizer.learning_rate": (0, 1e6, False),
     "optimizer.linear_rate_batch": (0, 10**6, True),
     "optimizer.momentum": (0, 1, True),
@@ -48,6 +53,8 @@ _RANGES = {
     "optimizer.weight_decay": (0, 1, True),
     "optimizer.clip_norm": (0, 1e6, True),
     "optimizer.backbone_factor": (0, 1e3, False),
+    "optimizer.bn_bias_factor": (0, 1e3, True),
+    "optimizer.ema": (0, 0.999999, True),
     "optimizer.accumulate": (1, 10**6, True),
     "schedule.warmup_epochs": (0, 10**6, True),
     "schedule.warmup_factor": (0, 1, True),
@@ -97,6 +104,7 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
             config.augment[used[0]],
             f"set it or augment.{used[1]} to 0",
         )
+    _validate_mixing(config.augment)
     if config.batch_size % config.optimizer.accumulate:
         _refuse(
             "optimizer.accumulate",
@@ -138,6 +146,26 @@ def _validate_freeze(config: ConfigDict) -> None:
         _refuse(field, pattern, f"give a regular expression ({error})")
     if config.model.scan:
         _refuse(field, pattern, "set model.scan to False, which makes blocks one")
+
+
+def _validate_mixing(augment: ConfigDict) -> None:
+    if augment.mixup and augment.cutmix:
+        _refuse("augment.mixup", augment.mixup, "set it or augment.cutmix to 0")
+    if augment.alternating_flip and not augment.flip:
+        _refuse("augment.alternating_flip", True, "set augment.flip to True too")
+    sizes, ends = tuple(augment.sizes), tuple(augment.size_ends)
+    if not all(isinstance(size, int) and size >= 8 for size in sizes):
+        _refuse("augment.sizes", sizes, "give whole numbers of pixels from 8 up")
+    if len(ends) != len(sizes) or not all(
+        _is_number(end) and 0 < end < 1 for end in ends
+    ):
+        _refuse(
+            "augment.size_ends",
+            ends,
+            f"give one fraction between 0 and 1 for each of the {len(sizes)} sizes",
+        )
+    if list(ends) != sorted(set(ends)):
+        _refuse("augment.size_ends", ends, "give them in rising order")
 
 
 def _validate_schedule(schedule: ConfigDict) -> None:
@@ -191,6 +219,8 @@ def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:
         block=model.block or None,
         stem=model.stem,
         width=model.width or None,
+        stochastic_depth=model.stochastic_depth,
+        zero_init=model.zero_init,
         dtype=model.dtype,
         scan=model.scan,
         remat=model.remat,

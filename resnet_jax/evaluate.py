@@ -4,6 +4,7 @@ python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from resnet_jax import bucket, command_line, data, models, trained
-from resnet_jax.augment import normalize
+from resnet_jax.augment import averaged_over_flip, normalize
 from resnet_jax.feed import Feed
 from resnet_jax.parallel import Parallel
 
@@ -26,6 +27,7 @@ class Evaluator:
         normalization: tuple[np.ndarray, np.ndarray],
         batch_size: int,
         parallel: Parallel,
+        test_time_flip: bool = False,
         batches_per_call: int | None = None,
     ):
         """Evaluates `batches_per_call` at a time; None: all."""
@@ -38,7 +40,10 @@ class Evaluator:
 
         def add(variables, sums, images, labels, counts):
             """Adds what a batch has, but for the examples that do not count."""
-            logits = net.apply(variables, normalize(images, *normalization), False)
+            forward = partial(net.apply, variables, train=False)
+            if test_time_flip:
+                forward = averaged_over_flip(forward)
+            logits = forward(normalize(images, *normalization))
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             score = jnp.take_along_axis(logits, labels[:, None], axis=1)
             correct = counts & (logits.argmax(-1) == labels)
@@ -170,7 +175,8 @@ def main(argv: list[str]) -> None:
     parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
     variables = parallel.replicate(run.variables)
     evaluator = Evaluator(
-        run.net, dataset.eval, run.inputs.normalization, config.batch_size, parallel
+        *(run.net, dataset.eval, run.inputs.normalization, config.batch_size),
+        *(parallel, config.test_time_flip),
     )
     evaluator.compile(variables)
     metrics = evaluator(variables)

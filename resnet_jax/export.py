@@ -19,7 +19,6 @@ from absl import flags
 
 from configs import common
 from resnet_jax import bucket, command_line, summary, trained, weights, workdir
-from resnet_jax.augment import normalize
 from resnet_jax.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -33,8 +32,7 @@ def program(run: Trained) -> jax.export.Exported:
     """
 
     def predict(images):
-        images = normalize(images, *run.inputs.normalization)
-        return jax.nn.softmax(run.net.apply(run.variables, images, train=False))
+        return jax.nn.softmax(run.logits(run.variables, images))
 
     sizes = ", ".join(map(str, run.inputs.image_shape))
     shape = jax.export.symbolic_shape(f"batch, {sizes}")
@@ -84,8 +82,7 @@ def difference(run: Trained, content: bytes) -> float:
     for batch in (1, 7):
         shape = (batch, *run.inputs.image_shape)
         images = draws.integers(0, 256, shape, dtype=np.uint8)
-        normalized = normalize(jnp.asarray(images), *run.inputs.normalization)
-        logits = jax.jit(run.net.apply)(run.variables, normalized)
+        logits = jax.jit(run.logits)(run.variables, jnp.asarray(images))
         apart = jnp.abs(exported.call(images) - jax.nn.softmax(logits)).max()
         found = max(found, float(apart))
     return found

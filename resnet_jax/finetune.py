@@ -53,7 +53,10 @@ def begin_with(
     head = (
         "its classifier" if same else f"a new classifier of {len(class_names)} classes"
     )
-    return state.replace(**unflatten_dict(taken, sep="/")), f"{init_from}, with {head}"
+    begun = state.replace(**unflatten_dict(taken, sep="/"))
+    if state.ema:
+        begun = begun.replace(ema=begun.trained)
+    return begun, f"{init_from}, with {head}"
 
 
 def _read(init_from: str) -> Weights:

@@ -101,3 +101,15 @@ def zero_padded_shortcut(images, features, stride):
     new = features - images.shape[-1]
     subsampled = images[:, ::stride, ::stride]
     return jnp.pad(subsampled, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
+
+
+def stochastic_depth(branch, survival, key):
+    """Leaves a block's branch out of a whole batch, but for a chance of `survival`.
+
+    Huang et al. 2016 (arXiv 1603.09382), section 3. They scale the branch by `survival`
+    in evaluation; here it is divided by it in training, which is the same on average
+    and leaves a trained network an ordinary one.
+    """
+    return jnp.where(jax.random.bernoulli(key, survival), branch / survival, 0).astype(
+        branch.dtype
+    )

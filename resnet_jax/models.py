@@ -25,6 +25,8 @@ from resnet_jax.blocks import (
     blocks_per_stage,
     require_choice,
 )
+from resnet_jax.stacking import stack as stack
+from resnet_jax.stacking import unstack
 
 
 class ResNet(nn.Module):
@@ -32,7 +34,8 @@ class ResNet(nn.Module):
 
     The stages' blocks are named `stage<s>_block<b>`, counted from 1. Under `scan` the
     blocks of a stage after its first, which are equal, are stacked along a new first
-    axis of each array in `stage<s>_blocks`; `stack` and `unstack` convert.
+    axis of each array in `stage<s>_blocks`; `stack` and `unstack` convert. Under
+    `stochastic_depth`, training draws from the random numbers named 'dropout'.
     """
 
     block: str
@@ -43,6 +46,8 @@ class ResNet(nn.Module):
     width: int
     stem: str
     keras: bool
+    stochastic_depth: float
+    zero_init: bool
     dtype: DTypeLike
     scan: bool
     remat: bool
@@ -61,13 +66,19 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks_per_stage):
             name = f"stage{stage + 1}_block"
-            x = self._block(stage, first=True)(name=f"{name}1")(x, train)
+            survival = self._survival(stage)
+            x = self._block(stage, first=True)(name=f"{name}1")(
+                x, train, *(rates[0] for rates in survival)
+            )
             block = self._block(stage, first=False)
             if self.scan and blocks > 1:
-                x = _scan(block(name=f"{name}s"), x, train, blocks - 1)
+                rest = [rates[1:] for rates in survival]
+                x = _scan(block(name=f"{name}s"), x, train, blocks - 1, *rest)
             else:
                 for b in range(1, blocks):
-                    x = block(name=f"{name}{b + 1}")(x, train)
+                    x = block(name=f"{name}{b + 1}")(
+                        x, train, *(rates[b] for rates in survival)
+                    )
             x = FeatureMaps(name=f"stage{stage + 1}")(x)
         if self.activation == "pre":
             x = self._norm(name="final_bn")(x, use_running_average=not train)
@@ -79,7 +90,9 @@ class ResNet(nn.Module):
 
     @property
     def _conv(self):
-        def conv(features, size, stride, name):
+        default = layers.keras_he_normal if self.keras else layers.he_normal
+
+        def conv(features, size, stride, name, kernel_init=default):
             return nn.Conv(
                 features,
                 (size, size),
@@ -88,7 +101,7 @@ class ResNet(nn.Module):
                 padding="SAME" if self.keras else size // 2,
                 use_bias=self.keras,
                 dtype=self.dtype,
-                kernel_init=layers.keras_he_normal if self.keras else layers.he_normal,
+                kernel_init=kernel_init,
                 conv_general_dilated=layers.convolve,
                 name=name,
             )
@@ -101,6 +114,20 @@ class ResNet(nn.Module):
         if self.keras:
             rates = {"momentum": 0.99, "epsilon": 1e-3}
         return partial(nn.BatchNorm, **rates, dtype=self.dtype)
+
+    def _survival(self, stage: int) -> list[Float[Array, "blocks"]]:
+        """The chances that a stage's blocks are computed, as one more argument of each.
+
+        They fall linearly with depth from the first block's (Huang et al. 2016, eq. 4).
+        """
+        if not self.stochastic_depth:
+            return []
+        before, blocks = (
+            sum(self.blocks_per_stage[:stage]),
+            self.blocks_per_stage[stage],
+        )
+        place = np.arange(before + 1, before + blocks + 1) / sum(self.blocks_per_stage)
+        return [jnp.asarray(1 - self.stochastic_depth * place, jnp.float32)]
 
     def _block(self, stage: int, first: bool):
         """The constructor of a stage's first block, or of its others."""
@@ -115,7 +142,10 @@ class ResNet(nn.Module):
         block = PreActivationBlock if self.activation == "pre" else PostActivationBlock
         if self.remat:
             block = nn.remat(block, static_argnums=(2,), prevent_cse=not self.scan)
-        build = partial(block, branch, self.shortcut, self._conv, self._norm)
+        build = partial(
+            *(block, branch, self.shortcut, self._conv, self._norm),
+            zero_init=self.zero_init,
+        )
         if not self.keras:
             return build
         if self.activation == "pre":
@@ -127,13 +157,14 @@ class ResNet(nn.Module):
         return partial(build, projection_norm=False)
 
 
-def _scan(block: nn.Module, x: Images, train: bool, length: int) -> Images:
+def _scan(block: nn.Module, x: Images, train: bool, length: int, *each) -> Images:
+    """Runs `length` equal blocks; the n-th also gets what is at n in each of `each`."""
     x, _ = nn.scan(
-        lambda block, x, _: (block(x, train), None),
+        lambda block, x, each: (block(x, train, *each), None),
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True, "dropout": True},
         length=length,
-    )(block, x, None)
+    )(block, x, each)
     return x
 
 
@@ -149,6 +180,8 @@ def resnet(
     block: str | None = None,
     stem: str = "cifar",
     width: int | None = None,
+    stochastic_depth: float = 0.0,
+    zero_init: bool = False,
     dtype: DTypeLike = jnp.float32,
     scan: bool = False,
     remat: bool = False,
@@ -171,6 +204,9 @@ def resnet(
         pooling of stride 2, four stages, shortcut B; bottlenecks from depth 50, with
         the stride in the 3x3 convolution, as torchvision's: "version 1.5").
       width: channels of the stem; None: the papers' 16, or 64 with stem 'imagenet'.
+      stochastic_depth: chance in training that the last block's branch is left out of
+        a batch; it rises linearly from the first block's (Huang et al. 2016).
+      zero_init: each block begins as the identity, or what its shortcut does.
       dtype: of the computation. Parameters, BatchNorm statistics and logits are
         float32 all the same (float64 logits where `dtype` is float64).
       scan: equal blocks run in a loop that compiles once, for very deep networks.
@@ -210,6 +246,8 @@ def resnet(
         width=width,
         stem=stem,
         keras=keras,
+        stochastic_depth=stochastic_depth,
+        zero_init=zero_init,
         dtype=dtype,
         scan=scan,
         remat=remat,
@@ -242,56 +280,3 @@ def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
     images = jnp.zeros((1, *image_shape), net.dtype)
     init = net.clone(scan=True).init  # traces equal blocks once
     return jax.eval_shape(lambda key: unstack(init(key, images)), jax.random.key(0))
-
-
-def unstack(tree):
-    """Gives the blocks stacked under `scan` names of their own, anywhere in `tree`.
-
-    `tree` is variables, gradients, or a state that holds such dicts (Optax's too).
-    """
-
-    def split(node):
-        if not isinstance(node, dict):
-            return node
-        unrolled = {}
-        for name, value in node.items():
-            if not _is_stack(name):
-                unrolled[name] = split(value)
-                continue
-            leaves = jax.tree.leaves(value)  # none where an optimizer skips the block
-            for b in range(leaves[0].shape[0] if leaves else 0):
-                block = jax.tree.map(lambda leaf, b=b: leaf[b], value)
-                unrolled[f"{name.removesuffix('s')}{b + 2}"] = block
-        return unrolled
-
-    return jax.tree.map(split, tree, is_leaf=lambda node: isinstance(node, dict))
-
-
-def stack(tree):
-    """Undoes `unstack`: a stage's blocks after its first are stacked under one name."""
-
-    def join(node):
-        if not isinstance(node, dict):
-            return node
-        stacked, groups = {}, {}
-        for name, value in node.items():
-            stage, _, number = name.partition("_block")
-            if stage.startswith("stage") and number.isdigit() and int(number) > 1:
-                groups.setdefault(f"{stage}_blocks", {})[int(number)] = value
-            else:
-                stacked[name] = join(value)
-        for name, blocks in groups.items():
-            ordered = [blocks[number] for number in sorted(blocks)]
-            stacked[name] = jax.tree.map(_stack_arrays, *ordered)
-        return stacked
-
-    return jax.tree.map(join, tree, is_leaf=lambda node: isinstance(node, dict))
-
-
-def _stack_arrays(*arrays):
-    on_host = isinstance(arrays[0], np.ndarray)
-    return np.stack(arrays) if on_host else jnp.stack(arrays)
-
-
-def _is_stack(name: str) -> bool:
-    return name.startswith("stage") and name.endswith("_blocks")

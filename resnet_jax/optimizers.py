@@ -102,7 +102,21 @@ def optimizer(
     if config.weight_decay and decoupled:
         steps.append(decay)
     steps.append(optax.scale_by_learning_rate(learning_rate))
+    if config.bn_bias_factor != 1:
+        steps.append(_scale_bn_biases(config.bn_bias_factor))
     return optax.chain(*steps, *freeze.scale_updates(config))
+
+
+def _scale_bn_biases(factor: float) -> optax.GradientTransformation:
+    """A learning rate of their own (Jordan 2024, arXiv 2404.00498, appendix)."""
+
+    def scale(path, update):
+        is_bias = len(path) > 1 and path[-1].key == "bias" and "bn" in path[-2].key
+        return factor * update if is_bias else update
+
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
+    )
 
 
 def peak_rate(config: ConfigDict) -> float:

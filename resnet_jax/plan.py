@@ -11,12 +11,19 @@ from resnet_jax import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How many updates, and where calls end: a function of the config alone."""
+    """How many updates, and where calls end: a function of the config alone.
+
+    Attributes:
+      size_ends: the last update on images of each of `sizes`, in pixels; behind the
+        last of these they are whole.
+    """
 
     examples: int
     batch_size: int
     total_steps: int
     steps_per_call: int
+    sizes: tuple[int, ...] = ()
+    size_ends: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: ConfigDict, examples: int) -> "Plan":
@@ -37,7 +44,11 @@ class Plan:
                 "examples: lower config.epochs or config.steps"
             )
         default = 10 if jax.default_backend() == "cpu" else 100
-        return cls(examples, config.batch_size, total, config.steps_per_call or default)
+        ends = [round(fraction * total) for fraction in config.augment.size_ends]
+        return cls(
+            *(examples, config.batch_size, total, config.steps_per_call or default),
+            *(tuple(config.augment.sizes), tuple(ends)),
+        )
 
     @property
     def steps_per_epoch(self) -> float:
@@ -59,8 +70,20 @@ class Plan:
     def call_end(self, step: int) -> int:
         """Where the call that starts after update `step` ends.
 
-        At fixed multiples and at epochs' ends, wherever the run was resumed, so that
-        the numbers reported of each call are the same too.
+        At fixed multiples, at epochs' ends and where the images' size changes, wherever
+        the run was resumed, so that the numbers reported of each call are the same too.
         """
         multiple = (step // self.steps_per_call + 1) * self.steps_per_call
-        return min(multiple, self.epoch_end(self.epoch(step + 1)))
+        changes = [end for end in self.size_ends if end > step]
+        return min(multiple, self.epoch_end(self.epoch(step + 1)), *changes)
+
+    def image_size(self, step: int) -> int:
+        """Pixels of the images of the call that starts after update `step`; 0: all."""
+        return next(
+            (
+                size
+                for size, end in zip(self.sizes, self.size_ends, strict=True)
+                if step < end
+            ),
+            0,
+        )

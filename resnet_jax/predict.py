@@ -22,7 +22,6 @@ import numpy as np
 from absl import flags
 
 from resnet_jax import UserError, command_line, trained
-from resnet_jax.augment import normalize
 from resnet_jax.data.picture import SUFFIXES, UnreadableError, decode
 from resnet_jax.data.stream import StreamedImages
 from resnet_jax.parallel import Parallel
@@ -51,13 +50,9 @@ class Predictor:
         self._variables = self._parallel.replicate(run.variables)
         self._shape = run.inputs.image_shape
 
-        def logits(variables, images):
-            images = normalize(images, *run.inputs.normalization)
-            return run.net.apply(variables, images, train=False)
-
         images = self._parallel.shard(self._padded(np.empty((0, *self._shape))))
         self._logits = self._parallel.compile(
-            logits, self._variables, images, sharded=(1,)
+            run.logits, self._variables, images, sharded=(1,)
         )
 
     def __call__(self, images: np.ndarray | StreamedImages) -> np.ndarray:

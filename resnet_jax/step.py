@@ -4,6 +4,7 @@ Everything drawn at random at a step is a function of (seed, step), so a run tha
 interrupted ends as one that was not.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from resnet_jax import data, freeze, models
-from resnet_jax.augment import augment, normalize
+from resnet_jax.augment import alternate, augment, mix, normalize
 from resnet_jax.plan import Plan
 
 METRICS = ("loss", "accuracy", "gradient_norm")
@@ -28,21 +29,32 @@ class TrainState(struct.PyTreeNode):
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
+    ema: dict | None = None  # moving means of params and batch_stats
+
+    @property
+    def trained(self) -> dict:
+        """What the updates are of: params and batch_stats."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict:
-        """What the network's `apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What the network's `apply` takes, to evaluate or to use it."""
+        return self.ema or self.trained
 
     def split(self) -> dict:
         """The two trees of a checkpoint."""
         optimizer = {"step": self.step, "opt_state": self.opt_state}
+        if self.ema:
+            optimizer["trained"] = self.trained
         return {"variables": self.variables, "optimizer": optimizer}
 
     @classmethod
     def join(cls, trees: dict) -> "TrainState":
         """Undoes `split`."""
-        return cls(**trees["variables"], **trees["optimizer"])
+        variables, optimizer = trees["variables"], dict(trees["optimizer"])
+        if "trained" in optimizer:
+            return cls(**optimizer.pop("trained"), **optimizer, ema=variables)
+        return cls(**variables, **optimizer)
 
 
 class Batch(NamedTuple):
@@ -51,6 +63,7 @@ class Batch(NamedTuple):
     images: Any  # uint8 [batch, height, width, channels]
     labels: Any  # int32 [batch]
     positions: Any  # int32 [batch], places in the whole batch over all devices
+    mirrored: Any = None  # bool [batch], which to flip; None: drawn
 
 
 def create_state(
@@ -58,12 +71,14 @@ def create_state(
     tx: optax.GradientTransformation,
     seed: int,
     image_shape: tuple[int, int, int],
+    with_ema: bool = False,
 ) -> TrainState:
     """A new run's state, as NumPy arrays on the host."""
     variables = models.initialize(net, jax.random.key(seed), image_shape)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     opt_state = jax.device_get(jax.jit(tx.init)(params))
-    return TrainState(np.zeros((), np.int32), params, batch_stats, opt_state)
+    state = TrainState(np.zeros((), np.int32), params, batch_stats, opt_state)
+    return state.replace(ema=state.trained) if with_ema else state
 
 
 def make_train_step(
@@ -71,15 +86,19 @@ def make_train_step(
     tx: optax.GradientTransformation,
     config: ConfigDict,
     normalization: tuple[np.ndarray, np.ndarray],
+    image_size: int = 0,
+    plain_from: float = math.inf,
 ) -> Callable:
     """Builds `train_step(state, batch, rng, *, axis_name=None)`, one update.
 
     It is pure, and returns the new state and the step's metrics, float32 scalars:
     loss and accuracy on the batch before the update, and the gradient's norm. With
     `axis_name`, gradients, metrics and BatchNorm statistics are averaged over it.
+    Images are scaled to `image_size` (0: as they are), and not mixed from step
+    `plain_from` on. An example that is mixed counts for the larger part's class.
     """
 
-    def loss(params, batch_stats, images, labels, rng):
+    def loss(params, batch_stats, images, targets, rng):
         params = freeze.stop_gradients(config.optimizer, params)
         with freeze.kept_statistics(config.optimizer):
             logits, changed = net.apply(
@@ -89,21 +108,19 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": rng},
             )
-        targets = jax.nn.one_hot(labels, net.num_classes, dtype=logits.dtype)
-        targets = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
-        accuracy = (logits.argmax(-1) == labels).mean()
+        accuracy = (logits.argmax(-1) == targets.argmax(-1)).mean()
         metrics = {"loss": loss, "accuracy": accuracy}
         return loss, (changed.get("batch_stats", {}), metrics)
 
-    def gradients(params, batch_stats, images, labels, rng):
+    def gradients(params, batch_stats, images, targets, rng):
         """Of one part of the batch: gradients, new statistics, metrics."""
         gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
-            params, batch_stats, images, labels, rng
+            params, batch_stats, images, targets, rng
         )
         return gradient, batch_stats, metrics
 
-    def accumulated(params, batch_stats, images, labels, rng):
+    def accumulated(params, batch_stats, images, targets, rng):
         """The same of all parts: one after another, at a part's memory."""
         parts = config.optimizer.accumulate
 
@@ -117,7 +134,7 @@ def make_train_step(
 
         # Every `parts`-th example makes a part, so that each device keeps its own.
         split = [
-            x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)
+            x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, targets)
         ]
         shapes = jax.eval_shape(
             gradients, params, batch_stats, split[0][0], split[1][0], rng
@@ -131,12 +148,22 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, rng, *, axis_name=None):
         images = normalize(batch.images, *normalization)
-        images = augment(config.augment, images, rng, batch.positions)
+        images = augment(
+            config.augment, images, rng, batch.positions, batch.mirrored, image_size
+        )
+        targets = jax.nn.one_hot(batch.labels, net.num_classes, dtype=images.dtype)
+        targets = optax.smooth_labels(targets, config.label_smoothing)
+        if config.augment.mixup or config.augment.cutmix:
+            # Behind the keys of the examples and of the network.
+            mix_rng = jax.random.fold_in(rng, 2 * config.batch_size)
+            images, targets = mix(
+                config.augment, images, targets, mix_rng, state.step >= plain_from
+            )
         compute = gradients if config.optimizer.accumulate == 1 else accumulated
-        # Behind the keys of the examples: what a network with dropout draws from.
+        # Behind the keys of the examples: what a network that draws, draws from.
         network_rng = jax.random.fold_in(rng, config.batch_size + batch.positions[0])
         gradient, batch_stats, metrics = compute(
-            state.params, state.batch_stats, images, batch.labels, network_rng
+            state.params, state.batch_stats, images, targets, network_rng
         )
         if axis_name:
             gradient, batch_stats, metrics = jax.lax.pmean(
@@ -145,7 +172,16 @@ def make_train_step(
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        if state.ema:
+            # Short at first, so that the start is soon forgotten.
+            decay = jnp.minimum(
+                config.optimizer.ema, (1 + new.step) / (10.0 + new.step)
+            )
+            new = new.replace(
+                ema=optax.incremental_update(new.trained, state.ema, 1 - decay)
+            )
+        return new, metrics
 
     return train_step
 
@@ -186,7 +222,11 @@ def make_streamed_call(train_step: Callable, seed: int, axis_name: str | None):
 
 
 def make_train_call(
-    train_step: Callable, plan: Plan, seed: int, axis_name: str | None
+    train_step: Callable,
+    plan: Plan,
+    seed: int,
+    axis_name: str | None,
+    alternating_flip: bool = False,
 ) -> Callable:
     """Builds `train_call(state, split, positions, stop)`: updates until step `stop`.
 
@@ -194,6 +234,7 @@ def make_train_call(
     the epochs' permutations laid end to end, B being the batch size. Returns the new
     state and the sums of the steps' metrics.
     """
+    flip_key = jax.random.fold_in(jax.random.key(seed), 2)
     epochs_a_call = plan.steps_per_call * plan.batch_size // plan.examples + 2
 
     def train_call(state: TrainState, split: data.Split, positions, stop):
@@ -208,6 +249,8 @@ def make_train_call(
             epoch, place = jnp.divmod(step * plan.batch_size + positions, plan.examples)
             chosen = orders[epoch - first_epoch, place]
             batch = Batch(split.images[chosen], split.labels[chosen], positions)
+            if alternating_flip:
+                batch = batch._replace(mirrored=alternate(flip_key, chosen, epoch))
             rng = jax.random.fold_in(draws_key, step)
             state, metrics = train_step(state, batch, rng, axis_name=axis_name)
             return state, jax.tree.map(jnp.add, sums, metrics)

@@ -112,13 +112,15 @@ def device_bytes(
 ) -> dict[str, int]:
     """What each device holds whole while it trains, however many there are, in bytes.
 
-    'model state' is parameters, BatchNorm's statistics and the optimizer's state;
-    'data set' is `examples` images of all splits and their labels, 0 where they are
-    streamed. Activations come on top, of a device's part of the batch.
+    'model state' is parameters and BatchNorm's statistics (twice, with moving means of
+    them) and the optimizer's state; 'data set' is `examples` images of all splits and
+    their labels, 0 where they are streamed. Activations come on top, of a device's part
+    of the batch.
     """
     variables = models.variable_shapes(net.clone(scan=True), image_shape)
     tx = optimizers.optimizer(config.optimizer, optax.constant_schedule(0.0))
     opt_state = jax.eval_shape(tx.init, variables["params"])
+    ema = variables if config.optimizer.ema else None
 
     def size(tree) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -127,7 +129,7 @@ def device_bytes(
     streams = pixels > data.RESIDENT_BYTES if stream == "auto" else stream == "always"
     labels = examples * np.dtype(np.int32).itemsize
     return {
-        "model state": size((variables, opt_state, np.int32(0))),  # and the step
+        "model state": size((variables, ema, opt_state, np.int32(0))),  # and the step
         "gradients": size(variables["params"]),
         "data set": 0 if streams else pixels + labels,
     }

@@ -6,14 +6,16 @@ is kept in the run's directory, so that using it needs no data set on the disk.
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError, bucket, data, models, parallel, workdir
-from resnet_jax.augment import statistics
+from resnet_jax.augment import averaged_over_flip, normalize, statistics
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network, validate
 from resnet_jax.metrics import best_step, read_rows
@@ -58,6 +60,15 @@ class Trained:
     inputs: Inputs
     net: models.ResNet
     variables: dict
+
+    def logits(
+        self, variables: dict, images: UInt8[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """What evaluation computes of images as they are stored, for use inside jit."""
+        forward = partial(self.net.apply, variables, train=False)
+        if self.config.test_time_flip:
+            forward = averaged_over_flip(forward)
+        return forward(normalize(images, *self.inputs.normalization))
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -35,7 +35,7 @@ class Trainer:
       normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
-      program: the compiled call that trains, once `compile` has made it.
+      programs: the compiled calls that train, by the images' size, after `compile`.
     """
 
     def __init__(
@@ -52,6 +52,18 @@ class Trainer:
         """
         self._config = config
         self._dataset = dataset
+        self._streams = isinstance(dataset.train.images, data.StreamedImages)
+        if self._streams and config.augment.alternating_flip:
+            raise UserError(
+                "config.augment.alternating_flip=True: images that are streamed cannot "
+                "be flipped alternately: set it to False, or dataset.stream to 'never'"
+            )
+        height, width, _ = dataset.image_shape
+        if any(size >= min(height, width) for size in config.augment.sizes):
+            raise UserError(
+                f"config.augment.sizes={tuple(config.augment.sizes)}: give sizes below "
+                f"the {min(height, width)} pixels of the images"
+            )
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(
             devices or jax.devices(), config.parallel, config.batch_size
@@ -80,7 +92,8 @@ class Trainer:
     def new_state(self) -> TrainState:
         """The state of step 0: NumPy arrays, blocks under their unrolled names."""
         config, shape = self._config, self._dataset.image_shape
-        state = create_state(self.net, self._tx, config.seed, shape)
+        ema = config.optimizer.ema > 0
+        state = create_state(self.net, self._tx, config.seed, shape, ema)
         freeze.check(config.optimizer, state.params)
         return models.unstack(state)
 
@@ -99,11 +112,19 @@ class Trainer:
           state: on the devices.
         """
         config, dataset, parallel = self._config, self._dataset, self.parallel
-        train_step = make_train_step(self.net, self._tx, config, self.normalization)
+        plain_steps = config.augment.plain_epochs * self.plan.steps_per_epoch
+        train_steps = {
+            size: make_train_step(
+                *(self.net, self._tx, config, self.normalization, size),
+                plain_from=self.plan.total_steps - plain_steps,
+            )
+            for size in (*self.plan.sizes, 0)
+        }
         start = time.perf_counter()
-        streams = isinstance(dataset.train.images, data.StreamedImages)
-        compile_train = self._compile_streamed if streams else self._compile_resident
-        self._run = compile_train(state, train_step)
+        compile_train = (
+            self._compile_streamed if self._streams else self._compile_resident
+        )
+        self._run = compile_train(state, train_steps)
         self._evaluators = {
             name: Evaluator(
                 self.net,
@@ -111,6 +132,7 @@ class Trainer:
                 self.normalization,
                 config.batch_size,
                 parallel,
+                config.test_time_flip,
                 # As long as a call of training: a batch's forward pass is a third.
                 batches_per_call=3 * self.plan.steps_per_call,
             )
@@ -124,43 +146,55 @@ class Trainer:
             evaluator.compile(state.variables)
         self.compile_seconds += time.perf_counter() - start
 
-    def _compile_resident(self, state: TrainState, train_step: Callable) -> Callable:
-        """Updates of which the devices have all the data."""
-        config, parallel = self._config, self.parallel
-        train_call = make_train_call(
-            train_step, self.plan, config.seed, parallel.axis_name
-        )
+    def _compile_resident(
+        self, state: TrainState, train_steps: dict[int, Callable]
+    ) -> Callable:
+        """Updates of which the devices have all the data, for each size of images."""
+        config, parallel, plan = self._config, self.parallel, self.plan
         placed = (
             parallel.replicate(self._dataset.train),
             parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
         )
-        self.program = call = parallel.compile(
-            train_call,
-            *(state, *placed, parallel.replicate(np.int32(0))),
-            sharded=(2,),
-            donated=(0,),
-        )
+        self.programs = calls = {
+            size: parallel.compile(
+                make_train_call(
+                    *(train_step, plan, config.seed, parallel.axis_name),
+                    config.augment.alternating_flip,
+                ),
+                *(state, *placed, parallel.replicate(np.int32(0))),
+                sharded=(2,),
+                donated=(0,),
+            )
+            for size, train_step in train_steps.items()
+        }
 
         def run(state: TrainState, start: int, stop: int):
+            call = calls[plan.image_size(start)]
             return call(state, *placed, parallel.replicate(np.int32(stop)))
 
         return run
 
-    def _compile_streamed(self, state: TrainState, train_step: Callable) -> Callable:
+    def _compile_streamed(
+        self, state: TrainState, train_steps: dict[int, Callable]
+    ) -> Callable:
         """The same updates, of batches that are read meanwhile."""
         config, parallel, plan = self._config, self.parallel, self.plan
         feed = train_feed(self._dataset.train, plan, config.seed, parallel)
         zeros = dict.fromkeys(METRICS, np.float32(0))
-        self.program = call = parallel.compile(
-            make_streamed_call(train_step, config.seed, parallel.axis_name),
-            *(state, parallel.replicate(zeros), *feed.empty_block(), feed.positions),
-            parallel.replicate(np.int32(0)),
-            sharded=(2, 3, 4),
-            donated=(0,),
-        )
+        self.programs = calls = {
+            size: parallel.compile(
+                make_streamed_call(train_step, config.seed, parallel.axis_name),
+                *(state, parallel.replicate(zeros)),
+                *(*feed.empty_block(), feed.positions, parallel.replicate(np.int32(0))),
+                sharded=(2, 3, 4),
+                donated=(0,),
+            )
+            for size, train_step in train_steps.items()
+        }
 
         def run(state: TrainState, start: int, stop: int):
             sums, before = parallel.replicate(zeros), None
+            call = calls[plan.image_size(start)]
             blocks = feed.blocks(start, stop, end=plan.total_steps)
             for _, last, images, labels in blocks:
                 last = parallel.replicate(np.int32(last))

@@ -10,20 +10,25 @@ import scipy.stats
 from ml_collections import ConfigDict
 from PIL import Image
 
-from resnet_jax.augment import augment, normalize, statistics
+from configs import common
+from resnet_jax.augment import (
+    alternate,
+    augment,
+    averaged_over_flip,
+    mix,
+    normalize,
+    statistics,
+)
 
 SHAPES = [(8, 1), (8, 3), (32, 1), (32, 3)]
 
 
-def settings(crop=0.0, shift=0.0, flip=False, random_resized_crop=0.0) -> ConfigDict:
-    return ConfigDict(
-        {
-            "crop": crop,
-            "shift": shift,
-            "flip": flip,
-            "random_resized_crop": random_resized_crop,
-        }
-    )
+def settings(**changes) -> ConfigDict:
+    """`config.augment` with everything off but the changes."""
+    config = common.default().augment
+    config.update(crop=0.0, flip=False)
+    config.update(changes)
+    return config
 
 
 def random_images(count, size, channels, seed=0):
@@ -344,3 +349,142 @@ def test_normalize_subtracts_the_mean_and_divides_by_the_scale(
     np.testing.assert_allclose(result.mean(axes), 0, atol=1e-5)
     if normalization == "mean_std":
         np.testing.assert_allclose(result.std(axes), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "part"), [(32, 0.5), (32, 0.25), (24, 0.4)])
+def test_cutout_zeros_a_square_around_any_pixel(size, part):
+    count, side = 3000, round(part * size)
+    results = run(settings(cutout=part), np.ones((count, size, size, 1), np.float32))
+    cut = results[..., 0] == 0
+    squares = {}
+    for row in range(size):
+        for column in range(size):
+            square = np.zeros((size, size), bool)
+            top, left = row - side // 2, column - side // 2
+            square[max(top, 0) : top + side, max(left, 0) : left + side] = True
+            squares.setdefault(square.tobytes(), (row, column))
+    centres = [squares[image.tobytes()] for image in cut]
+    for found in zip(*centres, strict=True):
+        assert is_uniform(np.bincount(found, minlength=size))
+    images = random_images(8, size, 3)
+    changed = run(settings(cutout=part), images)
+    assert ((changed == images) | (changed == 0)).all()
+
+
+def test_alternating_flip_shows_both_ways_in_two_epochs():
+    rows = jnp.arange(4000)
+    key = jax.random.key(3)
+    epochs = [np.asarray(alternate(key, rows, jnp.full(4000, e))) for e in range(4)]
+    assert is_uniform([epochs[0].sum(), (~epochs[0]).sum()])
+    assert (epochs[0] != epochs[1]).all()
+    assert (epochs[0] == epochs[2]).all()
+    assert (epochs[1] == epochs[3]).all()
+    other = np.asarray(alternate(jax.random.key(4), rows, jnp.zeros(4000, int)))
+    assert is_uniform([(other == epochs[0]).sum(), (other != epochs[0]).sum()])
+
+
+def test_given_flips_are_made():
+    images, key = jnp.asarray(random_images(6, 8, 3)), jax.random.key(0)
+    mirrored = jnp.array([True, False, False, True, True, False])
+    results = augment(settings(flip=True), images, key, jnp.arange(6), mirrored)
+    expected = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_array_equal(results, expected)
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(32, 16), (32, 24), (28, 11)])
+def test_smaller_images_are_pillows_means_over_areas(size, smaller):
+    images, key = random_images(4, size, 3), jax.random.key(0)
+    results = augment(
+        settings(), jnp.asarray(images), key, jnp.arange(4), None, smaller
+    )
+    for image, result in zip(images, results, strict=True):
+        channels = [
+            Image.fromarray(channel).resize((smaller, smaller), Image.Resampling.BOX)
+            for channel in np.moveaxis(image, -1, 0)
+        ]
+        if size % smaller == 0:
+            expected = np.stack(channels, axis=-1)
+        else:  # Pillow's boxes are of whole pixels there
+            fine = image.repeat(smaller, 0).repeat(smaller, 1)
+            expected = fine.reshape(smaller, size, smaller, size, 3).mean((1, 3))
+        np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+def test_crops_of_smaller_images_are_means_over_crops():
+    images = jnp.asarray(random_images(16, 32, 3))
+    config = settings(crop=0.125, flip=True)
+    key, places = jax.random.key(5), jnp.arange(16)
+    whole = augment(config, images, key, places)
+    expected = np.asarray(whole).reshape(16, 16, 2, 16, 2, 3).mean((2, 4))
+    results = augment(config, images, key, places, None, 16)
+    np.testing.assert_allclose(results, expected, atol=1e-5)
+
+
+def mixed(config, images, keys, plain=False):
+    targets = jnp.eye(len(images))
+    function = jax.vmap(lambda key: mix(config, images, targets, key, jnp.array(plain)))
+    return map(np.asarray, jax.jit(function)(keys))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_mixup_adds_opposite_examples_by_weights_of_a_beta_distribution(alpha):
+    images = random_images(6, 8, 3)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    results, targets = mixed(settings(mixup=alpha), jnp.asarray(images), keys)
+    weights = targets[:, 0, 0].astype(np.float64)
+    for weight, result, target in list(zip(weights, results, targets, strict=True))[
+        :50
+    ]:
+        expected = weight * images + (1 - weight) * images[::-1]
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+        expected = weight * np.eye(6) + (1 - weight) * np.eye(6)[::-1]
+        np.testing.assert_allclose(target, expected, atol=1e-6)
+    assert scipy.stats.kstest(weights, scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def paper_boxes(alpha, size, count):
+    """The share of the image that is pasted, drawn by NumPy as Yun et al. 2019 do."""
+    draws = np.random.default_rng(0)
+    part = np.sqrt(1 - draws.beta(alpha, alpha, count))
+    sides = (part * size).astype(int)
+    share = np.ones(count)
+    for centre in draws.integers(0, size, (2, count)):
+        low = centre - sides // 2
+        share *= (np.minimum(low + sides, size) - np.maximum(low, 0)) / size
+    return share
+
+
+def test_cutmix_pastes_rectangles_of_opposite_examples():
+    size, count = 16, 3000
+    images = random_images(6, size, 3)
+    keys = jax.random.split(jax.random.key(0), count)
+    results, targets = mixed(settings(cutmix=1.0), jnp.asarray(images), keys)
+    pasted = (results[:, 0] != images[0]).any(-1)
+    for place, result, target in list(zip(pasted, results, targets, strict=True))[:200]:
+        rows, columns = place.any(1), place.any(0)
+        assert (place == rows[:, None] & columns).all()
+        for side in (rows, columns):
+            assert (np.diff(side.astype(int)) != 0).sum() <= 2
+        expected = np.where(place[..., None], images[::-1], images)
+        np.testing.assert_array_equal(result, expected)
+        expected = (1 - place.mean()) * np.eye(6) + place.mean() * np.eye(6)[::-1]
+        np.testing.assert_allclose(target, expected, atol=1e-6)
+    shares = pasted.mean((1, 2))
+    assert scipy.stats.ks_2samp(shares, paper_boxes(1.0, size, count)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_nothing_is_mixed_in_the_plain_tail(kind):
+    images = random_images(6, 8, 3)
+    keys = jax.random.split(jax.random.key(0), 20)
+    results, targets = mixed(settings(**{kind: 1.0}), jnp.asarray(images), keys, True)
+    assert (results == images).all()
+    assert (targets == np.eye(6)).all()
+
+
+def test_average_over_flip():
+    images = random_images(3, 8, 3)
+    weights = np.random.default_rng(1).normal(size=(8, 8, 3))
+    result = averaged_over_flip(lambda x: (x * weights).sum((1, 2, 3)))(images)
+    expected = [(x * (weights + weights[:, ::-1])).sum() / 2 for x in images]
+    np.testing.assert_allclose(result, expected, rtol=1e-5)

@@ -102,7 +102,9 @@ def test_imagenet_recipe_is_resnet_18_at_224_pixels(tmp_path):
     assert f"{count:,}" in module("image_folder").__doc__
     with pytest.raises(UserError, match="did you mean 'imagenet'"):
         module("image_folder").get_config("imagnet")
-    with pytest.raises(UserError, match=r"choose one of paper, keras, smoke$"):
+    with pytest.raises(
+        UserError, match=r"choose one of paper, keras, strong, fast, smoke$"
+    ):
         module("v1_20").get_config("imagenet")
 
 
@@ -262,6 +264,8 @@ BAD = [
     ("optimizer.linear_rate_batch", -128),
     ("model.dtype", "float16"),
     ("model.dtype", "int32"),
+    ("model.stochastic_depth", 1.0),
+    ("model.stochastic_depth", math.nan),
     ("dataset.name", "cifar11"),
     ("dataset.name", ""),
     ("dataset.data_dir", "not/there"),
@@ -283,6 +287,14 @@ BAD = [
     ("augment.random_resized_crop", math.nan),
     ("augment.shift", -0.1),
     ("augment.shift", math.inf),
+    ("augment.cutout", -0.1),
+    ("augment.cutout", 1.5),
+    ("augment.mixup", -1.0),
+    ("augment.cutmix", math.nan),
+    ("augment.plain_epochs", -1.0),
+    ("augment.sizes", (4,)),
+    ("augment.sizes", ("big",)),
+    ("augment.size_ends", (0.5,)),
     ("optimizer.name", "sgdm"),
     ("optimizer.name", ""),
     ("optimizer.learning_rate", 0.0),
@@ -304,6 +316,9 @@ BAD = [
     ("optimizer.freeze", "(stem"),
     ("optimizer.backbone_factor", 0.0),
     ("optimizer.backbone_factor", math.inf),
+    ("optimizer.bn_bias_factor", -1.0),
+    ("optimizer.ema", 1.0),
+    ("optimizer.ema", math.nan),
     ("optimizer.accumulate", 0),
     ("optimizer.accumulate", -2),
     ("optimizer.accumulate", 3),
@@ -348,8 +363,9 @@ def test_bad_value_is_refused_with_field_and_value(field, value):
 
 def test_every_field_that_can_be_wrong_is_among_them():
     flags_and_free_text = {
-        *("model.residual", "model.scan", "model.remat"),
-        *("augment.flip", "optimizer.nesterov", "init_from"),
+        *("model.residual", "model.scan", "model.remat", "model.zero_init"),
+        *("augment.flip", "augment.alternating_flip", "test_time_flip"),
+        *("optimizer.nesterov", "init_from"),
     }
     fields = {
         name if not hasattr(value, "items") else f"{name}.{inner}"

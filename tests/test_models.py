@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import models, summary
+from resnet_jax import layers, models, summary
 
 # Logic is under test, not speed: compile without optimisation.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -860,3 +860,99 @@ def test_summary_agrees_with_the_variables_layer_by_layer(kind):
         assert summary.count_parameters(module) == layer.parameters
         total += layer.parameters * layer.copies
     assert summary.count_parameters(params) == total
+
+
+# Stochastic depth and blocks that begin as the identity
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_stochastic_depth_falls_linearly_from_block_to_block(scan, monkeypatch):
+    """Branches scaled by what is given as their chance: a network of known weights."""
+    monkeypatch.setattr(layers, "stochastic_depth", lambda y, survival, _: y * survival)
+    net = build(V1, 20, stochastic_depth=0.5, scan=scan)
+    plain = build(V1, 20)
+    variables = models.initialize(plain, jax.random.key(0), TINY)
+    images = jax.random.normal(jax.random.key(1), (4, *TINY))
+    # In the plain network, scales of each block's last BN do the same.
+    scaled = jax.tree.map(np.copy, variables)
+    for number in range(9):
+        name = f"stage{number // 3 + 1}_block{number % 3 + 1}"
+        scaled["params"][name]["bn2"]["scale"] *= 1 - 0.5 * (number + 1) / 9
+    expected, _ = quick_apply(plain, scaled, images)
+    used = models.stack(variables) if scan else variables
+    found, _ = quick_apply(net, used, images, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def quick_apply(net, variables, images, **more):
+    return quick_jit(partial(apply, net))(variables, images, **more)
+
+
+def apply(net, variables, images, **more):
+    return net.apply(variables, images, train=True, mutable=["batch_stats"], **more)
+
+
+@pytest.mark.parametrize("kind", [V1, V2], ids=label)
+def test_stochastic_depth_is_drawn_in_training_alone(kind):
+    depth = 8 if kind is V1 else 11
+    net = build(kind, depth, stochastic_depth=0.5)
+    variables = models.initialize(net, jax.random.key(0), TINY)
+    images = jax.random.normal(jax.random.key(1), (2, *TINY))
+    np.testing.assert_array_equal(
+        net.apply(variables, images), build(kind, depth).apply(variables, images)
+    )
+    train = partial(net.apply, train=True, mutable=["batch_stats"])
+    draw = quick_jit(lambda key: train(variables, images, rngs={"dropout": key})[0])
+    outcomes = {np.asarray(draw(jax.random.key(seed))).tobytes() for seed in range(40)}
+    assert 3 <= len(outcomes) <= 2**3
+
+
+def test_stochastic_depth_keeps_the_mean_and_leaves_out_whole_batches():
+    branch = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    results = jax.vmap(lambda key: layers.stochastic_depth(branch, 0.8, key))(keys)
+    left_out = (np.asarray(results) == 0).all((1, 2, 3, 4))
+    kept = np.asarray(results)[~left_out]
+    np.testing.assert_allclose(kept, np.broadcast_to(branch / 0.8, kept.shape), 1e-6)
+    assert abs(left_out.mean() - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 4000)
+
+
+@pytest.mark.parametrize(
+    "kind", [V1, V1_B, V2, PRE_BASIC_A, POST_BOTTLENECK, KERAS_V1, KERAS_V2], ids=label
+)
+@pytest.mark.parametrize("scan", [False, True])
+def test_blocks_begin_as_the_identity_and_learn(kind, scan):
+    net = build(
+        kind, 29 if kind in (V2, POST_BOTTLENECK, KERAS_V2) else 20, zero_init=True
+    )
+    net = net.clone(scan=scan)
+    variables = models.initialize(net, jax.random.key(0), TINY)
+    images = jax.random.normal(jax.random.key(1), (4, *TINY))
+    # Behind the first block of a stage nothing changes, so its length does not matter.
+    unrolled = models.unstack(variables)
+    short = net.clone(scan=False, blocks_per_stage=(1, 1, 1))
+    kept = {
+        collection: {
+            name: tree
+            for name, tree in unrolled[collection].items()
+            if "_block" not in name or name.endswith("_block1")
+        }
+        for collection in unrolled
+    }
+    expected, _ = quick_apply(short, kept, images)
+    found, _ = quick_apply(net, variables, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    def loss(params):
+        logits, _ = apply(net, {**variables, "params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.arange(4)
+        ).mean()
+
+    gradient = models.unstack(quick_jit(jax.grad(loss))(variables["params"]))
+    last = "bn" if net.activation == "post" else "conv"
+    last += "2" if net.block == "basic" else "3"
+    leaf = "scale" if net.activation == "post" else "kernel"
+    for name, tree in gradient.items():
+        if "_block" in name:
+            assert np.abs(tree[last][leaf]).max() > 0

@@ -428,3 +428,18 @@ def test_rates_of_very_short_runs_are_finite_and_positive(name, total):
     assert np.isfinite(got).all()
     assert (got > 0).all()
     assert got.max() <= np.float32(0.1)
+
+
+def test_biases_of_batch_norm_have_a_rate_of_their_own():
+    params, gradient = random_tree(0), random_tree(1)
+    updates = []
+    for factor in (1.0, 64.0):
+        config = settings(nesterov=True, weight_decay=1e-2, bn_bias_factor=factor)
+        tx = optimizers.optimizer(config, optax.constant_schedule(0.1))
+        updates.append(tx.update(gradient, tx.init(params), params)[0])
+    ratio = jax.tree.map(lambda one, other: other / one, *updates)
+    expected = jax.tree.map(np.ones_like, params)
+    expected["bn"]["bias"] *= 64
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ratio, expected
+    )

@@ -170,3 +170,16 @@ def test_run_too_long_to_count_in_int32_is_an_error(changes):
 def test_longest_run_is_allowed():
     plan = Plan.of(config_of(steps=2**24 - 1, batch_size=128), 50_000)
     assert plan.total_steps == 2**24 - 1
+
+
+def test_calls_end_where_the_images_grow():
+    config = config_of(epochs=10, batch_size=10, steps_per_call=7)
+    config.augment.update(sizes=(16, 24), size_ends=(0.25, 0.6))
+    plan = Plan.of(config, 100)
+    ends = walk(plan)
+    assert {25, 60} <= set(ends)
+    starts = [0, *ends[:-1]]
+    sizes = [plan.image_size(step) for step in starts]
+    assert sizes == [16 if s < 25 else 24 if s < 60 else 0 for s in starts]
+    for step in range(plan.total_steps):
+        assert plan.call_end(step) == ends[bisect.bisect_right(ends, step)]

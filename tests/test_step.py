@@ -151,3 +151,101 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(setting):
     targets = 0.8 * np.eye(10)[np.asarray(batch.labels)] + 0.2 / 10
     expected = -(targets * chance).sum(1).mean()
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def steps(setting, count, plain_from=float("inf"), **changes):
+    """The states before and after each of some steps, and their metrics."""
+    config, net, variables, batch, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    tx = optax.sgd(0.1)
+    state = TrainState(
+        jnp.int32(0), **variables, opt_state=tx.init(variables["params"])
+    )
+    if config.optimizer.ema:
+        state = state.replace(ema=state.trained)
+    step = make_train_step(net, tx, config, normalization, plain_from=plain_from)
+    step, states, metrics = jax.jit(step), [state], []
+    for _ in range(count):
+        state, measured = step(state, batch, jax.random.key(1))
+        states.append(state)
+        metrics.append(measured)
+    return states, metrics
+
+
+def test_ema_is_the_moving_mean_of_weights_and_statistics(setting):
+    states, _ = steps(setting, 5, **{"optimizer.ema": 0.3})
+    plain, _ = steps(setting, 5)
+    assert same(states[-1].trained, plain[-1].trained)
+    expected = [np.float64(leaf) for leaf in jax.tree.leaves(states[0].trained)]
+    for number, state in enumerate(states[1:], start=1):
+        decay = min(0.3, (1 + number) / (10 + number))
+        leaves = jax.tree.leaves(state.trained)
+        expected = [
+            decay * old + (1 - decay) * np.float64(new)
+            for old, new in zip(expected, leaves, strict=True)
+        ]
+    for found, leaf in zip(jax.tree.leaves(state.variables), expected, strict=True):
+        np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-6)
+    assert TrainState.join(state.split()) == state
+
+
+def same(tree, other) -> bool:
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_mixing_ends_with_the_plain_tail(setting):
+    mixup = {"augment.mixup": 1.0}
+    plain, _ = steps(setting, 2)
+    tail, _ = steps(setting, 2, plain_from=1.0, **mixup)
+    never, _ = steps(setting, 2, plain_from=0.0, **mixup)
+    assert not same(tail[1].params, plain[1].params)
+    close(never[2].params, plain[2].params)
+    # From the same state, the step in the tail is a plain one.
+    config, net, _, batch, normalization = setting
+    step = jax.jit(make_train_step(net, optax.sgd(0.1), config, normalization))
+    after, _ = step(tail[1], batch, jax.random.key(1))
+    close(after.params, tail[2].params)
+
+
+def test_mixed_loss_is_the_mean_of_both_classes_losses(setting, monkeypatch):
+    _, net, variables, batch, normalization = setting
+    monkeypatch.setattr(jax.random, "beta", lambda *_: jnp.float32(0.7))
+    _, metrics = one_step(setting, **{"augment.mixup": 1.0})
+    images = normalize(batch.images, *normalization)
+    images = 0.7 * images + 0.3 * images[::-1]
+    logits, _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    chances = np.asarray(jax.nn.log_softmax(logits))
+    rows, labels = np.arange(32), np.asarray(batch.labels)
+    loss = -(0.7 * chances[rows, labels] + 0.3 * chances[rows, labels[::-1]]).mean()
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
+    assert metrics["accuracy"] == (chances.argmax(1) == labels).mean()
+
+
+def test_images_are_flipped_alternately():
+    """Each example's flips, told by a step that counts them, over four epochs."""
+    examples, batch_size = 12, 4
+
+    def count(state, batch, rng, *, axis_name):
+        seen = state.params["seen"].at[batch.labels].add(batch.mirrored)
+        zero = jnp.float32(0)
+        metrics = {"loss": zero, "accuracy": zero, "gradient_norm": zero}
+        return state.replace(step=state.step + 1, params={"seen": seen}), metrics
+
+    plan = Plan(examples, batch_size, 12, steps_per_call=12)
+    call = jax.jit(make_train_call(count, plan, 0, None, alternating_flip=True))
+    numbers = jnp.arange(examples, dtype=jnp.int32)
+    split = data.Split(jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers)
+    zeros = {"seen": jnp.zeros(examples, jnp.int32)}
+    state = TrainState(jnp.int32(0), zeros, {}, ())
+    flips = [np.zeros(examples, int)]
+    for end in (3, 6, 9, 12):
+        positions = jnp.arange(batch_size, dtype=jnp.int32)
+        state, _ = call(state, split, positions, jnp.int32(end))
+        flips.append(np.asarray(state.params["seen"]))
+    first, second, third, fourth = np.diff(flips, axis=0)
+    assert 0 < first.sum() < examples
+    assert (first + second == 1).all()
+    assert (first == third).all()
+    assert (second == fourth).all()

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, results, summary, train
+from resnet_jax import UserError, data, results, summary, train, trained
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import read_rows
+from resnet_jax.preemption import StoppedError
 from resnet_jax.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +50,7 @@ def same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     "changes",
     [
         {},
-        {"optimizer.name": "adamw", "model.scan": True},
+        {"optimizer.name": "adamw", "model.scan": True, "optimizer.ema": 0.99},
         {"optimizer.freeze": "^stem|^stage1", "optimizer.backbone_factor": 0.1},
     ],
     ids=str,
@@ -286,3 +288,63 @@ def test_cifar10_trains_and_counts_every_test_image(tmp_path):
     summary = train.train_and_evaluate(config, tmp_path)
     assert summary["test_examples"] == 10000
     assert summary["test_accuracy"] > 0.12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "scan"), [("jit", True), ("pmap", False)])
+def test_every_ingredient_at_once_resumes_to_the_same_bits(tmp_path, mode, scan):
+    config = digits_config(
+        **{
+            "parallel": mode,
+            "label_smoothing": 0.1,
+            "test_time_flip": True,
+            "dataset.image_size": 16,
+            "model.scan": scan,
+            "model.depth": 14,
+            "model.stochastic_depth": 0.2,
+            "model.zero_init": True,
+            "augment.flip": True,
+            "augment.alternating_flip": True,
+            "augment.cutout": 0.25,
+            "augment.cutmix": 1.0,
+            "augment.plain_epochs": 0.2,
+            "augment.sizes": (8,),
+            "augment.size_ends": (0.5,),
+            "optimizer.bn_bias_factor": 8.0,
+            "optimizer.ema": 0.9,
+        }
+    )
+    straight = train.train_and_evaluate(config, tmp_path / "straight")
+    stopped = Stopped(signal.SIGTERM, after=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train", stopped(Trainer.train))
+        with pytest.raises(StoppedError):
+            train.train_and_evaluate(config, tmp_path / "halves")
+    resumed = train.train_and_evaluate(config, tmp_path / "halves")
+    arrays = [saved_arrays(tmp_path / name, config) for name in ("straight", "halves")]
+    assert same_bits(*arrays)
+    for name in ("test_accuracy", "test_loss"):
+        assert straight[name] == resumed[name]
+    # What is evaluated again, from the checkpoint, is what the run reported.
+    run = trained.load(tmp_path / "straight")
+    dataset = data.load(config.dataset)
+    logits = np.asarray(jax.jit(run.logits)(run.variables, dataset.eval.images))
+    accuracy = (logits.argmax(1) == dataset.eval.labels).mean()
+    assert accuracy == straight["test_accuracy"]
+
+
+class Stopped:
+    """Makes a signal come behind some calls of a method."""
+
+    def __init__(self, number: signal.Signals, after: int):
+        self._number, self._left = number, after
+
+    def __call__(self, method):
+        def counted(*args):
+            result = method(*args)
+            self._left -= 1
+            if not self._left:
+                signal.raise_signal(self._number)
+            return result
+
+        return counted
