@@ -105,6 +105,7 @@ def default() -> ConfigDict:
     # sgd adam adamw rmsprop adagrad adadelta lars lion
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
+    config.optimizer.linear_rate_batch = 0  # the rate is of this batch size; 0: of any
     config.optimizer.momentum = 0.9  # of sgd, lars and rmsprop
     config.optimizer.nesterov = False
     config.optimizer.epsilon = 1e-8  # of adam, adamw and rmsprop

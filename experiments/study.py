@@ -85,7 +85,8 @@ class Study:
     def cell(self, measure: Callable[..., dict], **settings) -> dict:
         """Returns `measure(**settings)`, or what it returned before.
 
-        Settings and result are what JSON can hold; see `numbers`.
+        Settings and result are what JSON can hold; see `numbers`. A result's "device"
+        is what measured it, and is kept beside it.
 
         Raises:
           UserError: it is not stored, and the study only draws.
@@ -106,11 +107,13 @@ class Study:
             start = time.perf_counter()
             result = measure(**settings)
             seconds = round(time.perf_counter() - start, 2)
+            # Named where another process measured: two cannot always share a device.
+            device = result.pop("device", None) or jax.devices()[0].device_kind
             self._cells[key] = {
                 "settings": settings,
                 "result": result,
                 "seconds": seconds,
-                "device": jax.devices()[0].device_kind,
+                "device": device,
                 **workdir.provenance(),
             }
             self.out.mkdir(parents=True, exist_ok=True)

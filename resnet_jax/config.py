@@ -48,6 +48,7 @@ _RANGES = {
     "augment.cutmix": (0, 1e3, True),
     "augment.plain_epochs": (0, 10**6, True),
     "optimizer.learning_rate": (0, 1e6, False),
+    "optimizer.linear_rate_batch": (0, 10**6, True),
     "optimizer.momentum": (0, 1, True),
     "optimizer.epsilon": (0, 1, False),
     "optimizer.weight_decay": (0, 1, True),
@@ -154,7 +155,7 @@ def _validate_mixing(augment: ConfigDict) -> None:
     if augment.mixup and augment.cutmix:
         _refuse("augment.mixup", augment.mixup, "set it or augment.cutmix to 0")
     if augment.alternating_flip and not augment.flip:
-        _refuse("augment.alternating_flip", True, "set augment.flip to True too")
+        _refuse("augment.flip", False, "set it to True for augment.alternating_flip")
     sizes, ends = tuple(augment.sizes), tuple(augment.size_ends)
     if not all(isinstance(size, int) and size >= 8 for size in sizes):
         _refuse("augment.sizes", sizes, "give whole numbers of pixels from 8 up")

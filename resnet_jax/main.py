@@ -10,7 +10,16 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import UserError, command_line, hosts, report, seeds, train, workdir
+from resnet_jax import (
+    UserError,
+    bucket,
+    command_line,
+    hosts,
+    report,
+    seeds,
+    train,
+    workdir,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -21,8 +30,9 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string(
             "workdir",
             None,
-            "The run's directory; else runs/CONFIG[-RECIPE][-DATASET]/seed<seed>. Of "
-            "several --config.seeds the one that theirs, seed<seed>, are in.",
+            "The run's directory, or gs://BUCKET/DIR; else "
+            "runs/CONFIG[-RECIPE][-DATASET]/seed<seed>. Of several --config.seeds the "
+            "one that theirs, seed<seed>, are in.",
             flag_values=values,
         )
         hosts.define_flags(values)
@@ -32,8 +42,9 @@ def main(argv: list[str]) -> None:
     if values.workdir == "":
         raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])
-    directory = Path(values.workdir or workdir.default(config_flag, config))
+    place = values.workdir or workdir.default(config_flag, config)
     hosts.join(values.coordinator, values.num_processes, values.process_id)
+    directory = hosts.from_first(lambda: bucket.local(place))
     if config.seeds == 1:
         run(config, directory)
     else:

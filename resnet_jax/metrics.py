@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from resnet_jax import UserError
+from resnet_jax import UserError, bucket
 from resnet_jax import workdir as files
 from resnet_jax.plan import Plan
 
@@ -114,6 +114,7 @@ class Recorder:
         if self._workdir:
             path = self._workdir / "metrics.jsonl"
             files.write(path, "".join(map(_line, self._rows)))
+            bucket.send(self._workdir, when_due=True)
         self._written = time.perf_counter()
 
     def _record(self, step: int, scalars: dict) -> None:

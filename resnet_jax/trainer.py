@@ -35,6 +35,7 @@ class Trainer:
       normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
+      programs: the compiled calls that train, by the images' size, after `compile`.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Trainer:
         config: ConfigDict,
         dataset: data.Dataset,
         build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+        devices: list | None = None,
     ):
-        """Builds the network by `build(config, num_classes)`.
+        """Builds the network by `build(config, num_classes)`; on all devices, if None.
 
         Raises:
           UserError: the batch does not suit the data or the devices.
@@ -63,7 +65,9 @@ class Trainer:
                 f"the {min(height, width)} pixels of the images"
             )
         self.plan = Plan.of(config, len(dataset.train.labels))
-        self.parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
+        self.parallel = Parallel.over(
+            devices or jax.devices(), config.parallel, config.batch_size
+        )
         parts = config.optimizer.accumulate
         pieces = self.parallel.device_count if config.parallel == "pmap" else 1
         if config.batch_size // pieces % parts:
@@ -75,7 +79,7 @@ class Trainer:
         self.net = build(config, dataset.num_classes)
         self.learning_rate = optimizers.schedule(
             config.schedule,
-            config.optimizer.learning_rate,
+            optimizers.peak_rate(config),
             self.plan.total_steps,
             self.plan.steps_per_epoch,
         )
@@ -151,7 +155,7 @@ class Trainer:
             parallel.replicate(self._dataset.train),
             parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
         )
-        calls = {
+        self.programs = calls = {
             size: parallel.compile(
                 make_train_call(
                     *(train_step, plan, config.seed, parallel.axis_name),
@@ -177,7 +181,7 @@ class Trainer:
         config, parallel, plan = self._config, self.parallel, self.plan
         feed = train_feed(self._dataset.train, plan, config.seed, parallel)
         zeros = dict.fromkeys(METRICS, np.float32(0))
-        calls = {
+        self.programs = calls = {
             size: parallel.compile(
                 make_streamed_call(train_step, config.seed, parallel.axis_name),
                 *(state, parallel.replicate(zeros)),
