@@ -2,7 +2,7 @@
 
     pip install -r requirements-bench.txt
     python -m experiments.benchmark --networks=v1-20,v2-56 --batch_sizes=128
-    python -m experiments.benchmark --networks=v2-1001 --batch_sizes=32 --contenders=ours
+    python -m experiments.benchmark --networks=v2-1001 --contenders=ours,plain
 
 Each contender (`experiments/peers`) is a process of its own. All get the same images
 and weights, and no time is taken before their logits agree with ours, and one update of
@@ -23,6 +23,7 @@ without the worker processes of PyTorch's loader. The default (v1-20 and v2-56, 
 128, 2,560 images, five rounds) takes about an hour on two cores.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -51,45 +52,42 @@ class FailedError(Exception):
 
 
 class Process:
-    """A contender at work; see `experiments.peers.serve`.
-
-    Attributes:
-      first: what it tells of its first update.
-    """
+    """A contender at work; see `experiments.peers.serve`."""
 
     def __init__(self, name: str, directory: Path):
-        """Raises FailedError where it cannot do it."""
         cores = str(len(os.sched_getaffinity(0)))
         own = {"OMP_NUM_THREADS": cores, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         self._log = directory / f"{name}.log"
+        command = [sys.executable, "-m", "experiments.peers.serve"]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.peers.serve"]
-                + [name, str(directory), str(time.time())],
+                [*command, name, str(directory), str(time.time())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=kept | own,
             )
-        self.first = self._answer()
 
-    def ask(self, method: str) -> dict:
-        """Calls a method; returns its 'value' and the 'seconds' that it took."""
-        print(method, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict:
+    def answer(self) -> dict:
+        """Waits for what it tells. Raises FailedError where it has ended."""
         if line := self._process.stdout.readline():
             return json.loads(line)
         self._process.wait()
         last = (self._log.read_text().strip() or "no word").splitlines()[-1]
         raise FailedError(f"its process ended ({last})")
 
+    def ask(self, method: str) -> dict:
+        """Calls a method; returns its 'value' and the 'seconds' that it took."""
+        with contextlib.suppress(BrokenPipeError):  # `answer` tells why
+            print(method, file=self._process.stdin, flush=True)
+        return self.answer()
+
     def end(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        """Ends it, whatever it is at."""
+        self._process.kill()
+        self._process.communicate()
 
 
 def network_config(network: str, batch_size: int, images: int, dataset: str):
@@ -118,38 +116,44 @@ def compare(config, names: list[str], rounds: int) -> dict:
         prepared = json.loads(done.stdout.splitlines()[-1])
         if not prepared["update_error"] < _UPDATE_TOLERANCE:
             raise SystemExit(f"an update differs from the plain loop's: {prepared}")
-        running = {}
-        try:
+        with contextlib.ExitStack() as stack:
+            running = {}
             # The logits of all are compared with those of ours, which come first.
             for name in ["ours", *(name for name in names if name != "ours")]:
-                _start(running, name, directory)
-            timed = _timed(running, [name for name in names if name in running], rounds)
-        finally:
-            for process, _ in running.values():
-                process.end()
+                process = Process(name, directory)
+                stack.callback(process.end)
+                try:
+                    running[name] = process, _begun(process, name, running)
+                except FailedError as error:
+                    process.end()
+                    print(f"skipped {name}: {error}", flush=True)
+            names = [name for name in names if name in running]
+            timed = _timed(running, names, rounds)
     return {"contenders": timed, **prepared}
 
 
-def _start(running: dict, name: str, directory: Path) -> None:
-    """Adds a contender's process, and how far its logits are from ours."""
-    try:
-        process = Process(name, directory)
-        logits = np.array(process.ask("logits")["value"])
-        ours = (
-            np.array(running["ours"][0].ask("logits")["value"]) if running else logits
-        )
-        error = float(np.abs(logits - ours).max() / np.abs(ours).max())
-        running[name] = process, error
-        limit = _TOLERANCE["bf16" if "bf16" in name else "float32"]
-        if not error < limit:
-            process.end()
-            del running[name]
-            raise FailedError(f"its logits differ from ours by {error:.2g}")
-        for method in _MEASURED:
-            process.ask(method)
-    except FailedError as error:
-        print(f"skipped {name}: {error}", flush=True)
-        running.pop(name, None)
+def _begun(process: Process, name: str, running: dict) -> dict:
+    """Warms a contender up; returns what it tells of its start.
+
+    Raises FailedError where its logits are not those of ours.
+    """
+    told = process.answer()
+    logits = np.array(process.ask("logits")["value"])
+    if name != "ours":
+        ours = np.array(running["ours"][0].ask("logits")["value"])
+    else:
+        ours = logits
+    error = float(np.abs(logits - ours).max() / np.abs(ours).max())
+    limit = _TOLERANCE["bf16" if "bf16" in name else "float32"]
+    if not error < limit:
+        raise FailedError(f"its logits differ from ours by {error:.2g}")
+    for method in _MEASURED:
+        process.ask(method)
+    return {
+        "first_seconds": told["since_start"],
+        "first_step_seconds": told["seconds"],
+        "logits_error": error,
+    }
 
 
 def _timed(running: dict, names: list[str], rounds: int) -> dict[str, dict]:
@@ -162,22 +166,19 @@ def _timed(running: dict, names: list[str], rounds: int) -> dict[str, dict]:
         for name in names if number % 2 == 0 else reversed(names):
             for method, found in seconds[name].items():
                 found.append(running[name][0].ask(method)["seconds"])
-    results = {}
-    for name in names:
-        process, error = running[name]
-        results[name] = {
+    return {
+        name: {
             "seconds": seconds[name],
-            "first_seconds": process.first["since_start"],
-            "first_step_seconds": process.first["seconds"],
-            "peak_bytes": process.ask("peak_memory")["value"],
-            "logits_error": error,
+            **running[name][1],
+            "peak_bytes": running[name][0].ask("peak_memory")["value"],
         }
-    return results
+        for name in names
+    }
 
 
-def _present(names: list[str]) -> list[str]:
+def present(names: list[str]) -> list[str]:
     """The contenders whose packages are installed; tells of the others."""
-    present = []
+    found = []
     for name in names:
         if name not in CONTENDERS:
             known = ", ".join(CONTENDERS)
@@ -187,8 +188,10 @@ def _present(names: list[str]) -> list[str]:
         if missing:
             print(f"skipped {name}: {missing[0]} is not installed", flush=True)
         else:
-            present.append(name)
-    return present
+            found.append(name)
+    if not found:
+        raise UserError(f"--contenders={','.join(names)}: none of them can run here")
+    return found
 
 
 def main(argv: list[str]) -> None:
@@ -225,7 +228,7 @@ def main(argv: list[str]) -> None:
     }
     for config in configs.values():
         command_line.config.validate(config)
-    names, out = _present(values.contenders), Path(values.out)
+    names, out = present(values.contenders), Path(values.out)
     workdir.make(out)
     results = []
     for (network, size), config in configs.items():

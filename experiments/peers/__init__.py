@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PROBES = 32
+PROBES = 8  # no more than the smallest batch
 
 
 class Contender(NamedTuple):

@@ -55,13 +55,13 @@ def update_error(config, variables: dict, images, labels, mean) -> float:
     opt_state = tx.init(params)
     own = models.stack if net.scan else lambda tree: tree
     state = own(TrainState(jnp.int32(0), params, stats, opt_state))
-    step = make_train_step(net, tx, config, (mean, np.float32(1)))
+    step = make_train_step(net, tx, config, (mean, np.ones_like(mean)))
     batch = Batch(images, labels, np.arange(len(labels)))
     ours, _ = jax.jit(step, compiler_options=_QUICK)(state, batch, jax.random.key(0))
 
     plain = plain_linen.ResNet(config.model.version, config.model.depth)
     plain_step = plain_linen.make_train_step(plain, tx)
-    images = np.asarray(normalize(images, mean, np.float32(1)))
+    images = np.asarray(normalize(images, mean, np.ones_like(mean)))
     theirs = plain_step(params, stats, opt_state, images, labels)[:2]
 
     before = params, stats
