@@ -35,6 +35,7 @@ class Trainer:
       normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
+      program: what `train` runs, compiled.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class Trainer:
             for size, train_step in train_steps.items()
         }
 
+        self.program = call
+
         def run(state: TrainState, start: int, stop: int):
             call = calls[plan.image_size(start)]
             return call(state, *placed, parallel.replicate(np.int32(stop)))
@@ -187,6 +190,8 @@ class Trainer:
             )
             for size, train_step in train_steps.items()
         }
+
+        self.program = call
 
         def run(state: TrainState, start: int, stop: int):
             sums, before = parallel.replicate(zeros), None

@@ -45,7 +45,7 @@ class Ours:
         return self._trainer.evaluate(self._state, every_split=True)["test_accuracy"]
 
     def logits(self) -> list:
-        images = self._job.arrays["eval_images"][:PROBES]
+        images = jnp.asarray(self._job.arrays["eval_images"][:PROBES])
         images = normalize(images, *self._trainer.normalization)
         variables = self._start.variables
         if self._trainer.net.scan:

@@ -61,7 +61,7 @@ def update_error(config, variables: dict, images, labels, mean) -> float:
 
     plain = plain_linen.ResNet(config.model.version, config.model.depth)
     plain_step = plain_linen.make_train_step(plain, tx)
-    images = np.asarray(normalize(images, mean, np.ones_like(mean)))
+    images = np.asarray(normalize(jnp.asarray(images), mean, np.ones_like(mean)))
     theirs = plain_step(params, stats, opt_state, images, labels)[:2]
 
     before = params, stats
