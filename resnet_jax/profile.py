@@ -47,6 +47,7 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
         calls += 1
         if calls != 2:
             return call(state, start, stop)
+        size = trainer.plan.image_size(start)
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
         with jax.profiler.trace(directory, profiler_options=options):
@@ -54,7 +55,7 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
         # Names of files begin with the time.
         file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
         hosts.tell(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
-        hosts.tell(table(operations(file), sources(trainer.program.as_text())))
+        hosts.tell(table(operations(file), sources(trainer.programs[size].as_text())))
         return result
 
     trainer.train = train

@@ -35,7 +35,7 @@ class Trainer:
       normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
-      program: what `train` runs, compiled.
+      programs: what `train` runs, compiled, by the size of images; 0: as they are.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Trainer:
             for size, train_step in train_steps.items()
         }
 
-        self.program = call
+        self.programs = calls
 
         def run(state: TrainState, start: int, stop: int):
             call = calls[plan.image_size(start)]
@@ -191,7 +191,7 @@ class Trainer:
             for size, train_step in train_steps.items()
         }
 
-        self.program = call
+        self.programs = calls
 
         def run(state: TrainState, start: int, stop: int):
             sums, before = parallel.replicate(zeros), None
