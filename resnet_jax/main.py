@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax import UserError, command_line, hosts, report, train, workdir
+from resnet_jax import UserError, command_line, hosts, train, workdir
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
     train.train_and_evaluate(config, directory)
 
     def show() -> None:
+        from resnet_jax import report  # what draws takes seconds to import
+
         report.draw_curves(directory)
         report.update(directory)
 
