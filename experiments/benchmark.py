@@ -44,7 +44,7 @@ from resnet_jax import UserError, command_line, workdir
 _MEASURED = ("in_memory", "epoch", "evaluate")
 # Largest difference from our logits, by their largest; bfloat16 keeps 8 bits.
 _TOLERANCE = {"float32": 1e-3, "bf16": 0.1}
-_UPDATE_TOLERANCE = 0.01
+_UPDATE_TOLERANCE = 1e-6
 
 
 class FailedError(Exception):
