@@ -23,7 +23,7 @@ class Operation:
 
     Attributes:
       name: in the program, as 'fusion.12'.
-      seconds: that it took in all, summed over the devices.
+      seconds: that it took in all.
       times: how often it ran, on all devices.
     """
 
@@ -62,8 +62,12 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
 
 
 def operations(file: Path) -> list[Operation]:
-    """The operations that ran on the devices by a trace, the costliest first."""
-    seconds, times = {}, {}
+    """The operations that ran on the devices by a trace, the costliest first.
+
+    Time in which several are under way is shared among them, so that all add up to the
+    time in which there was any.
+    """
+    starts, ends, ended = {}, {}, {}
     for plane in ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             for event in line.events:
@@ -73,10 +77,24 @@ def operations(file: Path) -> list[Operation]:
                 else:
                     name = dict(event.stats).get("hlo_op")
                 if name and not _CONTAINERS.fullmatch(name):
-                    seconds[name] = seconds.get(name, 0) + event.duration_ns / 1e9
-                    times[name] = times.get(name, 0) + 1
+                    starts.setdefault(name, []).append(event.start_ns)
+                    ends.setdefault(name, []).append(event.end_ns)
+                elif event.name.startswith("end: "):
+                    name = event.name.removeprefix("end: ")
+                    ended.setdefault(name, []).append(event.start_ns)
+    edges = []
+    for name in starts:
+        # An event is but the start of what other threads of a CPU do until its end.
+        apart = len(ended.get(name, ())) == len(starts[name])
+        edges += [(time, 1, name) for time in starts[name]]
+        edges += [(time, -1, name) for time in (ended if apart else ends)[name]]
+    seconds, shared, running, before = dict.fromkeys(starts, 0.0), 0.0, 0, 0
+    for time, change, name in sorted(edges):
+        shared += (time - before) / 1e9 / running if running else 0.0
+        seconds[name] -= change * shared
+        running, before = running + change, time
     ordered = sorted(seconds, key=seconds.get, reverse=True)
-    return [Operation(name, seconds[name], times[name]) for name in ordered]
+    return [Operation(name, seconds[name], len(starts[name])) for name in ordered]
 
 
 def sources(program: str) -> dict[str, str]:
@@ -96,7 +114,7 @@ def sources(program: str) -> dict[str, str]:
 
 
 def table(found: list[Operation], places: dict[str, str], count: int = 10) -> str:
-    """The first operations, their shares of the devices' time, and their places."""
+    """The first operations, their shares of the time, and their places."""
     total = sum(operation.seconds for operation in found) or 1.0
     lines = [f"{'share':>9}{'ms each':>10}{'times':>8}  operation"]
     for operation in found[:count]:
