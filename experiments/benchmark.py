@@ -19,9 +19,10 @@ CIFAR-10 has, so what is done once an epoch weighs more than in a real one. 'fir
 the time from the process's start to the end of the first update, from no compilation
 cache, and 'compile' the first update's time less a later one's; ours compiles its
 evaluation with it. Memory is the process's peak, or the GPU's share of it, and is
-without the worker processes of PyTorch's loader. By default v1-20 and v2-56 are measured
-at batch 128, with epochs of 1,280 images, in five rounds: an hour or two on two cores;
-`--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` is a night's work.
+without the worker processes of PyTorch's loader. By default v1-20 and v2-56 are
+measured at batch 128, with epochs of 1,280 images, in five rounds: an hour or two on
+two cores. `--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` is a night's
+work.
 """
 
 import contextlib
