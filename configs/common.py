@@ -57,6 +57,8 @@ def default() -> ConfigDict:
         ""  # a run's directory or .safetensors file to fine-tune; '': off
     )
 
+    config.profile = False  # trace the second call; prints what takes its time
+
     config.model = ConfigDict()
     config.model.version = 1
     config.model.depth = 20

@@ -138,12 +138,7 @@ class Study:
 
     def save(self, figure: Figure) -> None:
         """Writes a figure as OUT/SCALE.png and .svg."""
-        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-            path = self.out / f"{self.scale}.{kind}"
-            figure.savefig(path, dpi=160, metadata=metadata)
-            if kind == "png":  # a palette makes the file a third as large
-                Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
-            print("drew", path)
+        save(figure, self.out / self.scale)
 
 
 def _key(settings: dict) -> str:
@@ -166,6 +161,16 @@ def figure(width: float, height: float, **subplots) -> tuple[Figure, np.ndarray]
     matplotlib.rcParams.update(_RC)
     drawn = Figure(figsize=(width, height), layout="constrained")
     return drawn, drawn.subplots(squeeze=False, **subplots)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PATH.png and PATH.svg."""
+    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+        file = path.with_name(f"{path.name}.{kind}")
+        figure.savefig(file, dpi=160, metadata=metadata)
+        if kind == "png":  # a palette makes the file a third as large
+            Image.open(file).convert("RGB").quantize(256).save(file, optimize=True)
+        print("drew", file)
 
 
 def plot_seeds(axes: Axes, x, samples, **style) -> None:

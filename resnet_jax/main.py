@@ -10,16 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import (
-    UserError,
-    bucket,
-    command_line,
-    hosts,
-    report,
-    seeds,
-    train,
-    workdir,
-)
+from resnet_jax import UserError, bucket, command_line, hosts, seeds, train, workdir
 
 
 def main(argv: list[str]) -> None:
@@ -57,6 +48,8 @@ def run(config: ConfigDict, directory: Path) -> dict:
     summary = train.train_and_evaluate(config, directory)
 
     def show() -> None:
+        from resnet_jax import report  # what draws takes seconds to import
+
         report.draw_curves(directory)
         report.update(directory)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import data, hosts, optimizers, summary
+from resnet_jax import data, hosts, optimizers, roofline, summary
 from resnet_jax.trainer import Trainer
 
 
@@ -93,10 +93,16 @@ def of_run(
             results[name] = dict(zip(dataset.class_names, accuracies, strict=True))
         else:
             results[name] = value if math.isfinite(value) else None  # JSON has no NaN
+    cost = summary.cost(trainer.net, dataset.image_shape)
+    step = {}
+    if not plan.sizes:  # steps on smaller images cost less
+        step = roofline.of_step(trainer, config, cost["macs"])
+        seconds = max(clock["training"], 1e-9) / plan.total_steps
+        step |= roofline.reached(step, seconds)
     return {
         **results,
         "dataset": dataset.name,
-        **summary.cost(trainer.net, dataset.image_shape),
+        **cost,
         "steps": plan.total_steps,
         "epochs": plan.total_epochs,
         "seed": config.seed,
@@ -105,5 +111,6 @@ def of_run(
         "peak_memory_bytes": summary.peak_memory(),
         "images_per_second": round(speed, 1),
         "images_per_second_per_device": round(speed / made_by["device_count"], 1),
+        **step,
         **made_by,
     }

@@ -1,6 +1,7 @@
 """What a network consists of and costs, layer by layer, with no data and no device.
 
 python -m resnet_jax.summary --config=configs/v2_56.py
+python -m resnet_jax.summary --config=configs/v2_56.py --roofline
 """
 
 import dataclasses
@@ -200,12 +201,27 @@ def main(argv: list[str]) -> None:
             ("examples", 60_000, "Examples of all splits, as CIFAR-10 has."),
         ):
             flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
+        flags.DEFINE_bool(
+            "roofline",
+            False,
+            "Compile a training step, for what it costs on these devices.",
+            flag_values=values,
+        )
 
     values = command_line.parse(argv, __doc__, define)
     config = command_line.checked_config(values)
     size = values.image_size or config.dataset.image_size or 32
     shape = (size, size, values.channels)
     print(table(config, values.num_classes, shape, values.examples))
+    if values.roofline:
+        from resnet_jax import parallel, roofline
+
+        parallel.split_cpu(config.batch_size)
+        macs = cost(build_network(config, values.num_classes), shape)["macs"]
+        step = roofline.of_config(config, values.num_classes, shape, macs)
+        kind = jax.devices()[0].device_kind
+        told = roofline.sentence(step, kind)
+        print(f"{f'a step of {config.batch_size} images':<30} {told}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from resnet_jax import (
     hosts,
     models,
     parallel,
+    profile,
     results,
     trained,
     workdir,
@@ -154,6 +155,7 @@ def _run(
             "config": json.loads(config.to_json()),
         }
 
+    profile.trace_if(config.profile, trainer, directory)
     saver = _Saver(trainer, checkpoints, recorder, record, step)
     metrics = _loop(config, trainer, state, step, recorder, saver, preemption, clock)
     clock["total"] += time.perf_counter()

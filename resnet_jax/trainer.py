@@ -168,6 +168,8 @@ class Trainer:
             for size, train_step in train_steps.items()
         }
 
+        self.programs = calls
+
         def run(state: TrainState, start: int, stop: int):
             call = calls[plan.image_size(start)]
             return call(state, *placed, parallel.replicate(np.int32(stop)))
@@ -191,6 +193,8 @@ class Trainer:
             )
             for size, train_step in train_steps.items()
         }
+
+        self.programs = calls
 
         def run(state: TrainState, start: int, stop: int):
             sums, before = parallel.replicate(zeros), None

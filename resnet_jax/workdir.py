@@ -28,6 +28,7 @@ _MAY_CHANGE = (
     "steps_per_call",
     "eval_every",
     "parallel",
+    "profile",
     "model.scan",
     "model.remat",
     "dataset.data_dir",

@@ -373,7 +373,11 @@ COMMANDS = {
     "config behind a space": train("--config", "file", named=["--config=FILE"]),
     "unknown recipe": train(
         f"{V1_20}:kears",
-        named=["recipe 'kears'", "did you mean 'keras'?", "paper, keras, strong, fast, smoke"],
+        named=[
+            "recipe 'kears'",
+            "did you mean 'keras'?",
+            "paper, keras, strong, fast, smoke",
+        ],
     ),
     "recipe like no other": train(f"{V1_20}:zz", named=["'zz'", "choose one of paper"]),
     "empty recipe": train(f"{V1_20}:", named=["recipe ''", "choose one of paper"]),

@@ -366,7 +366,7 @@ def test_every_field_that_can_be_wrong_is_among_them():
     flags_and_free_text = {
         *("model.residual", "model.scan", "model.remat", "model.zero_init"),
         *("augment.flip", "augment.alternating_flip", "test_time_flip"),
-        *("optimizer.nesterov", "init_from"),
+        *("optimizer.nesterov", "init_from", "profile"),
     }
     fields = {
         name if not hasattr(value, "items") else f"{name}.{inner}"

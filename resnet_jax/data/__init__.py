@@ -123,7 +123,7 @@ def load(config) -> Dataset:
     streams = _streams(config, source, chosen)
     read = reading.to_know if streams else reading.into_memory
     arrays = cached(
-        source.key and f"{source.key} {chosen} {read.__name__}",
+        source.key and f"{source.key} {chosen} {size} {read.__name__}",
         lambda: read(source, chosen, size),
     )
     reading.tell_skipped(arrays["skipped"])
