@@ -23,7 +23,7 @@ class Keras:
         keras.config.set_image_data_format(
             "channels_first" if self._first else "channels_last"
         )
-        self._model = _network(job.version, job.depth, 1 if self._first else 3)
+        self._model = network(job.version, job.depth, 1 if self._first else 3)
         self._load()
         self._model.compile(
             keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-4),
@@ -106,7 +106,7 @@ class Keras:
         return process_memory()
 
 
-def _network(version: int, depth: int, axis: int):
+def network(version: int, depth: int, axis: int):
     """The networks of `resnet_jax.models`; `axis` is that of the channels."""
     import keras
     from keras import layers, ops
