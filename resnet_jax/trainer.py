@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import statistics
-from resnet_jax.config import build_network
+from resnet_jax.config import build_network, get
 from resnet_jax.evaluate import Evaluator
 from resnet_jax.feed import train_feed
 from resnet_jax.parallel import Parallel
@@ -19,6 +19,7 @@ from resnet_jax.step import (
     METRICS,
     TrainState,
     create_state,
+    make_statistics_call,
     make_streamed_call,
     make_train_call,
     make_train_step,
@@ -53,11 +54,12 @@ class Trainer:
         self._config = config
         self._dataset = dataset
         self._streams = isinstance(dataset.train.images, data.StreamedImages)
-        if self._streams and config.augment.alternating_flip:
-            raise UserError(
-                "config.augment.alternating_flip=True: images that are streamed cannot "
-                "be flipped alternately: set it to False, or dataset.stream to 'never'"
-            )
+        for field in ("augment.alternating_flip", "optimizer.ema"):
+            if self._streams and (value := get(config, field)):
+                raise UserError(
+                    f"config.{field}={value}: is not for images that are streamed: "
+                    f"set it to {type(value)()}, or dataset.stream to 'never'"
+                )
         height, width, _ = dataset.image_shape
         if any(size >= min(height, width) for size in config.augment.sizes):
             raise UserError(
@@ -103,7 +105,7 @@ class Trainer:
 
     def fetch(self, state: TrainState) -> TrainState:
         """Copies a state from the devices, into the form of `new_state`."""
-        return models.unstack(self.parallel.fetch(state))
+        return models.unstack(self.parallel.fetch(self._with_statistics(state)))
 
     def compile(self, state: TrainState) -> None:
         """Places the data and compiles what `train` and `evaluate` run.
@@ -168,13 +170,32 @@ class Trainer:
             for size, train_step in train_steps.items()
         }
 
-        self.programs = calls
+        if state.ema:
+            self._statistics = self._compile_statistics(state, placed)
 
         def run(state: TrainState, start: int, stop: int):
             call = calls[plan.image_size(start)]
             return call(state, *placed, parallel.replicate(np.int32(stop)))
 
         return run
+
+    def _compile_statistics(self, state: TrainState, placed: tuple) -> Callable:
+        config, parallel = self._config, self.parallel
+        call = parallel.compile(
+            make_statistics_call(
+                *(self.net, self.plan, config, self.normalization, parallel.axis_name)
+            ),
+            *(state.ema["params"], state.batch_stats, *placed),
+            sharded=(3,),
+        )
+        return lambda state: call(state.ema["params"], state.batch_stats, *placed)
+
+    def _with_statistics(self, state: TrainState) -> TrainState:
+        """The state with the statistics that its averaged weights need, if any."""
+        if not state.ema:
+            return state
+        found = self._statistics(state)
+        return state.replace(ema={**state.ema, "batch_stats": found})
 
     def _compile_streamed(
         self, state: TrainState, train_steps: dict[int, Callable]
@@ -193,8 +214,6 @@ class Trainer:
             )
             for size, train_step in train_steps.items()
         }
-
-        self.programs = calls
 
         def run(state: TrainState, start: int, stop: int):
             sums, before = parallel.replicate(zeros), None
@@ -236,9 +255,9 @@ class Trainer:
           `stop`, asked between calls to the devices, says so.
         """
         names = list(self._evaluators) if every_split else list(self._evaluators)[:1]
-        metrics = {}
+        metrics, variables = {}, self._with_statistics(state).variables
         for name in names:
-            found = self._evaluators[name](state.variables, stop)
+            found = self._evaluators[name](variables, stop)
             if found is None:
                 return None
             metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
