@@ -126,15 +126,19 @@ def last(results: list[dict], name: str) -> np.ndarray:
     )
 
 
-def plot(axes: Axes, results: list[dict], name: str, **style) -> None:
-    """Draws a curve in percent by epoch: the median over seeds, and their range."""
+def plot(axes: Axes, results: list[dict], name: str, every: int = 1, **style) -> None:
+    """Draws a curve in percent by epoch: the median over seeds, and their range.
+
+    There is a value for each `every` epochs.
+    """
     longest = max(len(result[name]) for result in results)
     samples = np.full((len(results), longest), CHANCE)
     for sample, result in zip(samples, results, strict=True):
         sample[: len(result[name])] = np.array(result[name], float)
     samples = np.nan_to_num(samples, nan=CHANCE)
-    every = {"markevery": max(1, longest // 8)}
-    study.plot_seeds(axes, 1 + np.arange(longest), 100 * samples, **every | style)
+    epochs = every * (1 + np.arange(longest))
+    marks = {"markevery": max(1, longest // 8)}
+    study.plot_seeds(axes, epochs, 100 * samples, **marks | style)
 
 
 def table(cells: dict[str, list[dict]], names: tuple[str, ...]) -> str:

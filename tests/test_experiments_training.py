@@ -10,17 +10,46 @@ from configs import common
 from experiments import (
     activation_order,
     curves,
+    depth_and_version,
+    fixup,
+    optimizers,
     plain_vs_residual,
     shortcut_kinds,
+    stochastic_depth,
     study,
+    thousand_layers,
 )
 from resnet_jax import config
 
 BOTTLENECK = activation_order.BOTTLENECK
 TINY = {
     activation_order: {"networks": ((11, BOTTLENECK),), "epochs": 1},
+    depth_and_version: {"depths": (8,), "epochs": 1, "batch_size": 8},
+    fixup: {"depths": (8,), "learning_rates": (0.1, 0.01), "epochs": 1},
+    optimizers: {
+        "names": ("sgd", "adam"),
+        "factors": (1.0,),
+        "networks": ((1, 8),),
+        "epochs": 1,
+    },
     plain_vs_residual: {"depths": (8,), "epochs": 1},
     shortcut_kinds: {"depth": 8, "epochs": 1},
+    stochastic_depth: {"trainings": ((8, 2, 2, {}),), "chances": (0.0, 0.5)},
+    thousand_layers: {
+        "updates": {"batch_size": 32, "steps": 4, "steps_per_call": 2},
+        "learning_rate": 0.1,
+        "depth": 0,
+        "epochs": 1,
+        "model": {},
+    },
+}
+# Fewer cells, by module and constant.
+FEWER = {
+    activation_order: {"ORDERS": ("original", "ReLU-only pre-activation")},
+    depth_and_version: {"VERSIONS": (1,), "IMAGE_SHAPE": (8, 8, 3)},
+    fixup: {"KINDS": ("Fixup",)},
+    shortcut_kinds: {"SHORTCUTS": ("shortcut gate, bias 0", "dropout 0.5")},
+    thousand_layers: {"NETWORKS": {"v2": (2, 11, {})}},
 }
 
 
@@ -75,12 +104,8 @@ def test_end_to_end(experiment, tmp_path, monkeypatch, shallow, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(experiment.SCALES, "smoke", TINY[experiment])
     monkeypatch.setattr(experiment, "SEEDS", (0,), raising=False)
-    if experiment is activation_order:
-        orders = ("original", "ReLU-only pre-activation")
-        monkeypatch.setattr(activation_order, "ORDERS", orders)
-    if experiment is shortcut_kinds:
-        kinds = ("shortcut gate, bias 0", "dropout 0.5")
-        monkeypatch.setattr(experiment, "SHORTCUTS", kinds)
+    for name, fewer in FEWER.get(experiment, {}).items():
+        monkeypatch.setattr(experiment, name, fewer)
     command = [experiment.__name__, f"--out={tmp_path / 'results'}"]
     experiment.main(command)
     first = capsys.readouterr().out

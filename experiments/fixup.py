@@ -1,0 +1,192 @@
+"""Training deep residual networks without BatchNorm.
+
+    python -m experiments.fixup [--scale=full]
+
+Claim. BatchNorm is not needed to train deep residual networks, at its learning rate,
+if every block begins as the identity: by Fixup (Zhang et al. 2019, arXiv 1901.09321),
+or by SkipInit, one number a block (De and Smith 2020, arXiv 2002.10444).
+
+Method. Version 1 with one of KINDS in place of BatchNorm, in equal recipes. He: only an
+offset to learn for each channel. SkipInit: that, and the branch is multiplied by a
+number to learn, 0 at first. Fixup: the last kernels of branches and the classifier
+begin as 0, the others of branches smaller by the number of blocks; a number to learn is
+added before and after each convolution, and one multiplies the branch.
+
+Cost. Smoke: digits, width 8, 20 epochs at rate 0.1.
+"""
+
+import itertools
+from functools import partial
+
+import flax.linen as nn
+import jax
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from experiments import curves, study
+from experiments.arrangements import Block, like
+from experiments.study import STYLES, Study
+from resnet_jax import command_line, models
+from resnet_jax.blocks import Images, Output
+from resnet_jax.config import build_network
+
+KINDS = ("BatchNorm", "He", "SkipInit", "Fixup")
+SCALES = {
+    "smoke": {"depths": (20, 56), "learning_rates": (0.1,), "epochs": 20},
+    "full": {"depths": (20, 56, 110), "learning_rates": (0.1, 0.01), "epochs": 0},
+}
+SEEDS = (0, 1, 2)
+
+
+class Offset(nn.Module):
+    """Where BatchNorm was: adds a learnt value a channel."""
+
+    @nn.compact
+    def __call__(self, x: Images, use_running_average: bool) -> Images:
+        return x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+
+
+class SkipInitBlock(Block):
+    """conv-offset-ReLU-conv-offset, times a number, add the shortcut, ReLU."""
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool) -> Output:
+        gain = self.param("gain", nn.initializers.zeros, (1,))
+        y = self._layers(train)("CBR" * (len(self.branch) - 1) + "CB", x)
+        return nn.relu(self._resized(x, x, norm=True, train=train) + gain * y)
+
+
+class FixupBlock(Block):
+    """Figure 1, right, of Zhang et al.; `FixupResNet` draws the kernels.
+
+    Its numbers get a tenth of the learning rate, as in the authors' code.
+    """
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool) -> Output:
+        def number(name: str, start: float = 0.0):
+            # A factor inside of sqrt(0.1) multiplies gradient descent's steps by 0.1.
+            factor = 0.1**0.5
+            initial = nn.initializers.constant(start / factor)
+            return factor * self.param(name, initial, (1,))
+
+        y = x
+        for i, (size, features, stride) in enumerate(self.branch, start=1):
+            conv = self.conv(features, size, stride, name=f"conv{i}")
+            y = conv(y + number(f"offset{i}a"))
+            if i == len(self.branch):
+                y *= number("gain", 1.0)
+            y += number(f"offset{i}b")
+            if i < len(self.branch):
+                y = nn.relu(y)
+        return nn.relu(self._resized(x, x, norm=False, train=train) + y)
+
+
+class HeResNet(models.ResNet):
+    """The standard network with `Offset` in place of BatchNorm."""
+
+    @property
+    def _norm(self):
+        return Offset
+
+
+class SkipInitResNet(HeResNet):
+    """A network of `SkipInitBlock`s."""
+
+    def _block(self, stage: int, first: bool):
+        return partial(SkipInitBlock, *super()._block(stage, first).args)
+
+
+class FixupResNet(HeResNet):
+    """A network of `FixupBlock`s, initialised by section 4.1 of Zhang et al."""
+
+    def _block(self, stage: int, first: bool):
+        return partial(FixupBlock, *super()._block(stage, first).args)
+
+    @nn.nowrap
+    def init(self, *args, **kwargs) -> dict:
+        """As elsewhere, times the paper's factors."""
+        layers = 2 if self.block == "basic" else 3
+        smaller = sum(self.blocks_per_stage) ** (-1 / (2 * layers - 2))
+
+        def scaled(path, leaf):
+            names = [part.key for part in path]
+            if "classifier" in names or f"conv{layers}" in names:
+                return 0 * leaf
+            return smaller * leaf if names[-2].startswith("conv") else leaf
+
+        return jax.tree_util.tree_map_with_path(scaled, super().init(*args, **kwargs))
+
+
+def without_norm(kind: str, config: ConfigDict, num_classes: int) -> models.ResNet:
+    """The config's network with one of KINDS."""
+    networks = {"He": HeResNet, "SkipInit": SkipInitResNet, "Fixup": FixupResNet}
+    net = build_network(config, num_classes)
+    return like(net, networks[kind]) if kind in networks else net
+
+
+def measure(config: dict, kind: str) -> dict:
+    """The curves of one network."""
+    none = {"train_error": [], "test_error": []}  # of a run that diverges at once
+    if kind == "BatchNorm":
+        return none | curves.curves(config)  # a run that other experiments share
+    return none | curves.curves(config, kind, partial(without_norm, kind))
+
+
+def run(study: Study) -> dict[tuple, list[dict]]:
+    """The results by kind, learning rate and depth, for each seed."""
+    scale, cells = SCALES[study.scale], {}
+    choices = itertools.product(KINDS, scale["learning_rates"], scale["depths"])
+    for kind, learning_rate, depth in choices:
+        for seed in SEEDS:
+            config = curves.training(study.scale, 1, depth, seed, scale["epochs"])
+            config["optimizer"]["learning_rate"] = learning_rate
+            found = study.cell(measure, config=config, kind=kind)
+            cells.setdefault((kind, learning_rate, depth), []).append(found)
+    return cells
+
+
+def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
+    """By depth: training errors at the first rate above, every last error below."""
+    depths, rates = scale["depths"], scale["learning_rates"]
+    figure, axes = study.figure(
+        2.9 * len(depths) + 0.4, 4.4, nrows=2, ncols=len(depths), sharey="row"
+    )
+    for column, depth in enumerate(depths):
+        curve, errors = axes[:, column]
+        for place, (kind, style) in enumerate(zip(KINDS, STYLES, strict=False)):
+            results = cells[kind, rates[0], depth]
+            curves.plot(curve, results, "train_error", **style, label=kind)
+            fills = (style["color"], "none")
+            for below, (rate, fill) in enumerate(zip(rates, fills, strict=False)):
+                last = 100 * curves.last(cells[kind, rate, depth], "test_error")
+                points = {"linestyle": "none", "markerfacecolor": fill}
+                places = [place + 0.3 * below] * len(last)
+                errors.plot(last, places, **style | points)
+        curve.set(xlabel="epoch", ylim=(0, 100))
+        curve.set_title(f"{depth} layers, rate {rates[0]:g}", loc="left")
+        errors.set(xlabel="last test error (%)", xlim=(0, 100))
+        errors.set_ylim(len(KINDS) - 0.5, -0.5)
+        errors.set_yticks(range(len(KINDS)), KINDS)
+        marks = zip(rates, ("filled", "open"), strict=False)
+        shown = ", ".join(f"rate {rate:g} {mark}" for rate, mark in marks)
+        errors.set_title(shown if len(rates) > 1 else f"rate {rates[0]:g}", loc="left")
+    axes[0, 0].set_ylabel("training error (%)")
+    axes[0, 0].legend()
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is not trained yet, and draws the figure."""
+    own = Study.of(argv, __doc__)
+    cells = run(own)
+    named = {
+        f"{kind}, rate {rate:g}, {depth} layers": results
+        for (kind, rate, depth), results in cells.items()
+    }
+    print(curves.table(named, ("train_error", "test_error")))
+    own.save(draw(cells, SCALES[own.scale]))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

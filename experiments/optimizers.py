@@ -1,0 +1,182 @@
+"""SGD against adaptive optimizers, with learning rates tuned alike.
+
+    python -m experiments.optimizers [--scale=full]
+
+Claim. Adaptive methods are often faster at first and generalise worse than SGD (Wilson
+et al. 2017, arXiv 1705.08292); but much of what is said of them comes from unequal
+tuning (Choi et al. 2019, arXiv 1910.05446), and the residual networks' own recipe is
+SGD with momentum.
+
+Method. Every optimizer gets the same number of learning rates, on a logarithmic grid
+around its usual one. Seed 0 trains with each of them on a part of the training set; the
+rate with the lowest error on the rest of it, and of equals with the lower loss there,
+is the optimizer's, and three seeds of that are reported on the test set, which chooses
+nothing. Weight decay is in the gradient but for AdamW and Lion, which have their own,
+such that in the middle of the grid it takes as much of a weight in an update as SGD's.
+
+Cost. Smoke: digits, 20 layers of width 8, ten epochs.
+"""
+
+import itertools
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from experiments import curves, study
+from experiments.study import STYLES, Study, numbers
+from resnet_jax import command_line
+
+# The middle of the grid, and what else `config.optimizer` says. SGD's weight decay,
+# 1e-4, takes 1e-5 of a weight in an update at its middle rate.
+OPTIMIZERS = {
+    "sgd": (0.1, {"nesterov": True}),
+    "adam": (1e-3, {"nesterov": False}),
+    "adamw": (1e-3, {"nesterov": False, "weight_decay": 1e-2}),
+    "rmsprop": (1e-3, {"nesterov": False}),
+    "lion": (1e-4, {"weight_decay": 0.1}),
+    "adagrad": (1e-2, {}),
+    "adadelta": (1.0, {}),
+    "lars": (10.0, {"nesterov": False}),
+}
+SPLITS = {
+    "smoke": {"train_split": "train[:80%]", "validation_split": "train[80%:]"},
+    "full": {"train_split": "train[:90%]", "validation_split": "train[90%:]"},
+}
+SCALES = {
+    "smoke": {
+        "names": ("sgd", "adam", "adamw", "rmsprop"),
+        "factors": (0.1, 0.316, 1.0, 3.16, 10.0),
+        "networks": ((1, 20), (2, 20)),
+        "epochs": 10,
+    },
+    "full": {
+        "names": tuple(OPTIMIZERS),
+        "factors": (0.1, 0.316, 1.0, 3.16, 10.0),
+        "networks": ((1, 56), (2, 56)),
+        "epochs": 0,
+    },
+}
+SEEDS = (0, 1, 2)
+
+
+def measure(config: dict) -> dict:
+    """The curves of one network."""
+    return curves.curves(config)
+
+
+def best(results: dict[float, dict]) -> float:
+    """The learning rate with the lowest last error, then loss, on the validation set.
+
+    A run that diverged is worse than any other.
+    """
+
+    def key(rate: float) -> tuple:
+        result = results[rate]
+        if "diverged" in result:
+            return True, 0, 0
+        loss = result["validation_loss"][-1]
+        loss = np.inf if loss is None else loss
+        return False, result["validation_error"][-1], loss
+
+    return min(results, key=key)
+
+
+def run(study: Study) -> dict[tuple, dict]:
+    """By network and optimizer: 'tuning' by rate, 'rate', and its 'results' by seed."""
+    scale, cells = SCALES[study.scale], {}
+
+    def trained(version: int, depth: int, name: str, rate: float, seed: int) -> dict:
+        config = curves.training(study.scale, version, depth, seed, scale["epochs"])
+        config["dataset"] |= SPLITS[study.scale]
+        more = {"name": name, "learning_rate": rate}
+        config["optimizer"] |= OPTIMIZERS[name][1] | more
+        return study.cell(measure, config=config)
+
+    for network, name in itertools.product(scale["networks"], scale["names"]):
+        middle, _ = OPTIMIZERS[name]
+        rates = [numbers(middle * factor) for factor in scale["factors"]]
+        tuning = {rate: trained(*network, name, rate, SEEDS[0]) for rate in rates}
+        rate = best(tuning)
+        results = [trained(*network, name, rate, seed) for seed in SEEDS]
+        cells["v{}-{}".format(*network), name] = {
+            "tuning": tuning,
+            "rate": rate,
+            "results": results,
+        }
+    return cells
+
+
+def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
+    """A row a network: tuning, curves at the chosen rate, and last test errors."""
+    networks = list(dict.fromkeys(network for network, _ in cells))
+    names = list(dict.fromkeys(name for _, name in cells))
+    rows, ticks = len(networks), (1, 2, 5, 10, 20, 50, 100)
+    figure, axes = study.figure(7.2, 0.5 + 2.2 * rows, nrows=rows, ncols=3)
+    for network, row in zip(networks, axes, strict=True):
+        tuned, curve, errors = row
+        for place, name in enumerate(names):
+            cell, style = cells[network, name], look(place)
+            tuning = 100 * np.array(
+                [
+                    curves.last([result], "validation_error")[0]
+                    for result in cell["tuning"].values()
+                ]
+            )
+            tuned.plot(factors, tuning, **style)
+            chosen = list(cell["tuning"]).index(cell["rate"])
+            tuned.plot(
+                *(factors[chosen], tuning[chosen]),
+                **style | {"markersize": 8, "markerfacecolor": "none"},
+            )
+            curves.plot(curve, cell["results"], "train_error", **style, label=name)
+            last = 100 * curves.last(cell["results"], "test_error")
+            points = style | {"linestyle": "none"}
+            errors.plot(last, [place] * len(last), **points)
+        tuned.set(xscale="log", xlabel="rate / usual rate")
+        tuned.set_ylabel("last validation error (%)")
+        curve.set(xlabel="epoch", ylabel="training error (%)")
+        curve.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for panel in (tuned, curve):
+            panel.set_yscale("log")
+            panel.set_yticks(ticks, ticks, minor=False)
+            panel.yaxis.set_minor_locator(NullLocator())
+            panel.set_ylim(1, 100)
+        errors.set(xlabel="last test error (%)", ylim=(len(names) - 0.5, -0.5))
+        errors.set_xlim(left=0)
+        chosen = [f"{name} {cells[network, name]['rate']:g}" for name in names]
+        errors.set_yticks(range(len(names)), chosen)
+        titles = ("tuning, seed 0", "chosen rate", "chosen rate")
+        for panel, title in zip(row, titles, strict=True):
+            panel.set_title(f"{network}: {title}", loc="left")
+    lines = axes[0, 1].lines
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines))
+    return figure
+
+
+def look(place: int) -> dict:
+    """The style of the optimizer at a place, of eight."""
+    more = STYLES[place % len(STYLES)]
+    return more | {"marker": "os^vDPX*"[place]}
+
+
+def table(cells: dict[tuple, dict]) -> str:
+    """The chosen rates and the last errors, as text."""
+    named = {
+        f"{network} {name}, rate {cell['rate']:g}": cell["results"]
+        for (network, name), cell in cells.items()
+    }
+    names = ("train_error", "validation_error", "test_error")
+    return curves.table(named, names)
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is not trained yet, and draws the figure."""
+    own = Study.of(argv, __doc__)
+    cells = run(own)
+    print(table(cells))
+    own.save(draw(cells, SCALES[own.scale]["factors"]))
+
+
+if __name__ == "__main__":
+    command_line.run(main)
