@@ -12,7 +12,20 @@ number to learn, 0 at first. Fixup: the last kernels of branches and the classif
 begin as 0, the others of branches smaller by the number of blocks; a number to learn is
 added before and after each convolution, and one multiplies the branch.
 
-Cost. Smoke: digits, width 8, 20 epochs at rate 0.1.
+Cost. Smoke: digits, width 8, 20 epochs at rate 0.1. Full: CIFAR-10, the paper's recipe
+at rates 0.1 and 0.01, 72 runs.
+
+Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
+- 56 layers that only leave BatchNorm out diverge within ten updates, in every seed.
+  With Fixup they train, to a training error of 1.5 (0.7-7.5) and a test error of 2.8
+  (1.4-5.3), where BatchNorm has 0.5 (0.4-1.8) and 2.2 (1.7-3.6). With SkipInit two
+  seeds do, to test errors of 1.9 and 5.6, and one guesses to the end.
+- 20 layers train without anything, to 4.4 (4.2-26.0) and 5.0 (4.7-15.8); SkipInit has
+  3.2 (2.1-4.5) and 5.3 (2.5-6.1), Fixup 2.7 (1.0-3.3) and 4.4 (2.2-4.7), BatchNorm 0.3
+  (0.2-0.7) and 1.7 (1.7-1.9).
+- So they do what they are made for, which is depth, Fixup more surely than SkipInit.
+  BatchNorm does more: in the fourth epoch its training error is 11 to 22, theirs still
+  79 to 84.
 """
 
 import itertools
@@ -149,6 +162,7 @@ def run(study: Study) -> dict[tuple, list[dict]]:
 def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
     """By depth: training errors at the first rate above, every last error below."""
     depths, rates = scale["depths"], scale["learning_rates"]
+    ticks = (0, 1, 2, 5, 10, 20, 50, 100)
     figure, axes = study.figure(
         2.9 * len(depths) + 0.4, 4.4, nrows=2, ncols=len(depths), sharey="row"
     )
@@ -165,7 +179,9 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
                 errors.plot(last, places, **style | points)
         curve.set(xlabel="epoch", ylim=(0, 100))
         curve.set_title(f"{depth} layers, rate {rates[0]:g}", loc="left")
-        errors.set(xlabel="last test error (%)", xlim=(0, 100))
+        errors.set_xscale("symlog", linthresh=1)
+        errors.set_xticks(ticks, ticks, minor=False)
+        errors.set(xlabel="last test error (%)", xlim=(0, 110))
         errors.set_ylim(len(KINDS) - 0.5, -0.5)
         errors.set_yticks(range(len(KINDS)), KINDS)
         marks = zip(rates, ("filled", "open"), strict=False)
