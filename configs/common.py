@@ -40,6 +40,7 @@ def default() -> ConfigDict:
     """All fields. What a comment calls 'off' costs nothing at run time."""
     config = ConfigDict()
     config.seed = 0
+    config.seeds = 1  # how many runs: with `seed` and the seeds that follow
     config.epochs = 164
     config.steps = 0  # 0: `epochs` decides; positive: this many updates instead
     config.batch_size = 128  # over all devices
@@ -55,6 +56,8 @@ def default() -> ConfigDict:
     config.init_from = (
         ""  # a run's directory or .safetensors file to fine-tune; '': off
     )
+
+    config.profile = False  # trace the second call; prints what takes its time
 
     config.model = ConfigDict()
     config.model.version = 1
@@ -104,6 +107,7 @@ def default() -> ConfigDict:
     # sgd adam adamw rmsprop adagrad adadelta lars lion
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
+    config.optimizer.linear_rate_batch = 0  # the rate is of this batch size; 0: of any
     config.optimizer.momentum = 0.9  # of sgd, lars and rmsprop
     config.optimizer.nesterov = False
     config.optimizer.epsilon = 1e-8  # of adam, adamw and rmsprop

@@ -56,6 +56,8 @@ _MEASURED = (
     "compile_seconds",
     "images_per_second",
     "images_per_second_per_device",
+    "flops_per_second",
+    "mfu",
     "peak_memory_bytes",
 )
 

@@ -49,7 +49,7 @@ class Study:
     def __init__(self, scale: str, out: Path, redraw: bool = False):
         """With `redraw` nothing is measured: what is not stored is an error."""
         self.scale, self._redraw = scale, redraw
-        self._out = out
+        self.out = out
         self._file = out / f"{scale}.jsonl"
         lines = self._file.read_text().splitlines() if self._file.exists() else []
         self._cells = {_key(cell["settings"]): cell for cell in map(json.loads, lines)}
@@ -85,7 +85,8 @@ class Study:
     def cell(self, measure: Callable[..., dict], **settings) -> dict:
         """Returns `measure(**settings)`, or what it returned before.
 
-        Settings and result are what JSON can hold; see `numbers`.
+        Settings and result are what JSON can hold; see `numbers`. A result's "device"
+        is what measured it, and is kept beside it.
 
         Raises:
           UserError: it is not stored, and the study only draws.
@@ -106,26 +107,38 @@ class Study:
             start = time.perf_counter()
             result = measure(**settings)
             seconds = round(time.perf_counter() - start, 2)
+            # Named where another process measured: two cannot always share a device.
+            device = result.pop("device", None) or jax.devices()[0].device_kind
             self._cells[key] = {
                 "settings": settings,
                 "result": result,
                 "seconds": seconds,
-                "device": jax.devices()[0].device_kind,
+                "device": device,
                 **workdir.provenance(),
             }
-            self._out.mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(cell, allow_nan=False) for cell in self._cells.values()]
             workdir.write(self._file, "\n".join(lines) + "\n")
         return self._cells[key]["result"]
 
+    def has(self, **settings) -> bool:
+        """Whether the cell is stored."""
+        return _key(settings) in self._cells
+
+    def made_by(self) -> str:
+        """The devices, versions and commits that computed the cells, in words."""
+        cells = [*self._cells.values()]
+        devices = {cell["device"] for cell in cells}
+        versions = {f"jax {cell['versions']['jax']}" for cell in cells}
+        commits = {
+            f"commit {commit[:8]}{'-dirty' * commit.endswith('-dirty')}"
+            for commit in (cell["git_commit"] or "unknown" for cell in cells)
+        }
+        return ", ".join([*sorted(devices), *sorted(versions), *sorted(commits)])
+
     def save(self, figure: Figure) -> None:
         """Writes a figure as OUT/SCALE.png and .svg."""
-        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-            path = self._out / f"{self.scale}.{kind}"
-            figure.savefig(path, dpi=160, metadata=metadata)
-            if kind == "png":  # a palette makes the file a third as large
-                Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
-            print("drew", path)
+        save(figure, self.out / self.scale)
 
 
 def _key(settings: dict) -> str:
@@ -148,6 +161,16 @@ def figure(width: float, height: float, **subplots) -> tuple[Figure, np.ndarray]
     matplotlib.rcParams.update(_RC)
     drawn = Figure(figsize=(width, height), layout="constrained")
     return drawn, drawn.subplots(squeeze=False, **subplots)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PATH.png and PATH.svg."""
+    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+        file = path.with_name(f"{path.name}.{kind}")
+        figure.savefig(file, dpi=160, metadata=metadata)
+        if kind == "png":  # a palette makes the file a third as large
+            Image.open(file).convert("RGB").quantize(256).save(file, optimize=True)
+        print("drew", file)
 
 
 def plot_seeds(axes: Axes, x, samples, **style) -> None:

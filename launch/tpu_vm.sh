@@ -13,7 +13,7 @@
 #   --runtime=VERSION  of the VM's software (the one that goes with the type)
 #   --project=PROJECT  (gcloud's own)
 #   --spot             cheaper, and may be taken away: the command's --workdir=gs://...
-#                      keeps what was done (the training refuses gs:// so far)
+#                      keeps what was done
 #   --restarts=N       how often to start again (10)
 #   --poll=SECONDS     between two looks at the state (30)
 #   --keep             do not delete the VM afterwards; one that was made by other means

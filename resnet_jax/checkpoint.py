@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resnet_jax import UserError, workdir
+from resnet_jax import UserError, bucket, workdir
 
 # Orbax logs the tracebacks of what WriteError and the line on damage tell.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -162,6 +162,7 @@ class Checkpoints:
         written = self._written
         if not written or not (self._directory / str(written[0])).exists():
             return None
+        bucket.send(self._directory.parent)
         self._written, self.saved_step = None, written[0]
         return written
 

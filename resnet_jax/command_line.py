@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import UserError, config, hosts
+from resnet_jax import UserError, bucket, config, hosts
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -21,7 +21,8 @@ def run(main: Callable[[list[str]], None]) -> None:
 def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     """Runs a command and returns its exit status: 0, the error's, 130 or 141."""
     try:
-        main(argv)
+        with bucket.sent_at_end():
+            main(argv)
     except UserError as error:
         print(f"{error.label}: {error}", file=sys.stderr)
         return error.exit_status

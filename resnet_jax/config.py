@@ -29,6 +29,7 @@ _CHOICES = {
 # Field: (smallest value, largest value, whether the smallest itself is allowed).
 _RANGES = {
     "seed": (0, 2**32 - 1, True),
+    "seeds": (1, 10**6, True),
     "epochs": (1, 10**6, True),
     "steps": (0, 10**9, True),
     "batch_size": (1, 10**6, True),
@@ -47,6 +48,7 @@ _RANGES = {
     "augment.cutmix": (0, 1e3, True),
     "augment.plain_epochs": (0, 10**6, True),
     "optimizer.learning_rate": (0, 1e6, False),
+    "optimizer.linear_rate_batch": (0, 10**6, True),
     "optimizer.momentum": (0, 1, True),
     "optimizer.epsilon": (0, 1, False),
     "optimizer.weight_decay": (0, 1, True),
@@ -90,6 +92,8 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
         if not (low <= value <= high) or (value == low and not inclusive):
             bound = "at least" if inclusive else "more than"
             _refuse(field, value, f"give {bound} {low} and at most {high}")
+    if config.seed + config.seeds > 2**32:
+        _refuse("seeds", config.seeds, f"give at most {2**32 - config.seed}")
     model = config.model
     try:
         build_network(config, num_classes=10)
@@ -151,7 +155,7 @@ def _validate_mixing(augment: ConfigDict) -> None:
     if augment.mixup and augment.cutmix:
         _refuse("augment.mixup", augment.mixup, "set it or augment.cutmix to 0")
     if augment.alternating_flip and not augment.flip:
-        _refuse("augment.alternating_flip", True, "set augment.flip to True too")
+        _refuse("augment.flip", False, "set it to True for augment.alternating_flip")
     sizes, ends = tuple(augment.sizes), tuple(augment.size_ends)
     if not all(isinstance(size, int) and size >= 8 for size in sizes):
         _refuse("augment.sizes", sizes, "give whole numbers of pixels from 8 up")

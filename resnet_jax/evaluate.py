@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from resnet_jax import command_line, data, models, trained
+from resnet_jax import bucket, command_line, data, models, trained
 from resnet_jax.augment import averaged_over_flip, normalize
 from resnet_jax.feed import Feed
 from resnet_jax.parallel import Parallel
@@ -181,7 +181,7 @@ def main(argv: list[str]) -> None:
     evaluator.compile(variables)
     metrics = evaluator(variables)
     print(
-        f"{run.directory} at step {run.step:,}, {dataset.name} "
+        f"{bucket.shown(run.directory)} at step {run.step:,}, {dataset.name} "
         f"{config.dataset.eval_split}"
     )
     width = max(map(len, ("top-5 accuracy", *dataset.class_names)))

@@ -21,7 +21,15 @@ from absl import flags
 from matplotlib.figure import Figure
 from PIL import Image
 
-from resnet_jax import UserError, attribution, command_line, predict, trained, workdir
+from resnet_jax import (
+    UserError,
+    attribution,
+    bucket,
+    command_line,
+    predict,
+    trained,
+    workdir,
+)
 from resnet_jax.augment import normalize
 from resnet_jax.trained import Trained
 
@@ -229,7 +237,7 @@ def explain(run: Trained, names: list[str], out: Path, target: str, layer: str) 
         "integrated gradients add up to the logit's change within "
         f"{np.median(errors):.1%} (median), {max(errors):.1%} (worst)"
     )
-    print(f"written   {out}/")
+    print(f"written   {bucket.shown(out)}/")
     predict.require_all_read(len(pictures), len(names))
 
 

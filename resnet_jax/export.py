@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from resnet_jax import command_line, summary, trained, weights, workdir
+from resnet_jax import bucket, command_line, summary, trained, weights, workdir
 from resnet_jax.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -180,9 +180,9 @@ def main(argv: list[str]) -> None:
         ("README.md", card(run).encode()),
     ):
         workdir.write(out / name, part, "give another --out=DIR")
-        print(f"written   {out / name}: {len(part):,} bytes")
+        print(f"written   {bucket.shown(out / name)}: {len(part):,} bytes")
     print("\nTo run it, with jax and flatbuffers alone:\n")
-    lines = example(run, str(out / "model.zip")).splitlines()
+    lines = example(run, bucket.shown(out / "model.zip")).splitlines()
     print("\n".join(f"    {line}" for line in lines))
 
 

@@ -61,7 +61,7 @@ def begin_with(
 
 def _read(init_from: str) -> Weights:
     path = Path(init_from)
-    if path.is_dir():
+    if path.is_dir() or "://" in init_from:
         try:
             return weights.of_run(trained.load(init_from))
         except UserError as error:

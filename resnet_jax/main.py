@@ -8,9 +8,9 @@ The same command again resumes a run that was interrupted.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import UserError, command_line, hosts, report, train, workdir
+from resnet_jax import UserError, bucket, command_line, hosts, seeds, train, workdir
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +21,9 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string(
             "workdir",
             None,
-            "The run's directory; else runs/CONFIG[-RECIPE][-DATASET]/seed<seed>.",
+            "The run's directory, or gs://BUCKET/DIR; else "
+            "runs/CONFIG[-RECIPE][-DATASET]/seed<seed>. Of several --config.seeds the "
+            "one that theirs, seed<seed>, are in.",
             flag_values=values,
         )
         hosts.define_flags(values)
@@ -31,15 +33,28 @@ def main(argv: list[str]) -> None:
     if values.workdir == "":
         raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])
-    directory = Path(values.workdir or workdir.default(config_flag, config))
+    place = values.workdir or workdir.default(config_flag, config)
     hosts.join(values.coordinator, values.num_processes, values.process_id)
-    train.train_and_evaluate(config, directory)
+    directory = hosts.from_first(lambda: bucket.local(place))
+    if config.seeds == 1:
+        run(config, directory)
+    else:
+        parent = directory if values.workdir else directory.parent
+        seeds.run_all(config, parent, run)
+
+
+def run(config: ConfigDict, directory: Path) -> dict:
+    """Trains one run, draws and reports its results, and returns its summary."""
+    summary = train.train_and_evaluate(config, directory)
 
     def show() -> None:
+        from resnet_jax import report  # what draws takes seconds to import
+
         report.draw_curves(directory)
         report.update(directory)
 
     hosts.from_first(show)
+    return summary
 
 
 if __name__ == "__main__":

@@ -5,18 +5,28 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from resnet_jax import UserError
+from resnet_jax import UserError, bucket
 from resnet_jax import workdir as files
 from resnet_jax.plan import Plan
 
 _WRITE_SECONDS = 5  # between two writings of metrics.jsonl within an epoch
+
+
+def _tensorboard() -> ModuleType:
+    """tensorboardX, without PyTorch, whose import would take seconds where it is."""
+    hidden = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)
+    try:
+        import tensorboardX
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return tensorboardX
 
 
 class Recorder:
@@ -40,10 +50,14 @@ class Recorder:
         self.write()
         if workdir:
             (workdir / "tensorboard").mkdir(exist_ok=True)
+            self._board = _tensorboard()
             # Without SummaryWriter's thread, so that an error of writing is raised.
-            self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
-            start = SessionLog(status=SessionLog.START)  # hides what was behind
-            self._write_event(Event(step=step + 1, session_log=start))
+            writer = self._board.event_file_writer.EventsWriter
+            self._events = writer(str(workdir / "tensorboard" / "events"))
+            events = self._board.proto.event_pb2
+            start = events.SessionLog(status=events.SessionLog.START)
+            # It hides what was behind.
+            self._write_event(events.Event(step=step + 1, session_log=start))
         self._first_step, self._start = step, time.perf_counter()
         self._bar = tqdm(
             total=plan.total_steps * plan.batch_size,
@@ -114,21 +128,23 @@ class Recorder:
         if self._workdir:
             path = self._workdir / "metrics.jsonl"
             files.write(path, "".join(map(_line, self._rows)))
+            bucket.send(self._workdir, when_due=True)
         self._written = time.perf_counter()
 
     def _record(self, step: int, scalars: dict) -> None:
         row = {"step": step, "epoch": step / self._plan.steps_per_epoch, **scalars}
         row = {name: _json_number(value) for name, value in row.items()}
         self._rows.append(row)
+        if self._workdir is None:
+            return
         for name in scalars:
             if row[name] is not None:
-                event = Event(step=step, summary=scalar(name, row[name]))
+                summary = self._board.summary.scalar(name, row[name])
+                event = self._board.proto.event_pb2.Event(step=step, summary=summary)
                 event.wall_time = time.time()
                 self._write_event(event)
 
-    def _write_event(self, event: Event) -> None:
-        if self._workdir is None:
-            return
+    def _write_event(self, event) -> None:
         try:
             self._events.write_event(event)
         except OSError as error:

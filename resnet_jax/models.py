@@ -109,11 +109,19 @@ class ResNet(nn.Module):
         return conv
 
     @property
+    def norm_momentum(self) -> float:
+        """The part of BatchNorm's running statistics that a training batch leaves."""
+        return 0.99 if self.keras else 0.9
+
+    @property
     def _norm(self):
-        rates = {"momentum": 0.9, "epsilon": 1e-5}
-        if self.keras:
-            rates = {"momentum": 0.99, "epsilon": 1e-3}
-        return partial(nn.BatchNorm, **rates, dtype=self.dtype)
+        epsilon = 1e-3 if self.keras else 1e-5
+        return partial(
+            nn.BatchNorm,
+            momentum=self.norm_momentum,
+            epsilon=epsilon,
+            dtype=self.dtype,
+        )
 
     def _survival(self, stage: int) -> list[Float[Array, "blocks"]]:
         """The chances that a stage's blocks are computed, as one more argument of each.

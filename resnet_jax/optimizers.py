@@ -119,6 +119,16 @@ def _scale_bn_biases(factor: float) -> optax.GradientTransformation:
     )
 
 
+def peak_rate(config: ConfigDict) -> float:
+    """The learning rate that the schedule scales, from the whole config.
+
+    With `optimizer.linear_rate_batch` it is in proportion to the batch: the linear
+    scaling rule of Goyal et al. 2017, arXiv 1706.02677, section 2.1.
+    """
+    rate, batch = config.optimizer.learning_rate, config.optimizer.linear_rate_batch
+    return rate * config.batch_size / batch if batch else rate
+
+
 def schedule(
     config: ConfigDict, peak: float, total_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import data, hosts, summary
+from resnet_jax import data, hosts, optimizers, roofline, summary
 from resnet_jax.trainer import Trainer
 
 
@@ -46,6 +46,9 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
     sizes.append(f"{len(dataset.eval.labels):,} to test")
     shape = "x".join(map(str, dataset.image_shape))
     optimizer = config.optimizer
+    of_batch, rule = optimizer.linear_rate_batch, ""
+    if of_batch:
+        rule = f" ({optimizer.learning_rate:g} for {of_batch:,} images)"
     return "\n".join(
         [
             f"network   v{model.version}-{model.depth}: {summary.describe(net)}; "
@@ -57,7 +60,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
             f"{config.batch_size} images a batch, {config.batch_size // count} each; "
             f"{model.dtype}",
             f"training  {plan.total_steps:,} steps, {plan.total_epochs:.4g} epochs; "
-            f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, "
+            f"{optimizer.name}, learning rate {optimizers.peak_rate(config):g}{rule}, "
             f"{config.schedule.name} schedule",
         ]
     )
@@ -90,10 +93,16 @@ def of_run(
             results[name] = dict(zip(dataset.class_names, accuracies, strict=True))
         else:
             results[name] = value if math.isfinite(value) else None  # JSON has no NaN
+    cost = summary.cost(trainer.net, dataset.image_shape)
+    step = {}
+    if not plan.sizes:  # steps on smaller images cost less
+        step = roofline.of_step(trainer, config, cost["macs"])
+        seconds = max(clock["training"], 1e-9) / plan.total_steps
+        step |= roofline.reached(step, seconds)
     return {
         **results,
         "dataset": dataset.name,
-        **summary.cost(trainer.net, dataset.image_shape),
+        **cost,
         "steps": plan.total_steps,
         "epochs": plan.total_epochs,
         "seed": config.seed,
@@ -102,5 +111,6 @@ def of_run(
         "peak_memory_bytes": summary.peak_memory(),
         "images_per_second": round(speed, 1),
         "images_per_second_per_device": round(speed / made_by["device_count"], 1),
+        **step,
         **made_by,
     }

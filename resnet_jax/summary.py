@@ -1,6 +1,7 @@
 """What a network consists of and costs, layer by layer, with no data and no device.
 
 python -m resnet_jax.summary --config=configs/v2_56.py
+python -m resnet_jax.summary --config=configs/v2_56.py --roofline
 """
 
 import dataclasses
@@ -11,10 +12,12 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnet_jax import command_line, models
+from resnet_jax import command_line, data, models, optimizers
 from resnet_jax.config import build_network
 
 
@@ -102,6 +105,37 @@ def activation_bytes(net: models.ResNet, found: list[Layer], batch_size: int) ->
     return total * batch_size
 
 
+def device_bytes(
+    config: ConfigDict,
+    net: models.ResNet,
+    image_shape: tuple[int, int, int],
+    examples: int,
+) -> dict[str, int]:
+    """What each device holds whole while it trains, however many there are, in bytes.
+
+    'model state' is parameters and BatchNorm's statistics (twice, with moving means of
+    them) and the optimizer's state; 'data set' is `examples` images of all splits and
+    their labels, 0 where they are streamed. Activations come on top, of a device's part
+    of the batch.
+    """
+    variables = models.variable_shapes(net.clone(scan=True), image_shape)
+    tx = optimizers.optimizer(config.optimizer, optax.constant_schedule(0.0))
+    opt_state = jax.eval_shape(tx.init, variables["params"])
+    ema = variables if config.optimizer.ema else None
+
+    def size(tree) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    pixels, stream = examples * math.prod(image_shape), config.dataset.stream
+    streams = pixels > data.RESIDENT_BYTES if stream == "auto" else stream == "always"
+    labels = examples * np.dtype(np.int32).itemsize
+    return {
+        "model state": size((variables, ema, opt_state, np.int32(0))),  # and the step
+        "gradients": size(variables["params"]),
+        "data set": 0 if streams else pixels + labels,
+    }
+
+
 def peak_memory() -> int:
     """The most bytes that this process has held so far, on its first device.
 
@@ -115,7 +149,10 @@ def peak_memory() -> int:
 
 
 def table(
-    config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
+    config: ConfigDict,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    examples: int,
 ) -> str:
     """The layers of a config's network and their totals, as text."""
     net = build_network(config, num_classes)
@@ -136,6 +173,10 @@ def table(
         f"activations of {config.batch_size} images": f"{memory / 2**20:,.1f} MiB "
         f"({config.model.dtype}{', remat' if net.remat else ''})",
     }
+    for name, size in device_bytes(config, net, image_shape, examples).items():
+        of = f" (of {examples:,} examples)" if name == "data set" else ""
+        shown = f"{size / 2**20:,.1f} MiB{of}" if size else "streamed"
+        totals[f"{name}, each device"] = shown
     lines += ["", *(f"{name:<30} {value}" for name, value in totals.items())]
     return "\n".join(lines)
 
@@ -157,14 +198,30 @@ def main(argv: list[str]) -> None:
             ("num_classes", 10, "Classes to tell apart."),
             ("image_size", None, "Pixels a side; as in the config, else 32."),
             ("channels", 3, "Channels of an image."),
+            ("examples", 60_000, "Examples of all splits, as CIFAR-10 has."),
         ):
             flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
+        flags.DEFINE_bool(
+            "roofline",
+            False,
+            "Compile a training step, for what it costs on these devices.",
+            flag_values=values,
+        )
 
     values = command_line.parse(argv, __doc__, define)
     config = command_line.checked_config(values)
     size = values.image_size or config.dataset.image_size or 32
     shape = (size, size, values.channels)
-    print(table(config, values.num_classes, shape))
+    print(table(config, values.num_classes, shape, values.examples))
+    if values.roofline:
+        from resnet_jax import parallel, roofline
+
+        parallel.split_cpu(config.batch_size)
+        macs = cost(build_network(config, values.num_classes), shape)["macs"]
+        step = roofline.of_config(config, values.num_classes, shape, macs)
+        kind = jax.devices()[0].device_kind
+        told = roofline.sentence(step, kind)
+        print(f"{f'a step of {config.batch_size} images':<30} {told}")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from ml_collections import ConfigDict
 
 from resnet_jax import (
     UserError,
+    bucket,
     data,
     finetune,
     hosts,
     models,
     parallel,
+    profile,
     results,
     trained,
     workdir,
@@ -46,7 +48,8 @@ def train_and_evaluate(
 
     Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
     or SIGINT end it behind the call that is under way, with a checkpoint. Of several
-    processes (`hosts`), the first alone uses the directory and the data set's files.
+    processes (`hosts`), the first alone uses the directory, and, where they are not
+    streamed, the data set's files.
 
     `build(config, num_classes)` may build another network than the config's own, for
     experiments with blocks; the directory is then for that network alone.
@@ -61,7 +64,7 @@ def train_and_evaluate(
     clock = {"total": -time.perf_counter(), "training": 0.0, "compiling": 0.0}
     parallel.split_cpu(config.batch_size, hosts.count())
     parallel.use_compilation_cache()
-    hosts.tell(f"workdir   {directory}")
+    hosts.tell(f"workdir   {bucket.shown(directory)}")
     hosts.from_first(lambda: workdir.check(directory, config))
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
@@ -94,16 +97,11 @@ def _run(
         stack.callback(checkpoints.close)
         newest = checkpoints.newest()
         rows, done = read_rows(directory), workdir.read_summary(directory)
-        dataset = data.load(config.dataset)
-        if hosts.count() > 1 and isinstance(dataset.train.images, data.StreamedImages):
-            raise UserError(
-                f"config.dataset.stream={config.dataset.stream!r}: images cannot be "
-                f"streamed to {hosts.count()} processes yet: give 'never', or train in "
-                "one process"
-            )
-        return changed, newest, rows, done, dataset
+        return changed, newest, rows, done, data.load(config.dataset)
 
     changed, newest, rows, done, dataset = hosts.from_first(enter)
+    if hosts.count() > 1:
+        data.reopen(dataset, config.dataset)
     trainer = Trainer(config, dataset, build)
     plan = trainer.plan
     state, step, changes = trainer.new_state(), 0, []
@@ -157,6 +155,7 @@ def _run(
             "config": json.loads(config.to_json()),
         }
 
+    profile.trace_if(config.profile, trainer, directory)
     saver = _Saver(trainer, checkpoints, recorder, record, step)
     metrics = _loop(config, trainer, state, step, recorder, saver, preemption, clock)
     clock["total"] += time.perf_counter()

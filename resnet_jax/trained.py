@@ -14,7 +14,7 @@ from absl import flags
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, data, models, parallel, workdir
+from resnet_jax import UserError, bucket, data, models, parallel, workdir
 from resnet_jax.augment import averaged_over_flip, normalize, statistics
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network, validate
@@ -73,7 +73,9 @@ class Trained:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines `--workdir` and `--checkpoint`, which `load` takes."""
-    flags.DEFINE_string("workdir", None, "Directory of a run.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "Directory of a run, or gs://BUCKET/DIR.", flag_values=values
+    )
     flags.DEFINE_enum(
         "checkpoint",
         "latest",
@@ -96,7 +98,7 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     """
     if not directory:
         raise UserError("--workdir is missing: give the directory of a run")
-    directory = Path(directory)
+    directory = bucket.local(directory)
     config = workdir.read_config(directory)
     validate(config, with_data=False)  # its file can have been edited
     parallel.split_cpu(config.batch_size)  # before Orbax looks for devices

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import statistics
-from resnet_jax.config import build_network
+from resnet_jax.config import build_network, get
 from resnet_jax.evaluate import Evaluator
 from resnet_jax.feed import train_feed
 from resnet_jax.parallel import Parallel
@@ -19,6 +19,7 @@ from resnet_jax.step import (
     METRICS,
     TrainState,
     create_state,
+    make_statistics_call,
     make_streamed_call,
     make_train_call,
     make_train_step,
@@ -35,6 +36,7 @@ class Trainer:
       normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
+      programs: the compiled calls that train, by the images' size, after `compile`.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Trainer:
         config: ConfigDict,
         dataset: data.Dataset,
         build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+        devices: list | None = None,
     ):
-        """Builds the network by `build(config, num_classes)`.
+        """Builds the network by `build(config, num_classes)`; on all devices, if None.
 
         Raises:
           UserError: the batch does not suit the data or the devices.
@@ -51,11 +54,12 @@ class Trainer:
         self._config = config
         self._dataset = dataset
         self._streams = isinstance(dataset.train.images, data.StreamedImages)
-        if self._streams and config.augment.alternating_flip:
-            raise UserError(
-                "config.augment.alternating_flip=True: images that are streamed cannot "
-                "be flipped alternately: set it to False, or dataset.stream to 'never'"
-            )
+        for field in ("augment.alternating_flip", "optimizer.ema"):
+            if self._streams and (value := get(config, field)):
+                raise UserError(
+                    f"config.{field}={value}: is not for images that are streamed: "
+                    f"set it to {type(value)()}, or dataset.stream to 'never'"
+                )
         height, width, _ = dataset.image_shape
         if any(size >= min(height, width) for size in config.augment.sizes):
             raise UserError(
@@ -63,7 +67,9 @@ class Trainer:
                 f"the {min(height, width)} pixels of the images"
             )
         self.plan = Plan.of(config, len(dataset.train.labels))
-        self.parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
+        self.parallel = Parallel.over(
+            devices or jax.devices(), config.parallel, config.batch_size
+        )
         parts = config.optimizer.accumulate
         pieces = self.parallel.device_count if config.parallel == "pmap" else 1
         if config.batch_size // pieces % parts:
@@ -75,7 +81,7 @@ class Trainer:
         self.net = build(config, dataset.num_classes)
         self.learning_rate = optimizers.schedule(
             config.schedule,
-            config.optimizer.learning_rate,
+            optimizers.peak_rate(config),
             self.plan.total_steps,
             self.plan.steps_per_epoch,
         )
@@ -99,7 +105,7 @@ class Trainer:
 
     def fetch(self, state: TrainState) -> TrainState:
         """Copies a state from the devices, into the form of `new_state`."""
-        return models.unstack(self.parallel.fetch(state))
+        return models.unstack(self.parallel.fetch(self._with_statistics(state)))
 
     def compile(self, state: TrainState) -> None:
         """Places the data and compiles what `train` and `evaluate` run.
@@ -151,7 +157,7 @@ class Trainer:
             parallel.replicate(self._dataset.train),
             parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
         )
-        calls = {
+        self.programs = calls = {
             size: parallel.compile(
                 make_train_call(
                     *(train_step, plan, config.seed, parallel.axis_name),
@@ -164,11 +170,32 @@ class Trainer:
             for size, train_step in train_steps.items()
         }
 
+        if state.ema:
+            self._statistics = self._compile_statistics(state, placed)
+
         def run(state: TrainState, start: int, stop: int):
             call = calls[plan.image_size(start)]
             return call(state, *placed, parallel.replicate(np.int32(stop)))
 
         return run
+
+    def _compile_statistics(self, state: TrainState, placed: tuple) -> Callable:
+        config, parallel = self._config, self.parallel
+        call = parallel.compile(
+            make_statistics_call(
+                *(self.net, self.plan, config, self.normalization, parallel.axis_name)
+            ),
+            *(state.ema["params"], state.batch_stats, *placed),
+            sharded=(3,),
+        )
+        return lambda state: call(state.ema["params"], state.batch_stats, *placed)
+
+    def _with_statistics(self, state: TrainState) -> TrainState:
+        """The state with the statistics that its averaged weights need, if any."""
+        if not state.ema:
+            return state
+        found = self._statistics(state)
+        return state.replace(ema={**state.ema, "batch_stats": found})
 
     def _compile_streamed(
         self, state: TrainState, train_steps: dict[int, Callable]
@@ -177,7 +204,7 @@ class Trainer:
         config, parallel, plan = self._config, self.parallel, self.plan
         feed = train_feed(self._dataset.train, plan, config.seed, parallel)
         zeros = dict.fromkeys(METRICS, np.float32(0))
-        calls = {
+        self.programs = calls = {
             size: parallel.compile(
                 make_streamed_call(train_step, config.seed, parallel.axis_name),
                 *(state, parallel.replicate(zeros)),
@@ -228,9 +255,9 @@ class Trainer:
           `stop`, asked between calls to the devices, says so.
         """
         names = list(self._evaluators) if every_split else list(self._evaluators)[:1]
-        metrics = {}
+        metrics, variables = {}, self._with_statistics(state).variables
         for name in names:
-            found = self._evaluators[name](state.variables, stop)
+            found = self._evaluators[name](variables, stop)
             if found is None:
                 return None
             metrics |= {f"{name}_{metric}": value for metric, value in found.items()}

@@ -22,11 +22,13 @@ from resnet_jax import UserError
 
 # What may differ when a run goes on: it changes no update that is behind.
 _MAY_CHANGE = (
+    "seeds",
     "epochs",
     "steps",
     "steps_per_call",
     "eval_every",
     "parallel",
+    "profile",
     "model.scan",
     "model.remat",
     "dataset.data_dir",
@@ -70,11 +72,6 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
     Raises:
       UserError: it is a file or cannot be written, or holds another config's run.
     """
-    if re.match(r"[a-z0-9]+:/", str(workdir)):  # Path has taken one slash away
-        raise UserError(
-            f"--workdir={workdir} is not on a disk of this machine: give a directory "
-            "that is, buckets are not supported yet"
-        )
     parent = workdir
     try:
         while not parent.exists():

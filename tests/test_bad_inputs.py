@@ -73,9 +73,14 @@ def place(world, tmp_path, tmp_path_factory, monkeypatch):
 
 
 def snapshot(directory: Path) -> dict:
-    """Every directory, and every file with its time, size and content."""
+    """Every directory, and every file with its time, size and content.
+
+    But for ~/.cache, where what was read of a data set is kept.
+    """
     found = {}
     for path in directory.rglob("*"):
+        if ".cache" in path.parts:
+            continue
         found[path] = None
         if path.is_file():
             stat = path.stat()
@@ -112,6 +117,7 @@ FIELDS = [
     ("seed=-1", "at least 0"),
     ("seed=4294967296", "at most 4294967295"),
     ("seed=1.5", "give a whole number"),
+    ("seeds=0", "at least 1"),
     ("epochs=0", "at least 1"),
     ("epochs=99999999", "at most 1000000"),
     ("epochs=ten", "give a whole number"),
@@ -205,12 +211,12 @@ FIELDS = [
     ("augment.mixup=-1", "at least 0"),
     ("augment.mixup=1 augment.cutmix=1", "set it or augment.cutmix to 0"),
     ("augment.plain_epochs=-1", "at least 0"),
-    ("augment.alternating_flip=true augment.flip=false", "set augment.flip to True"),
+    ("augment.flip=False augment.alternating_flip=true", "set it to True"),
     ("augment.sizes=(4,)", "pixels from 8 up"),
-    ("augment.sizes=(16,)", "for each of the 1 sizes"),
+    ("augment.size_ends=() augment.sizes=(16,)", "for each of the 1 sizes"),
     ("augment.sizes=(8,) augment.size_ends=(0.5,)", "below the 8 pixels"),
-    ("augment.sizes=(16,16) augment.size_ends=(0.5,0.2)", "in rising order"),
-    ("augment.sizes=(16,) augment.size_ends=(1.5,)", "between 0 and 1"),
+    ("augment.size_ends=(0.5,0.2) augment.sizes=(16,16)", "in rising order"),
+    ("augment.size_ends=(1.5,) augment.sizes=(16,)", "between 0 and 1"),
     ("schedule.name=cos", "'cosine'"),
     ("schedule.boundaries=(0.75,0.5)", "in rising order"),
     ("schedule.boundaries=(0.5,1.5)", "fractions between 0 and 1"),
@@ -372,7 +378,11 @@ COMMANDS = {
     "config behind a space": train("--config", "file", named=["--config=FILE"]),
     "unknown recipe": train(
         f"{V1_20}:kears",
-        named=["recipe 'kears'", "did you mean 'keras'?", "paper, keras, smoke"],
+        named=[
+            "recipe 'kears'",
+            "did you mean 'keras'?",
+            "paper, keras, strong, fast, smoke",
+        ],
     ),
     "recipe like no other": train(f"{V1_20}:zz", named=["'zz'", "choose one of paper"]),
     "empty recipe": train(f"{V1_20}:", named=["recipe ''", "choose one of paper"]),

@@ -133,6 +133,7 @@ PAPER = {
     "augment.flip": True,
     "optimizer.name": "sgd",
     "optimizer.learning_rate": 0.1,
+    "optimizer.linear_rate_batch": 0,
     "optimizer.momentum": 0.9,
     "optimizer.nesterov": False,
     "optimizer.weight_decay": 1e-4,
@@ -232,6 +233,7 @@ def refusal(config) -> str:
 BAD = [
     ("seed", -1),
     ("seed", 2**32),
+    ("seeds", 0),
     ("epochs", 0),
     ("epochs", -3),
     ("epochs", 10**7),
@@ -260,6 +262,7 @@ BAD = [
     ("model.shortcut", "a"),
     ("model.stem", "stl10"),
     ("model.width", -16),
+    ("optimizer.linear_rate_batch", -128),
     ("model.dtype", "float16"),
     ("model.dtype", "int32"),
     ("model.stochastic_depth", 1.0),
@@ -363,7 +366,7 @@ def test_every_field_that_can_be_wrong_is_among_them():
     flags_and_free_text = {
         *("model.residual", "model.scan", "model.remat", "model.zero_init"),
         *("augment.flip", "augment.alternating_flip", "test_time_flip"),
-        *("optimizer.nesterov", "init_from"),
+        *("optimizer.nesterov", "init_from", "profile"),
     }
     fields = {
         name if not hasattr(value, "items") else f"{name}.{inner}"

@@ -51,6 +51,8 @@ def assert_equal_runs(first, second, besides=frozenset()):
         "compile_seconds",
         "images_per_second",
         "images_per_second_per_device",
+        "flops_per_second",
+        "mfu",
         "peak_memory_bytes",
     }
     for summary in summaries:

@@ -161,12 +161,36 @@ def test_error_of_the_first_is_told_by_both(tmp_path):
         assert "holds other files: give a new or empty directory" in log.read_text()
 
 
-def test_streamed_set_is_refused_to_several(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts, "count", lambda: 2)
-    streamed = config(4)
-    streamed.dataset.stream = "always"
-    with pytest.raises(UserError, match=r"stream='always'.*2 processes yet: give"):
-        train.train_and_evaluate(streamed, tmp_path / "run")
+@pytest.mark.slow
+def test_each_process_reads_its_share_of_a_streamed_set(tmp_path):
+    script = (
+        "import sys, numpy as np\n"
+        "from resnet_jax import data, hosts, train\n"
+        "from tests.test_hosts import Path, config\n"
+        "address, count, number = (a.partition('=')[2] for a in sys.argv[2:])\n"
+        "hosts.join(address, int(count), int(number))\n"
+        "rows, read = [], data.StreamedImages.__getitem__\n"
+        "def noted(self, row):\n"
+        "    if self.sums: rows.append(row)\n"
+        "    return read(self, row)\n"
+        "data.StreamedImages.__getitem__ = noted\n"
+        "streamed = config(4)\n"
+        "streamed.dataset.stream = 'always'\n"
+        "directory = Path(sys.argv[1])\n"
+        "train.train_and_evaluate(streamed, directory / 'run')\n"
+        "np.save(directory / f'rows{number}.npy', rows)\n"
+    )
+    pair = Pair(tmp_path, ["-c", script, str(tmp_path)], devices=4)
+    straight = train.train_and_evaluate(config(4), tmp_path / "straight")
+    assert pair.wait() == [0, 0], pair.logs[0].read_text() + pair.logs[1].read_text()
+    shares = [np.load(tmp_path / f"rows{number}.npy") for number in (0, 1)]
+    assert [len(share) for share in shares] == [4 * 32, 4 * 32]
+    assert len(set(np.concatenate(shares).tolist())) == 4 * 64
+    rows = [read_rows(tmp_path / run) for run in ("run", "straight")]
+    for pair_of_rows in zip(*rows, strict=True):
+        for first, second in zip(*(row.values() for row in pair_of_rows), strict=True):
+            assert first == pytest.approx(second, rel=1e-3)
+    assert straight["test_examples"] == 360
 
 
 @pytest.mark.parametrize(("first", "number"), [(True, 0), (False, 1)])

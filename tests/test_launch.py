@@ -244,6 +244,12 @@ def test_installs_python_and_the_packages_for_tpus(cloud):
     assert install[-2:] == ["-r", "requirements-tpu.txt"]
 
 
+def test_packages_for_tpus_reach_a_bucket():
+    """As the launcher demands one for spot VMs and for several hosts."""
+    packages = (ROOT / "requirements-tpu.txt").read_text().split()
+    assert any(package.startswith("gcsfs") for package in packages)
+
+
 def test_uv_is_installed_where_it_is_missing(cloud):
     bin_directory = cloud.directory / "bin"
     (bin_directory / "uv").rename(cloud.directory / "uv")

@@ -289,6 +289,14 @@ def test_decay_is_not_clipped(decay):
     assert_same(trained(config, params, [gradient])[0], expected)
 
 
+@pytest.mark.parametrize(("of_batch", "peak"), [(0, 0.1), (256, 0.4), (2048, 0.05)])
+def test_linear_rule_multiplies_the_rate_by_the_batch(of_batch, peak):
+    config = common.default()
+    config.batch_size = 1024
+    config.optimizer.linear_rate_batch = of_batch
+    assert optimizers.peak_rate(config) == pytest.approx(peak, rel=1e-12)
+
+
 def rates(config, steps, total, per_epoch=1.0, peak=0.1):
     """The learning rate of each of some updates."""
     schedule = optimizers.schedule(config, peak, total, per_epoch)

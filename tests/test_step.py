@@ -7,8 +7,16 @@ import pytest
 from configs import digits
 from resnet_jax import data, models
 from resnet_jax.augment import normalize, statistics
+from resnet_jax.config import build_network
 from resnet_jax.plan import Plan
-from resnet_jax.step import Batch, TrainState, make_train_call, make_train_step
+from resnet_jax.step import (
+    Batch,
+    TrainState,
+    epoch_order,
+    make_statistics_call,
+    make_train_call,
+    make_train_step,
+)
 
 
 def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0):
@@ -173,21 +181,52 @@ def steps(setting, count, plain_from=float("inf"), **changes):
     return states, metrics
 
 
-def test_ema_is_the_moving_mean_of_weights_and_statistics(setting):
+def test_ema_is_the_moving_mean_of_weights(setting):
     states, _ = steps(setting, 5, **{"optimizer.ema": 0.3})
     plain, _ = steps(setting, 5)
     assert same(states[-1].trained, plain[-1].trained)
-    expected = [np.float64(leaf) for leaf in jax.tree.leaves(states[0].trained)]
+    expected = [np.float64(leaf) for leaf in jax.tree.leaves(states[0].params)]
     for number, state in enumerate(states[1:], start=1):
         decay = min(0.3, (1 + number) / (10 + number))
-        leaves = jax.tree.leaves(state.trained)
+        leaves = jax.tree.leaves(state.params)
         expected = [
             decay * old + (1 - decay) * np.float64(new)
             for old, new in zip(expected, leaves, strict=True)
         ]
-    for found, leaf in zip(jax.tree.leaves(state.variables), expected, strict=True):
-        np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-6)
-    assert TrainState.join(state.split()) == state
+    found = jax.tree.leaves(states[-1].variables["params"])
+    for leaf, value in zip(found, expected, strict=True):
+        np.testing.assert_allclose(leaf, value, rtol=1e-4, atol=1e-6)
+    assert same(TrainState.join(states[-1].split()), states[-1])
+
+
+@pytest.mark.parametrize("variant", ["paper", "keras"])
+def test_statistics_of_averaged_weights_are_means_over_plain_batches(setting, variant):
+    """Of the stem, whose inputs are the images: by NumPy."""
+    config, _, _, _, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.model.update(version=1, depth=8, variant=variant, stochastic_depth=0.5)
+    train = data.load(config.dataset).train
+    plan = Plan.of(config, len(train.labels))
+    net = build_network(config, 10)
+    variables = models.initialize(net, jax.random.key(2), (8, 8, 1))
+    given = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
+    call = make_statistics_call(net, plan, config, normalization, None)
+    positions = jnp.arange(plan.batch_size)
+    split = jax.tree.map(jnp.asarray, train)
+    found = jax.jit(call)(variables["params"], given, split, positions)
+
+    batches = plan.examples // plan.batch_size
+    order = np.asarray(epoch_order(config.seed, 0, plan.examples))
+    chosen = order[: batches * plan.batch_size].reshape(batches, -1)
+    images = np.asarray(normalize(jnp.asarray(train.images), *normalization))
+    stem = variables["params"]["stem_conv"]
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    outputs = np.einsum("nrcihw,hwif->nrcf", windows, stem["kernel"])
+    outputs = outputs[chosen] + stem.get("bias", 0)
+    mean, var = outputs.mean((1, 2, 3)).mean(0), outputs.var((1, 2, 3)).mean(0)
+    np.testing.assert_allclose(found["stem_bn"]["mean"], mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["stem_bn"]["var"], var, rtol=1e-3, atol=1e-4)
 
 
 def same(tree, other) -> bool:

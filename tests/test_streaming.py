@@ -1,5 +1,6 @@
 """Training on images that are read batch by batch, against training in memory."""
 
+import pickle
 import shutil
 
 import jax
@@ -31,6 +32,20 @@ def streamed(config):
     config = config.copy_and_resolve_references()
     config.dataset.stream = "always"
     return config
+
+
+def test_images_that_come_from_another_process_are_read_here_if_the_same():
+    config = streamed(digits_config()).dataset
+    dataset = data.load(config)
+    copy = pickle.loads(pickle.dumps(dataset))
+    data.reopen(copy, config)
+    for one, other in ((copy.train, dataset.train), (copy.eval, dataset.eval)):
+        assert np.array_equal(one.images[3:5], other.images[3:5])
+    config.name = "fake"
+    with pytest.raises(
+        UserError, match=r"fake .* is not the same here as in process 0"
+    ):
+        data.reopen(copy, config)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, train, trained
+from resnet_jax import UserError, data, results, summary, train, trained
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import read_rows
 from resnet_jax.preemption import StoppedError
@@ -44,6 +44,43 @@ def same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
         a.dtype == b.dtype and np.array_equal(a, b)
         for a, b in zip(first, second, strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer.name": "adamw", "model.scan": True, "optimizer.ema": 0.99},
+        {"optimizer.freeze": "^stem|^stage1", "optimizer.backbone_factor": 0.1},
+    ],
+    ids=str,
+)
+def test_summary_tells_the_bytes_that_each_device_gets(changes):
+    config = digits_config(**changes)
+    dataset = data.load(config.dataset)
+    trainer = Trainer(config, dataset)
+    state, splits = trainer.new_state(), (dataset.train, dataset.eval)
+    examples = sum(len(split.labels) for split in splits)
+    shape = dataset.image_shape
+    found = summary.device_bytes(config, trainer.net, shape, examples)
+
+    def size(tree) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    expected = [size(state), size(state.params), size(splits)]
+    assert list(found.values()) == expected
+    config.dataset.stream = "always"
+    found = summary.device_bytes(config, trainer.net, shape, examples)
+    assert found["data set"] == 0
+
+
+def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
+    config = digits_config(**{"optimizer.linear_rate_batch": 16})
+    dataset = data.load(config.dataset)
+    trainer = Trainer(config, dataset)
+    assert float(trainer.learning_rate(0)) == pytest.approx(0.4)
+    results.print_start(config, dataset, trainer, [], None)
+    assert "sgd, learning rate 0.4 (0.1 for 16 images)," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,7 @@ def load(config) -> Dataset:
         such split, or has images of several sizes; or training and validation overlap.
     """
     check(config)
-    if config.name == "image_folder":
-        source = image_folder.source(config.path, config.image_size, config.split_seed)
-    elif config.name in _BUNDLED:
-        source = _BUNDLED[config.name]()
-    else:
-        source = tfds.source(config.name, config.data_dir, config.mirror)
+    source = _source(config)
     selections = {
         field: splits.select(spec, field, source.sizes)
         for field, spec in _specs(config).items()
@@ -128,7 +123,7 @@ def load(config) -> Dataset:
     streams = _streams(config, source, chosen)
     read = reading.to_know if streams else reading.into_memory
     arrays = cached(
-        source.key and f"{source.key} {chosen} {read.__name__}",
+        source.key and f"{source.key} {chosen} {size} {read.__name__}",
         lambda: read(source, chosen, size),
     )
     reading.tell_skipped(arrays["skipped"])
@@ -144,6 +139,29 @@ def load(config) -> Dataset:
         validation=read[1] if validation else None,
         eval=read[-1],
     )
+
+
+def reopen(dataset: Dataset, config) -> None:
+    """Lets a data set that came from another process read its streamed images here.
+
+    Raises:
+      UserError: they are not here, or not the same.
+    """
+    splits = (dataset.train, dataset.validation, dataset.eval)
+    parts = [split.images for split in splits if split]
+    streamed = [images for images in parts if isinstance(images, StreamedImages)]
+    if streamed:
+        source = _source(config)
+        for images in streamed:
+            images.reopen(source)
+
+
+def _source(config) -> Source:
+    if config.name == "image_folder":
+        return image_folder.source(config.path, config.image_size, config.split_seed)
+    if config.name in _BUNDLED:
+        return _BUNDLED[config.name]()
+    return tfds.source(config.name, config.data_dir, config.mirror)
 
 
 def _specs(config) -> dict[str, str]:

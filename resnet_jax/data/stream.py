@@ -40,6 +40,25 @@ class StreamedImages:
         self._source, self._size = source, size
         self._splits, self._indices = splits, indices
 
+    def __getstate__(self) -> dict:
+        """For another process, where `reopen` comes next."""
+        return self.__dict__ | {"_source": self._source._replace(examples=None)}
+
+    def reopen(self, source: Source) -> None:
+        """Reads from now on from a source, which must be the same.
+
+        Raises:
+          UserError: it has other classes, or other numbers of images.
+        """
+        before, now = ((s.class_names, s.sizes) for s in (self._source, source))
+        if before != now:
+            raise UserError(
+                f"config.dataset: {source.name} is not the same here as in process 0 "
+                f"({now[1]} images instead of {before[1]}, {len(now[0])} classes "
+                f"instead of {len(before[0])}): give all hosts the same files"
+            )
+        self._source = source
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -5,6 +5,7 @@ TFDS is imported inside the functions that need it, because `digits` and `fake` 
 
 import difflib
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from resnet_jax import UserError
 from resnet_jax.data import prepare
+from resnet_jax.data.cache import cached
 from resnet_jax.data.source import Source
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
@@ -37,15 +39,61 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
     directory = locate(name, data_dir)
     if not directory:
         directory = prepare.prepare(name, data_directory(data_dir), mirror)
+    key = _key(directory)
+    about = cached(f"{key} about", lambda: _about(name, directory))
+
+    @functools.cache
+    def opened(split):
+        return _builder(directory).as_data_source(split)
+
+    def examples(split, indices):
+        data = opened(split)
+        for start in range(0, len(indices), CHUNK):
+            try:
+                chunk = data.__getitems__(indices[start : start + CHUNK])
+            except RuntimeError as error:  # array_record found a wrong checksum.
+                raise _damaged(directory, str(error)) from None
+            for example in chunk:
+                yield example["image"], example["label"]
+
+    return Source(
+        name=name,
+        class_names=tuple(about["class_names"].tolist()),
+        sizes=dict(zip(about["splits"].tolist(), about["sizes"].tolist(), strict=True)),
+        examples=examples,
+        key=key,
+    )
+
+
+def _key(directory: Path) -> str:
+    digest = hashlib.sha256(str(directory.resolve()).encode())
+    for path in sorted(directory.iterdir()):
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _builder(directory: Path):
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordReader
 
     logging.getLogger("absl").addFilter(_is_news)
     try:
-        builder = tfds.builder_from_directory(directory, file_format="array_record")
+        return tfds.builder_from_directory(directory, file_format="array_record")
     except Exception as error:  # Whatever TFDS's readers of JSON and protobuf raise.
         raise _damaged(directory, f"TFDS cannot read it: {error}") from None
-    features, splits = dict(builder.info.features.items()), builder.info.splits
+
+
+def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
+    """The 'class_names', 'splits' and 'sizes' of a set that can be read.
+
+    Raises:
+      UserError: As for `source`.
+    """
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    info = _builder(directory).info
+    features, splits = dict(info.features.items()), info.splits
     image, label = features.get("image"), features.get("label")
     if not (
         isinstance(image, tfds.features.Image)
@@ -64,25 +112,11 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
                 raise _damaged(
                     directory, f"{path.name} holds {found} examples, not {length}"
                 )
-
-    opened = functools.cache(builder.as_data_source)
-
-    def examples(split, indices):
-        data = opened(split)
-        for start in range(0, len(indices), CHUNK):
-            try:
-                chunk = data.__getitems__(indices[start : start + CHUNK])
-            except RuntimeError as error:  # array_record found a wrong checksum.
-                raise _damaged(directory, str(error)) from None
-            for example in chunk:
-                yield example["image"], example["label"]
-
-    return Source(
-        name=name,
-        class_names=tuple(label.names),
-        sizes={split.name: split.num_examples for split in splits.values()},
-        examples=examples,
-    )
+    return {
+        "class_names": np.array(label.names, np.str_),
+        "splits": np.array([split.name for split in splits.values()], np.str_),
+        "sizes": np.array([split.num_examples for split in splits.values()], np.int64),
+    }
 
 
 def data_directory(data_dir: str) -> Path:

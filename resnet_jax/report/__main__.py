@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from resnet_jax import UserError, command_line
+from resnet_jax import UserError, bucket, command_line
 from resnet_jax.report import page
 
 
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_multi_string(
             "workdir",
             None,
-            "Directory of a finished run; several times to compare runs.",
+            "Directory of a finished run, or gs://BUCKET/DIR; several times to "
+            "compare runs.",
             flag_values=values,
         )
         flags.DEFINE_string(
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
         )
 
     values = command_line.parse(argv, __doc__, define)
-    directories = list(map(Path, dict.fromkeys(values.workdir or [])))
+    directories = list(map(bucket.local, dict.fromkeys(values.workdir or [])))
     if not directories:
         raise UserError("--workdir is missing: give the directory of a run")
     if len(directories) == 1:
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     else:
         path = Path(values.out)
         page.compare(directories, path)
-    print(f"written   {path}")
+    print(f"written   {bucket.shown(path)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from resnet_jax import metrics
+from resnet_jax import bucket, metrics
 
 
 def draw_curves(workdir: Path) -> None:
@@ -32,7 +32,7 @@ def draw_curves(workdir: Path) -> None:
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    figure.suptitle(str(workdir))
+    figure.suptitle(bucket.shown(workdir))
     temporary = workdir / ".curves.png.part"
     figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(workdir / "curves.png")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
-from resnet_jax import UserError, metrics, summary, trained, workdir
+from resnet_jax import UserError, bucket, metrics, summary, trained, workdir
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
 from resnet_jax.report.command import flat, reproduce
@@ -33,7 +33,7 @@ def update(directory: Path) -> None:
     """Writes a finished run's `report.html` unless it is newer than the results."""
     path, result = directory / "report.html", directory / "summary.json"
     if not path.exists() or path.stat().st_mtime < result.stat().st_mtime:
-        print(f"report    {write(directory)}")
+        print(f"report    {bucket.shown(write(directory))}")
 
 
 def write(directory: Path) -> Path:
@@ -52,7 +52,7 @@ def write(directory: Path) -> Path:
     page = _templates.get_template("run.html").render(
         title=f"v{run.config.model.version}-{run.config.model.depth} on "
         f"{run.inputs.dataset}",
-        directory=directory,
+        directory=bucket.shown(directory),
         written=datetime.date.today().isoformat(),
         run=run,
         result=result,
@@ -114,7 +114,7 @@ def compare(directories: list[Path], path: Path) -> None:
         rows.append(
             {
                 "name": letter,
-                "directories": [directory for directory, *_ in members],
+                "directories": [bucket.shown(directory) for directory, *_ in members],
                 "seeds": [fields["seed"] for _, fields, *_ in members],
                 "accuracy": mean,
                 "low": low,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from resnet_jax import UserError, data
 from resnet_jax.augment import statistics
+from resnet_jax.data import reading
 from resnet_jax.data import tfds as sets
 from tests.data.conftest import CIFAR10_NAMES
 
@@ -31,6 +32,29 @@ def overwrite_middle(path):
 
 def train_file(directory):
     return directory / "cifar10-train.array_record-00000-of-00001"
+
+
+def test_the_second_time_comes_from_the_cache(config, prepared, monkeypatch):
+    first, read = data.load(config("cifar10")), []
+    into_memory = reading.into_memory
+
+    def counted(source, selections, size):
+        read.append(size)
+        return into_memory(source, selections, size)
+
+    counted.__name__ = "into_memory"  # is in the key
+    monkeypatch.setattr(reading, "into_memory", counted)
+    second = data.load(config("cifar10"))
+    assert read == []
+    assert second.class_names == first.class_names
+    for split in ("train", "eval"):
+        for arrays in zip(getattr(first, split), getattr(second, split), strict=True):
+            np.testing.assert_array_equal(*arrays)
+    data.load(config("cifar10", image_size=16))  # other pixels
+    assert read == [16]
+    os.utime(train_file(prepared), (1, 1))
+    data.load(config("cifar10"))
+    assert read == [16, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""The contenders of `experiments.benchmark`: one class each, of the same form.
+
+    peer = Peer(job, **settings)   builds the network and reads the weights of the start
+    peer.first_step()              one update, its compilation included
+    peer.in_memory()               an epoch's updates, of batches that are ready
+    peer.epoch()                   an epoch's updates, by its own input pipeline
+    peer.evaluate()                accuracy on the evaluation images
+    peer.logits()                  of the first of them, by the weights of the start
+    peer.peak_memory()             bytes, on the GPU where there is one
+
+They return when the work is done. This module imports nothing large, so that starting
+costs a contender what it itself imports.
+"""
+
+import dataclasses
+import json
+import resource
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PROBES = 8  # no more than the smallest batch
+
+
+class Contender(NamedTuple):
+    """Where a contender's class is, and what it takes.
+
+    Attributes:
+      place: module in this package, and class.
+      settings: arguments of the class.
+      packages: that must be installed.
+    """
+
+    place: tuple[str, str]
+    settings: dict
+    packages: tuple[str, ...] = ()
+
+
+def _torch(**settings) -> Contender:
+    return Contender(("torch_peer", "Torch"), settings, ("torch",))
+
+
+def _keras(backend: str, *packages: str) -> Contender:
+    settings = {"backend": backend}
+    return Contender(("keras_peer", "Keras"), settings, ("keras", *packages))
+
+
+CONTENDERS = {
+    "ours": Contender(("ours", "Ours"), {}),
+    "ours_bf16": Contender(("ours", "Ours"), {"dtype": "bfloat16"}),
+    "plain": Contender(("plain", "Plain"), {}),
+    "torch": _torch(),
+    "torch_channels_last": _torch(channels_last=True),
+    "torch_bf16": _torch(channels_last=True, bf16=True),
+    "torch_compile": _torch(channels_last=True, compiled=True),
+    "torch_compile_bf16": _torch(channels_last=True, bf16=True, compiled=True),
+    "keras_tensorflow": _keras("tensorflow", "tensorflow"),
+    "keras_jax": _keras("jax", "tensorflow"),
+    "keras_torch": _keras("torch", "torch"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all contenders of a comparison are given.
+
+    Attributes:
+      directory: where `prepare` has put it.
+      config: ours, as JSON holds it.
+      arrays: uint8 `train_images` and `eval_images` [images, height, width, channels],
+        int32 `train_labels` and `eval_labels`, and float32 `mean`, the pixels' mean.
+    """
+
+    directory: Path
+    config: dict
+    arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, directory: Path) -> "Job":
+        config = json.loads((directory / "config.json").read_text())
+        return cls(directory, config, dict(np.load(directory / "data.npz")))
+
+    @property
+    def version(self) -> int:
+        return self.config["model"]["version"]
+
+    @property
+    def depth(self) -> int:
+        return self.config["model"]["depth"]
+
+    @property
+    def batch_size(self) -> int:
+        return self.config["batch_size"]
+
+    def images(self, split: str) -> np.ndarray:
+        """float32 [images, height, width, channels], normalised as ours are."""
+        return self.arrays[f"{split}_images"].astype(np.float32) / 255 - self.mean
+
+    def labels(self, split: str) -> np.ndarray:
+        return self.arrays[f"{split}_labels"]
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.arrays["mean"]
+
+    def weights(self, naming: str) -> dict[str, np.ndarray]:
+        """Of the start, under the names of 'ours' or of 'torch'."""
+        return dict(np.load(self.directory / f"{naming}.npz"))
+
+
+def process_memory() -> int:
+    """The most bytes that this process has held so far, on Linux."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

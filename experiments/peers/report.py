@@ -1,0 +1,112 @@
+"""What a comparison by `experiments.benchmark` shows: a table, and bars."""
+
+import importlib.util
+import os
+import platform
+import statistics
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from experiments import study
+from resnet_jax import workdir
+
+_PEERS = ("torch", "keras", "tensorflow-cpu", "tensorflow")
+
+
+def rates(result: dict) -> dict[str, dict[str, float]]:
+    """What the table shows of each contender, from a stored result."""
+    images, batch_size = result["images"], result["batch_size"]
+    shown = {}
+    for name, found in result["contenders"].items():
+        median = {what: statistics.median(s) for what, s in found["seconds"].items()}
+        step = median["in_memory"] * batch_size / images
+        before = median.get("input", max(0, median["epoch"] - median["in_memory"]))
+        shown[name] = {
+            "step": images / median["in_memory"],
+            "epoch": images / median["epoch"],
+            "evaluate": result["eval_images"] / median["evaluate"],
+            "input": before / median["epoch"],
+            "memory": found["peak_bytes"] / 2**30,
+            "compile": max(0, found["first_step_seconds"] - step),
+            "first": found["first_seconds"],
+        }
+    return shown
+
+
+def table(result: dict) -> str:
+    """A result as text; 'ours/it' are the ratios of ours to a contender."""
+    shown = rates(result)
+    ours = shown.get("ours")
+    lines = [
+        f"{result['network']}, batches of {result['batch_size']}, "
+        f"{result['images']:,} images an epoch, {result['dataset']}, "
+        f"{result['cores']} cores, {result['device']}",
+        f"{'':<20}{'images/s':>10}{'':>20}{'ours/it':>10}{'':>20}{'of epoch':>9}"
+        f"{'GiB':>8}{'s':>9}{'s':>9}",
+        f"{'':<20}{'step':>10}{'epoch':>10}{'evaluate':>10}{'step':>10}{'epoch':>10}"
+        f"{'evaluate':>10}{'input':>9}{'memory':>8}{'compile':>9}{'first':>9}",
+    ]
+    for name, row in shown.items():
+        methods = ("step", "epoch", "evaluate")
+        ratios = (
+            f"{ours[m] / row[m]:>10.2f}" if ours else f"{'':>10}" for m in methods
+        )
+        lines.append(
+            f"{name:<20}"
+            + "".join(f"{row[method]:>10,.0f}" for method in methods)
+            + "".join(ratios)
+            + f"{row['input']:>9.1%}{row['memory']:>8.2f}{row['compile']:>9.1f}"
+            + f"{row['first']:>9.1f}"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: list[dict]):
+    """A figure with a panel of bars for each result: epoch, and step behind it."""
+    tallest = max(len(result["contenders"]) for result in results)
+    figure, axes = study.figure(
+        3.5 * len(results), 0.8 + 0.3 * tallest, ncols=len(results)
+    )
+    for panel, result in zip(axes[0], results, strict=True):
+        shown = rates(result)
+        panel.barh(
+            list(shown), [row["step"] for row in shown.values()], color="#c8dcea"
+        )
+        bars = panel.barh(list(shown), [row["epoch"] for row in shown.values()], 0.5)
+        for bar, name in zip(bars, shown, strict=True):
+            bar.set_color("#d55e00" if name.startswith("ours") else "#0072b2")
+        panel.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=7)
+        panel.set(xlabel="images/s: epoch (narrow), step (wide)")
+        panel.set_title(f"{result['network']}, batch {result['batch_size']}")
+        panel.margins(x=0.15)
+        panel.grid(visible=False, axis="y")
+        panel.invert_yaxis()
+    return figure
+
+
+def conditions() -> dict:
+    """What computes here: the device, versions of ours and of the peers' packages."""
+    versions = {}
+    for name in _PEERS:
+        if importlib.util.find_spec(name.removesuffix("-cpu")):
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue  # TensorFlow comes under several names
+    made_by = workdir.provenance()
+    made_by["versions"] |= versions
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        **made_by,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return named[0].strip() if named else platform.processor()

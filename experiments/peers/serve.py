@@ -1,0 +1,42 @@
+"""A contender in a process of its own, which measures what it is asked for by a line.
+
+python -m experiments.peers.serve NAME DIRECTORY STARTED
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from experiments.peers import CONTENDERS, Job
+
+
+def main(name: str, directory: str, started: str) -> None:
+    """Answers each line of stdin, a method's name, with a line of JSON.
+
+    The first answer, to no question, is about the first update; `started` is
+    `time.time()` of before the process was.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print does not come between
+
+    def answer(content: dict) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    (module, kind), settings, _ = CONTENDERS[name]
+    build = getattr(importlib.import_module(f"experiments.peers.{module}"), kind)
+    peer = build(Job.read(Path(directory)), **settings)
+    start = time.perf_counter()
+    peer.first_step()
+    seconds = time.perf_counter() - start
+    answer({"seconds": seconds, "since_start": time.time() - float(started)})
+    for line in sys.stdin:
+        start = time.perf_counter()
+        value = getattr(peer, line.strip())()
+        answer({"seconds": time.perf_counter() - start, "value": value})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

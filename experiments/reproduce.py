@@ -1,0 +1,299 @@
+"""Published tables of CIFAR-10 accuracies, trained again and compared.
+
+    python -m experiments.reproduce --table=he2015 [--seeds=3] [--networks=v1-20,v1-56]
+    python -m experiments.reproduce --table=keras --epochs=15    # a smaller budget
+    python -m experiments.reproduce --table=he2015 --redraw      # what is stored alone
+
+Ours is the last epoch's test accuracy, the mean over seeds 0, 1, ...; what was
+published is mostly the best epoch on the test set, so that our best one is shown
+besides. The difference is given in standard errors, s * sqrt(1 / n + 1 / m), s being
+the standard deviation over our n seeds and m the number of runs behind the published
+value.
+
+Writes TABLE.json, .md, .png and .svg to --out, and each run's result to TABLE.jsonl as
+soon as it has ended; with --epochs all are called TABLE-Nepochs.
+"""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments import curves, study
+from experiments.study import Study
+from resnet_jax import UserError, command_line, data, workdir
+from resnet_jax.seeds import statistics
+
+
+class Published(NamedTuple):
+    """A published test accuracy."""
+
+    percent: float
+    runs: int = 1  # behind it
+    model: dict | None = None  # more of `config.model` than version and depth
+
+
+class Table(NamedTuple):
+    """Published accuracies of networks that were trained alike."""
+
+    source: str
+    recipe: str  # of configs/common.py
+    networks: dict[str, Published]
+    changes: dict | None = None  # of the recipe
+
+
+TABLES = {
+    "he2015": Table(
+        "He et al. 2015, arXiv 1512.03385, table 6 (110 layers: mean of 5 runs)",
+        "paper",
+        {
+            "v1-20": Published(91.25),
+            "v1-32": Published(92.49),
+            "v1-44": Published(92.83),
+            "v1-56": Published(93.03),
+            "v1-110": Published(93.39, runs=5),
+            "v1-1202": Published(92.07),
+        },
+    ),
+    "he2016": Table(
+        "He et al. 2016, arXiv 1603.05027, tables 2 and 4 (medians of 5 runs)",
+        "paper",
+        {
+            "v1-110-pre": Published(93.63, 5, {"activation": "pre"}),
+            "v2-164": Published(94.54, 5),
+            "v2-1001": Published(95.08, 5),
+        },
+    ),
+    "keras": Table(
+        "keras-team/keras, examples/cifar10_resnet.py (best epoch on the test set)",
+        "keras",
+        {
+            "v1-20": Published(92.16),
+            "v1-32": Published(92.46),
+            "v1-44": Published(92.50),
+            "v1-56": Published(92.71),
+            "v1-110": Published(92.65),
+            "v2-56": Published(93.01),
+            "v2-110": Published(93.15),
+        },
+    ),
+    "akamaster": Table(
+        "akamaster/pytorch_resnet_cifar10 (best epoch on the test set)",
+        "paper",
+        {
+            "v1-20": Published(91.73),
+            "v1-32": Published(92.63),
+            "v1-44": Published(93.10),
+            "v1-56": Published(93.39),
+            "v1-110": Published(93.68),
+        },
+        {"epochs": 200, "augment.normalization": "mean_std"},
+    ),
+    "imgclsmob": Table(
+        "osmr/imgclsmob, gluon/README.md (best epoch on the test set)",
+        "strong",
+        {
+            "v1-20": Published(94.03, model={"shortcut": "B"}),
+            "v1-56": Published(95.48, model={"shortcut": "B"}),
+            "v1-110": Published(96.31, model={"shortcut": "B"}),
+            "v2-164": Published(96.36),
+            "v2-1001": Published(97.35),
+        },
+    ),
+}
+# Of the training images' channels, which tell CIFAR-10 from re-encoded copies of it.
+_CIFAR10_MEAN = (125.306918, 122.950394, 113.865383)
+
+
+def training(table: Table, network: str, seed: int, epochs: int) -> dict:
+    """The config of a run, as JSON holds it. `epochs` 0 leaves the recipe's."""
+    version, depth = map(int, network.removeprefix("v").split("-")[:2])
+    deep = depth >= 1000
+    model = {"scan": deep, "remat": deep} | (table.networks[network].model or {})
+    config = common.get_config(table.recipe, version, depth, **model)
+    config.update_from_flattened_dict(table.changes or {})
+    config.update(seed=seed, epochs=epochs or config.epochs)
+    config.checkpoint.keep = 1
+    return json.loads(config.to_json())
+
+
+def measure(config: dict) -> dict:
+    """The result of one run."""
+    rows, summary, diverged = curves.run(config)
+    if diverged:
+        return {"diverged": diverged}
+    names = ("test_accuracy", "test_examples", "params", "epochs", "seconds")
+    names += ("images_per_second",)
+    return {
+        **{name: summary[name] for name in names},
+        "best_test_accuracy": max(row.get("test_accuracy", 0) for row in rows),
+        "dataset": dataset_name(json.dumps(config["dataset"])),
+    }
+
+
+@functools.cache
+def dataset_name(settings: str) -> str:
+    """What a table says the data are: 'cifar10' has to have the original's pixels."""
+    dataset = data.load(ConfigDict(json.loads(settings)))
+    if dataset.name == "cifar10":
+        mean = dataset.train.images.mean((0, 1, 2), dtype=np.float64)
+        if not np.allclose(mean, _CIFAR10_MEAN, atol=1e-4):
+            return "CIFAR-10, pixels not the original (as of a JPEG copy)"
+        return "CIFAR-10"
+    return dataset.name
+
+
+def compare(published: Published, results: list[dict]) -> dict:
+    """Ours beside a published value, in percent; 'standard_errors' takes two seeds."""
+    finished = [result for result in results if "diverged" not in result]
+    ours = [100 * result["test_accuracy"] for result in finished]
+    found = {
+        "published": published.percent,
+        "accuracies": ours,
+        "diverged": len(results) - len(ours),
+        **statistics(ours),
+        "best_epoch": None,
+        "difference": None,
+        "standard_errors": None,
+    }
+    if ours:
+        best = [100 * result["best_test_accuracy"] for result in finished]
+        found["best_epoch"] = statistics(best)["mean"]
+        found["difference"] = found["mean"] - published.percent
+        found |= {name: finished[0][name] for name in ("params", "epochs", "dataset")}
+    if found["standard_deviation"]:
+        error = math.sqrt(1 / len(ours) + 1 / published.runs)
+        error *= found["standard_deviation"]
+        found["standard_errors"] = found["difference"] / error
+    return found
+
+
+def markdown(table: Table, rows: dict[str, dict], made_by: str) -> str:
+    """The comparison as a table, what was compared, and what computed it."""
+    names = ["network", "parameters", "published", "ours", "deviation", "seeds"]
+    names += ["best epoch", "difference", "in standard errors"]
+    lines = [names, ["---", *["--:"] * (len(names) - 1)]]
+    for network, row in rows.items():
+        failed = f", {row['diverged']} diverged" if row["diverged"] else ""
+        lines.append(
+            [
+                network,
+                _number(row.get("params"), ","),
+                _number(row["published"], ".2f"),
+                _number(row["mean"], ".2f"),
+                _number(row["standard_deviation"], ".2f"),
+                f"{len(row['accuracies'])}{failed}",
+                _number(row["best_epoch"], ".2f"),
+                _number(row["difference"], "+.2f"),
+                _number(row["standard_errors"], "+.1f"),
+            ]
+        )
+    trained = [row for row in rows.values() if row["accuracies"]]
+    datasets = ", ".join(sorted({row["dataset"] for row in trained}))
+    epochs = ", ".join(sorted({f"{row['epochs']:.4g}" for row in trained}))
+    return "\n".join(
+        [
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"Published: {table.source}. Ours: recipe `{table.recipe}`, {datasets}, "
+            f"test accuracy (%) of the last epoch, {epochs}; {made_by}.",
+        ]
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def draw(rows: dict[str, dict]) -> Figure:
+    """Ours with 95% intervals, and what was published."""
+    figure, ((axes,),) = study.figure(4.6, 0.8 + 0.35 * len(rows))
+    for place, row in enumerate(rows.values()):
+        first = place == 0
+        axes.plot(
+            *(row["published"], place),
+            **study.STYLES[0] | {"linestyle": "none", "markerfacecolor": "none"},
+            label="published" if first else None,
+        )
+        if row["mean"] is None:
+            continue
+        low = (row["interval"] or [row["mean"]])[0]
+        axes.errorbar(
+            *(row["mean"], place),
+            xerr=row["mean"] - low,
+            capsize=2,
+            **study.STYLES[1] | {"linestyle": "none"},
+            label="ours, 95% interval" if first else None,
+        )
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+    axes.legend()
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is missing of a table, and compares."""
+
+    def define(values: flags.FlagValues) -> None:
+        given = {"flag_values": values}
+        flags.DEFINE_enum("table", None, list(TABLES), "Which table.", **given)
+        flags.DEFINE_list("networks", [], "Of the table; else all.", **given)
+        flags.DEFINE_integer("seeds", 3, "Runs of each network.", **given)
+        flags.DEFINE_integer("epochs", 0, "Instead of the recipe's; 0: those.", **given)
+        flags.DEFINE_string(
+            "out",
+            str(Path(__file__).parent / "results" / "reproduce"),
+            "Directory of the results.",
+            **given,
+        )
+        flags.DEFINE_bool("redraw", False, "Show what is stored.", **given)
+
+    values = command_line.parse(argv, __doc__, define)
+    if values.table is None:
+        raise UserError(f"--table is missing: give one of {', '.join(TABLES)}")
+    table = TABLES[values.table]
+    networks = values.networks or list(table.networks)
+    if unknown := [name for name in networks if name not in table.networks]:
+        raise UserError(
+            f"--networks={unknown[0]}: --table={values.table} has "
+            f"{', '.join(table.networks)}"
+        )
+    for name, least in (("seeds", 1), ("epochs", 0)):
+        if values[name].value < least:
+            raise UserError(f"--{name}={values[name].value}: give at least {least}")
+    name = values.table + (f"-{values.epochs}epochs" if values.epochs else "")
+    own = Study(name, Path(values.out), values.redraw)
+    results: dict[str, list[dict]] = {network: [] for network in networks}
+    for seed in range(values.seeds):  # so that there is soon a bit of everything
+        for network in networks:
+            config = training(table, network, seed, values.epochs)
+            if not values.redraw or own.has(config=config):
+                results[network].append(own.cell(measure, config=config))
+    rows = {
+        network: compare(table.networks[network], found)
+        for network, found in results.items()
+        if found
+    }
+    if not rows:
+        raise UserError(f"{values.out} holds nothing of {name}: measure it first")
+    text = markdown(table, rows, own.made_by())
+    command = f"python -m experiments.reproduce --table={values.table}"
+    command += f" --epochs={values.epochs}" if values.epochs else ""
+    content = {"command": command, "source": table.source, "networks": rows}
+    workdir.write_json(own.out / f"{name}.json", content)
+    title = f"### Published table {values.table}"
+    title += f", in {values.epochs} epochs instead" if values.epochs else ""
+    workdir.write(own.out / f"{name}.md", f"{title}\n\n{text}\n\n`{command}`\n")
+    own.save(draw(rows))
+    print(text)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,252 @@
+"""What training costs, by the number of devices, by depth and by batch.
+
+    python -m experiments.scaling [--scale=full]
+
+Claim. The cost of a step, in time and in memory, is linear in the depth and in the
+batch: a network ten times as deep costs ten times as much, and nothing else grows. The
+batch is divided among the devices, and so is the memory that it takes.
+
+Method. Each cell is measured in a process of its own, alone: it compiles the training
+call that `resnet_jax.main` makes, updates a little to warm up, and takes the median of
+rounds. At every depth equal blocks are in a loop (`model.scan`).
+(a) and (d): v1-20 on 1, 2, 4 and 8 devices, the whole batch being the same; on a CPU
+they are simulated, and share its cores; elsewhere as many as there are.
+(b) and (e): by depth; the lines are fits of a + b x depth by relative errors, so that
+shallow networks count as much as deep ones.
+(c) and (f): by batch.
+Memory is what the compiler reserves on each device (`memory_analysis`: arguments,
+results and temporaries, the data set included); the table has the process's peak
+besides, on a CPU all that it holds.
+
+Cost. Smoke: digits, batch 32, 30 cells; two CPU cores that nothing else uses. Full:
+random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from configs import common
+from experiments import study
+from experiments.study import STYLES, Study
+from resnet_jax import UserError, command_line, data, parallel, summary
+from resnet_jax.trainer import Trainer
+
+DEPTHS = {1: (20, 32, 44, 56, 110, 1202), 2: (20, 29, 56, 110, 164, 1001)}
+BATCHES = (32, 64, 128, 256, 512)
+SCALES = {
+    "smoke": {"dataset": "digits", "batch_size": 32, "seconds": 3},
+    "full": {"dataset": "fake", "batch_size": 128, "seconds": 10},
+}
+LINEAR = 0.1  # largest relative distance from a line that passes for one
+
+
+def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) -> dict:
+    """Compiles and times training in this process; `devices` of 0 are all."""
+    config = common.get_config("paper", version, depth, scan=True)
+    config.update(batch_size=batch_size, steps=10**6, parallel=mode)
+    config.dataset.name = dataset
+    parallel.split_cpu(batch_size)
+    loaded = replace(data.load(config.dataset), eval=None)  # compiles training alone
+    trainer = Trainer(config, loaded, devices=jax.devices()[: devices or None])
+    state = trainer.place(trainer.new_state())
+    trainer.compile(state)
+    rounds, steps, done = [], 2, 0
+    while sum(rounds[2:]) * steps < seconds or len(rounds) < 5:
+        start = time.perf_counter()
+        state, _ = trainer.train(state, done, done + steps)
+        rounds.append((time.perf_counter() - start) / steps)
+        done += steps
+        if len(rounds) == 2:  # warm: from here on a round takes a fifth of the time
+            steps = max(2, round(seconds / 5 / rounds[1]))
+    (program,) = trainer.programs.values()
+    memory = program.memory_analysis()
+    reserved = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    reserved += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "step_seconds": study.numbers(statistics.median(rounds[2:])),
+        "compile_seconds": round(trainer.compile_seconds, 2),
+        "device_bytes": reserved,
+        "peak_bytes": summary.peak_memory(),
+        "device_count": trainer.parallel.device_count,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def measure(**settings) -> dict:
+    """The same in a new process, whose CPU has as many devices as are asked for.
+
+    Raises:
+      UserError: it failed, as where the memory is too small.
+    """
+    code = "import sys; from experiments import scaling; scaling.tell(sys.argv[1])"
+    # What an earlier run compiled would take no time.
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    if settings["devices"]:
+        environment["JAX_NUM_CPU_DEVICES"] = str(settings["devices"])
+    command = [sys.executable, "-c", code, json.dumps(settings)]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if answer.returncode:
+        last = (answer.stderr.strip() or "no message").splitlines()[-1]
+        raise UserError(
+            f"{settings} ended with status {answer.returncode} ({last[:200]}): free "
+            "memory, or take a larger machine; what was measured before is kept"
+        )
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def tell(settings: str) -> None:
+    """Prints a measurement, for `measure`."""
+    print(json.dumps(measure_here(**json.loads(settings))))
+
+
+def device_counts() -> list[int]:
+    """How many devices to take: 1, 2, 4, 8, and no more than there are but on a CPU.
+
+    Asked for in another process, as this one must not hold them.
+    """
+    code = "import jax; print(jax.default_backend(), len(jax.devices()))"
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    backend, count = told.split()[-2:]
+    return [n for n in (1, 2, 4, 8) if backend == "cpu" or n <= int(count)]
+
+
+def line(x, y) -> tuple[float, float, np.ndarray]:
+    """Fits y = a + b x by relative errors; returns a, b and the relative residuals."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    slope, start = np.polyfit(x, y, 1, w=1 / y)
+    return float(start), float(slope), (y - start - slope * x) / y
+
+
+def verdict(name: str, depths, values, unit: str) -> str:
+    """A sentence on whether values are linear in the depth."""
+    start, slope, residuals = line(depths, values)
+    worst = int(np.abs(residuals).argmax())
+    linear = "linear" if abs(residuals[worst]) <= LINEAR else "not linear"
+    return (
+        f"{name}: {start:.4g} + {slope:.4g} x depth {unit}, residuals "
+        f"{residuals.min():+.1%} to {residuals.max():+.1%} (largest at depth "
+        f"{depths[worst]}): {linear} within {LINEAR:.0%}"
+    )
+
+
+def table(cells: dict[str, list[tuple[dict, dict]]]) -> str:
+    """The cells of each axis, a line each, and what the fits by depth say."""
+    lines = [
+        f"{'by':<8} {'network':<8} {'batch':>5} {'devices':>10} {'images/s':>9} "
+        f"{'s/step':>9} {'compile s':>9} {'MiB/device':>10} {'peak MiB':>9}"
+    ]
+    for axis, measured in cells.items():
+        for settings, result in measured:
+            network = f"v{settings['version']}-{settings['depth']}"
+            devices = f"{result['device_count']} {settings['mode']}"
+            lines.append(
+                f"{axis:<8} {network:<8} {settings['batch_size']:>5} {devices:>10} "
+                f"{settings['batch_size'] / result['step_seconds']:>9.1f} "
+                f"{result['step_seconds']:>9.4f} {result['compile_seconds']:>9.1f} "
+                f"{result['device_bytes'] / 2**20:>10.1f} "
+                f"{result['peak_bytes'] / 2**20:>9.0f}"
+            )
+    for name, pairs in _by(cells["depth"], "version").items():
+        depths = [settings["depth"] for settings, _ in pairs]
+        steps = [result["step_seconds"] * 1000 for _, result in pairs]
+        memory = [result["device_bytes"] / 2**20 for _, result in pairs]
+        lines.append(verdict(f"time of v{name}", depths, steps, "ms"))
+        lines.append(verdict(f"memory of v{name}", depths, memory, "MiB"))
+    return "\n".join(lines)
+
+
+def _by(measured: list[tuple[dict, dict]], field: str) -> dict:
+    """The cells by the value that a setting has."""
+    groups = {}
+    for settings, result in measured:
+        groups.setdefault(settings[field], []).append((settings, result))
+    return groups
+
+
+def draw(cells: dict[str, list[tuple[dict, dict]]]) -> Figure:
+    """Speed above and memory below, by devices, depth and batch."""
+    figure, axes = study.figure(7.2, 4.2, nrows=2, ncols=3)
+
+    def plot(panel: Axes, x: str, group: str, label: str, value, fits=False) -> None:
+        for (name, pairs), style in zip(
+            _by(cells[x], group).items(), STYLES, strict=False
+        ):
+            at = [(s | r)["device_count" if x == "devices" else x] for s, r in pairs]
+            values = [value(settings, result) for settings, result in pairs]
+            style = style | {"label": label.format(name)}
+            panel.plot(at, values, **style | ({"linestyle": "none"} if fits else {}))
+            if fits:
+                start, slope, _ = line(at, values)
+                fine = np.geomspace(at[0], at[-1], 200)
+                panel.plot(fine, start + slope * fine, color=style["color"])
+            panel.set(xscale="log", xticks=at, xlabel=x)
+        panel.minorticks_off()
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.tick_params(axis="x", rotation=90 if fits else 0)
+        panel.legend(fontsize=7)
+
+    def speed(settings: dict, result: dict) -> float:
+        return settings["batch_size"] / result["step_seconds"]
+
+    def memory(_, result: dict) -> float:
+        return result["device_bytes"] / 2**20
+
+    batch = "batch_size"
+    for row, value, what in ((0, speed, "images a second"), (1, memory, "MiB/device")):
+        plot(axes[row, 0], "devices", "mode", "v1-20, {}", value)
+        plot(axes[row, 2], batch, "depth", "v1-{}", value)
+        axes[row, 0].set(ylabel=what, ylim=(0, None))
+        axes[row, 2].set(ylabel=what, xlabel="batch", yscale=("linear", "log")[row])
+    axes[0, 2].set(ylim=(0, None))
+    plot(axes[0, 1], "depth", "version", "v{}", lambda _, r: r["step_seconds"], True)
+    plot(axes[1, 1], "depth", "version", "v{}", memory, True)
+    axes[0, 1].set(yscale="log", ylabel="seconds a step")
+    axes[1, 1].set(yscale="log", ylabel="MiB/device")
+    for panel, letter in zip(axes.flat, "abcdef", strict=True):
+        panel.set_title(f"({letter})", loc="left")
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    """Measures what is not measured yet; prints the table and draws the figure."""
+    own = Study.of(argv, __doc__)
+    scale = SCALES[own.scale]
+    usual = {"version": 1, "depth": 20, "devices": 0, "mode": "jit"} | scale
+    grid = {
+        "devices": [
+            usual | {"batch_size": 128, "devices": devices, "mode": mode}
+            for mode in ("jit", "pmap")
+            for devices in device_counts()
+        ],
+        "depth": [
+            usual | {"version": version, "depth": depth}
+            for version, depths in DEPTHS.items()
+            for depth in depths
+        ],
+        "batch_size": [
+            usual | {"depth": depth, "batch_size": batch_size}
+            for depth in (20, 56)
+            for batch_size in BATCHES
+        ],
+    }
+    cells = {
+        axis: [(settings, own.cell(measure, **settings)) for settings in chosen]
+        for axis, chosen in grid.items()
+    }
+    print(table(cells))
+    own.save(draw(cells))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,265 @@
+"""Every combination of a grid's values, over seeds: which does best on validation data.
+
+    python -m experiments.sweep --config=configs/v1_20.py --seeds=3 \
+        --grid='optimizer.learning_rate=.05,.1,.2;model.depth=20,56' [--config.x=y]
+
+Each cell and seed is an ordinary run in OUT/CELL/seed<seed>, with what it printed in
+OUT/CELL/seed<seed>.log. Finished ones are skipped, and those that were stopped go on,
+so that the same command, or one with a larger grid, measures what is missing. With
+several GPUs or TPU chips each takes a run at a time; on a CPU they follow one another.
+(Several devices are tested with stand-ins only.)
+
+Cells are compared by the last epoch's accuracy on `dataset.validation_split`, by
+default a tenth that is held back from 'train'; the test split is no part of the choice.
+Writes OUT/sweep.json, .md, .png and .svg, and prints the command that trains the best
+on all of the training split.
+"""
+
+import difflib
+import hashlib
+import itertools
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict, config_flags
+
+from experiments import spread, study
+from experiments.spread import Job
+from resnet_jax import UserError, command_line, workdir
+from resnet_jax.report.command import flat
+from resnet_jax.seeds import statistics
+
+_HELD_BACK = {
+    "dataset.train_split": "train[:90%]",
+    "dataset.validation_split": "train[90%:]",
+}
+# What must be the same in all cells, or is given otherwise.
+_NOT_SWEPT = {
+    "seed": "give --config.seed, the first, and --seeds",
+    "seeds": "give --seeds",
+    "dataset.validation_split": "cells are compared on one: give it by --config",
+    "dataset.eval_split": "cells are not compared on it",
+}
+
+
+def parse_grid(text: str, fields: dict) -> dict[str, list[str]]:
+    """Reads 'field=value,value;field=value': values, as text, by field.
+
+    Values may be tuples in brackets. `fields` are those of a config, by dotted names.
+
+    Raises:
+      UserError: a field is unknown or none that can be swept, or something is twice.
+    """
+    grid = {}
+    for part in text.split(";"):
+        field, equals, values = part.strip().partition("=")
+        if not equals:
+            raise UserError(
+                f"--grid={text!r}: {part!r} is no axis: write FIELD=VALUE,VALUE, and a "
+                "semicolon between two"
+            )
+        if field not in fields:
+            whole = [name for name in fields if name.split(".")[-1] == field]
+            close = whole or difflib.get_close_matches(field, fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see configs/common.py"
+            raise UserError(f"--grid: {field!r} is not a field of the config: {hint}")
+        if field in _NOT_SWEPT:
+            raise UserError(f"--grid: {field} cannot be swept: {_NOT_SWEPT[field]}")
+        found = [value.strip() for value in re.split(r",(?![^(]*\))", values)]
+        if field in grid or len(set(found)) < len(found):
+            raise UserError(f"--grid: {part!r} is there twice, or has a value twice")
+        grid[field] = found
+    return grid
+
+
+class Sweep(NamedTuple):
+    """What a command line asks for."""
+
+    grid: dict[str, list[str]]
+    cells: list[tuple[dict[str, str], list[Job]]]  # values by field; a job a seed
+    out: Path
+    command: list[str]  # that trains what the grid changes
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for _, members in self.cells for job in members]
+
+
+def parse(argv: list[str]) -> Sweep:
+    """Reads the command line, and checks the config of every cell.
+
+    Raises:
+      UserError: for anything that would end a run before it trains.
+    """
+
+    def define(values: flags.FlagValues) -> None:
+        command_line.define_config(values, argv)
+        given = {"flag_values": values}
+        flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,...", **given)
+        flags.DEFINE_integer("seeds", 3, "Runs of each cell.", **given)
+        flags.DEFINE_string(
+            "out", None, "Directory; else runs/sweeps/CONFIG-DIGEST.", **given
+        )
+
+    values = command_line.parse(argv, __doc__, define)
+    base = command_line.checked_config(values)
+    if not values.grid:
+        raise UserError("--grid is missing: give one, as 'model.depth=20,56'")
+    if values.seeds < 1:
+        raise UserError(f"--seeds={values.seeds}: give at least 1")
+    if base.seeds > 1:
+        raise UserError(f"config.seeds={base.seeds}: give --seeds instead")
+    grid = parse_grid(values.grid, flat(base))
+    given = [arg for arg in argv[1:] if re.match("--?config[.=]", arg)]
+    shared = given.copy()
+    if not base.dataset.validation_split:
+        if base.dataset.train_split != "train" or "dataset.train_split" in grid:
+            raise UserError(
+                "config.dataset.validation_split='': give one that is no part of "
+                "dataset.train_split, by --config.dataset.validation_split"
+            )
+        shared += _changes(_HELD_BACK)
+        base.dataset.update(train_split="train[:90%]", validation_split="train[90%:]")
+    file = config_flags.get_config_filename(values["config"])
+    key = base.to_json(sort_keys=True).encode()
+    name = f"{Path(file).stem}-{hashlib.sha256(key).hexdigest()[:8]}"
+    out = Path(values.out or Path("runs", "sweeps", name))
+    found = []
+    for combination in itertools.product(*grid.values()):
+        cell = dict(zip(grid, combination, strict=True))
+        told = ",".join(f"{field}={value}" for field, value in cell.items())
+        members = []
+        for seed in range(base.seed, base.seed + values.seeds):
+            arguments = [*shared, *_changes(cell), f"--config.seed={seed}"]
+            directory = out / told.replace("/", "-") / f"seed{seed}"
+            members.append(Job(directory, _config(arguments), arguments))
+            workdir.check(directory, members[-1].config)
+        found.append((cell, members))
+    return Sweep(grid, found, out, ["python", "-m", "resnet_jax.main", *given])
+
+
+def _changes(fields: dict[str, str]) -> list[str]:
+    return [f"--config.{field}={value}" for field, value in fields.items()]
+
+
+def _config(arguments: list[str]) -> ConfigDict:
+    argv = ["resnet_jax.main", *arguments]
+
+    def define(values: flags.FlagValues) -> None:
+        command_line.define_config(values, argv)
+
+    return command_line.checked_config(command_line.parse(argv, "", define))
+
+
+def results(sweep: Sweep) -> list[dict]:
+    """What each cell came to, in the grid's order."""
+    found = []
+    for cell, members in sweep.cells:
+        outcomes = [spread.outcome(job) for job in members]
+        finished = [result for result in outcomes if result]
+        accuracies = [result["validation_accuracy"] for result in finished]
+        found.append(
+            {
+                "cell": cell,
+                "validation_accuracy": accuracies,
+                "diverged": len(outcomes) - len(finished),
+                **statistics(accuracies),
+                "test_accuracy": [result["test_accuracy"] for result in finished],
+                "seconds": [result["seconds"] for result in finished],
+                "device": sorted({result["device"] for result in finished}),
+            }
+        )
+    return found
+
+
+def best(found: list[dict]) -> dict:
+    """The cell of the highest mean among those of which the fewest seeds diverged.
+
+    Raises:
+      UserError: all diverged.
+    """
+    chosen = max(found, key=lambda cell: (-cell["diverged"], cell["mean"] or 0))
+    if chosen["mean"] is None:
+        raise UserError("all runs diverged: give lower values of learning_rate")
+    return chosen
+
+
+def table(found: list[dict]) -> str:
+    """Markdown: a row a cell."""
+    names = [*found[0]["cell"], "validation accuracy", "deviation", "95% interval"]
+    names += ["seeds", "seconds"]
+    rows = [names, ["---"] * len(names)]
+    for cell in found:
+        count = len(cell["validation_accuracy"])
+        low, high = cell["interval"] or (None, None)
+        failed = f", {cell['diverged']} diverged" if cell["diverged"] else ""
+        rows.append(
+            [
+                *cell["cell"].values(),
+                f"{cell['mean']:.2%}" if count else "-",
+                f"{cell['standard_deviation']:.2%}" if count > 1 else "-",
+                f"{low:.2%} to {high:.2%}" if count > 1 else "-",
+                f"{count}{failed}",
+                f"{np.mean(cell['seconds']):,.0f}" if count else "-",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def draw(grid: dict[str, list[str]], found: list[dict]) -> Figure:
+    """Accuracy by the first field; a line for each combination of the others."""
+    figure, ((axes,),) = study.figure(4.2, 2.8)
+    (first, values), others = next(iter(grid.items())), [*grid][1:]
+    lines = {}
+    for cell in found:
+        if cell["mean"] is not None:
+            label = ", ".join(f"{name}={cell['cell'][name]}" for name in others)
+            lines.setdefault(label, []).append(cell)
+    for number, (label, members) in enumerate(lines.items()):
+        low = [100 * (cell["interval"] or [cell["mean"]])[0] for cell in members]
+        mean = [100 * cell["mean"] for cell in members]
+        axes.errorbar(
+            # Beside each other, so that their bars can be told apart.
+            [values.index(cell["cell"][first]) + 0.04 * number for cell in members],
+            mean,
+            yerr=np.subtract(mean, low),
+            capsize=2,
+            label=label,
+            **study.STYLES[number % len(study.STYLES)],
+        )
+    axes.set_xticks(range(len(values)), values)
+    axes.set(xlabel=first, ylabel="validation accuracy (%)")
+    if others:
+        axes.legend()
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing, and tells which cell is best."""
+    sweep = parse(argv)
+    missing = [job for job in sweep.jobs if spread.outcome(job) is None]
+    print(f"{len(sweep.jobs)} runs in {sweep.out}, {len(missing)} to train", flush=True)
+    workdir.make(sweep.out)
+    if missing:
+        spread.run_all(missing, spread.devices())
+    found = results(sweep)
+    content = {"command": shlex.join(["python", "-m", "experiments.sweep", *argv[1:]])}
+    content |= {"grid": sweep.grid, "cells": found, **workdir.provenance()}
+    workdir.write_json(sweep.out / "sweep.json", content)
+    workdir.write(sweep.out / "sweep.md", table(found) + "\n")
+    study.Study("sweep", sweep.out).save(draw(sweep.grid, found))
+    print(table(found))
+    chosen, changes = best(found), []
+    if (seeds := len(sweep.cells[0][1])) > 1:
+        changes = [f"--config.seeds={seeds}"]
+    print(f"\nbest: {chosen['mean']:.2%}; on all of the training split:")
+    print(shlex.join([*sweep.command, *_changes(chosen["cell"]), *changes]))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

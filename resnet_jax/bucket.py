@@ -1,0 +1,199 @@
+"""Run directories in a bucket (`--workdir=gs://BUCKET/DIR`), by fsspec.
+
+A bucket has no append, rename or lock. So a command works in a copy on this machine's
+disk, as in any directory, and what it changed there goes back whole, file by file: a
+training's every half minute and with each checkpoint, all else when the command ends.
+A checkpoint is whole when its manifest is there, which is therefore sent last, and old
+ones are deleted behind it. Nothing keeps two processes out of one directory.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from resnet_jax import UserError, workdir
+
+# It logs the tracebacks of what a sentence tells.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+# What a command reads of a run, or of each of several seeds; all else is only written.
+_READ = r"(seed\d+/)?((config|inputs|summary)\.json|metrics\.jsonl|checkpoints/\d+/.+)"
+_SECONDS = 30  # between two sendings while training, which waits for them
+_NOT_SENT = re.compile(r"\.lock|.*\.part|.*orbax-checkpoint-tmp.*")
+
+
+@dataclasses.dataclass
+class _Copy:
+    """A directory of a bucket, and its copy on the disk.
+
+    Attributes:
+      url: as the user gave it.
+      files: the file system that knows it.
+      root: the directory's name there.
+      directory: the copy.
+      sent: size and time of each file of the copy that is in the bucket, by name.
+      sent_at: when something was sent last, by the monotonic clock.
+    """
+
+    url: str
+    files: Any
+    root: str
+    directory: Path
+    sent: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    sent_at: float = -math.inf
+
+    def fetch(self) -> None:
+        self.files.invalidate_cache()  # another process may have written since
+        found = self.files.find(self.root)
+        names = [path.removeprefix(self.root).lstrip("/") for path in found]
+        names = [name for name in names if re.fullmatch(_READ, name)]
+        if found and not names:
+            raise UserError(
+                f"--workdir={self.url} holds other files: give a new or empty directory"
+            )
+        for name in names:
+            (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        if names:
+            self.files.get(*self._pairs(names)[::-1])
+        self.sent = self._present()
+
+    def send(self) -> None:
+        present = self._present()
+        changed = [name for name in present if self.sent.get(name) != present[name]]
+        last = [name for name in changed if name.endswith("/manifest.json")]
+        for names in ([name for name in changed if name not in last], last):
+            if names:
+                self.files.put(*self._pairs(names))
+        for name in self.sent.keys() - present.keys():
+            with contextlib.suppress(FileNotFoundError):
+                self.files.rm_file(f"{self.root}/{name}")
+        self.sent, self.sent_at = present, time.monotonic()
+
+    def _pairs(self, names: list[str]) -> tuple[list[str], list[str]]:
+        """Paths of files in the copy, and in the bucket."""
+        here = [str(self.directory / name) for name in names]
+        return here, [f"{self.root}/{name}" for name in names]
+
+    def _present(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for path in sorted(self.directory.rglob("*")):
+            name = path.relative_to(self.directory).as_posix()
+            # Orbax may be deleting an old checkpoint.
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and not _NOT_SENT.fullmatch(name):
+                    status = path.stat()
+                    found[name] = status.st_size, status.st_mtime_ns
+        return found
+
+
+_copies: list[_Copy] = []
+
+
+def local(place: str | Path) -> Path:
+    """The directory here in which to work for `--workdir`: itself, or a copy.
+
+    Raises:
+      UserError: it is in a bucket that cannot be read, or holds no run but other files.
+    """
+    if not re.match(r"[a-z0-9]+:/", str(place)):
+        return Path(place)
+    url = str(place).rstrip("/")
+    for copy in _copies:
+        if copy.url == url:
+            return copy.directory
+    if not re.fullmatch(r"[a-z0-9]+://[^/].*", url):
+        raise UserError(f"--workdir={place} is no address: write gs://BUCKET/DIR")
+    try:
+        files, root = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"--workdir={url} takes a package that is not installed "
+            f"({_cause(error)}): for gs://, pip install gcsfs"
+        ) from None
+    except Exception as error:
+        raise _unreadable(url, error) from None
+    temporary = Path(tempfile.mkdtemp(prefix="resnet_jax-"))
+    copy = _Copy(url, files, root, temporary / Path(root).name)
+    copy.directory.mkdir()
+    try:
+        copy.fetch()
+    except Exception as error:
+        shutil.rmtree(temporary)
+        if isinstance(error, UserError):
+            raise
+        raise _unreadable(url, error) from None
+    _copies.append(copy)
+    return copy.directory
+
+
+def send(directory: Path, when_due: bool = False) -> None:
+    """Sends what has changed in a copy; does nothing for a directory of no copy.
+
+    With `when_due`, only if nothing was sent for half a minute.
+
+    Raises:
+      WriteError: it cannot be sent.
+    """
+    for copy in _copies:
+        due = time.monotonic() - copy.sent_at > _SECONDS
+        if directory.is_relative_to(copy.directory) and (due or not when_due):
+            try:
+                copy.send()
+            except Exception as error:
+                raise workdir.WriteError(
+                    f"{copy.url} cannot be written ({_cause(error)}; what it lacks "
+                    f"is in {copy.directory}): give this machine's account the role "
+                    "Storage Object Admin, and the same command goes on from the "
+                    "newest checkpoint there"
+                ) from None
+
+
+def shown(text: str | Path) -> str:
+    """A path, or a text with paths, in which copies have their addresses' names."""
+    text = str(text)
+    for copy in _copies:
+        text = text.replace(str(copy.directory), copy.url)
+    return text
+
+
+@contextlib.contextmanager
+def sent_at_end() -> Iterator[None]:
+    """Sends what a command leaves in its copies, however it ends, and deletes them.
+
+    Raises:
+      WriteError: a copy cannot be sent; it stays.
+    """
+    try:
+        yield
+    except UserError as error:
+        error.args = (shown(str(error)),)
+        raise
+    finally:
+        while _copies:
+            try:
+                send(_copies[-1].directory)
+                shutil.rmtree(_copies[-1].directory.parent)
+            finally:
+                _copies.pop()
+
+
+def _unreadable(url: str, error: Exception) -> UserError:
+    return UserError(
+        f"--workdir={url} cannot be read ({_cause(error)}): see that the bucket is "
+        "there and that this machine may use it, as by gcloud auth application-default "
+        "login"
+    )
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,127 @@
+"""Where a call's time goes: a trace for XProf or TensorBoard, and its costliest parts.
+
+python -m resnet_jax.main --config=configs/v2_56.py --config.profile=true
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+from jax.profiler import ProfileData
+
+from resnet_jax import hosts
+from resnet_jax.trainer import Trainer
+
+# Loops and calls, whose parts are traced themselves.
+_CONTAINERS = re.compile(r"(while|conditional|call)(\.\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An operation of a compiled program.
+
+    Attributes:
+      name: in the program, as 'fusion.12'.
+      seconds: that it took in all.
+      times: how often it ran, on all devices.
+    """
+
+    name: str
+    seconds: float
+    times: int
+
+
+def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
+    """Makes the second call of `trainer.train` leave a trace in DIRECTORY/profile.
+
+    It prints the ten costliest operations. The first call warms up, and is not traced.
+    """
+    if not wanted:
+        return
+    directory /= "profile"
+    calls, call = 0, trainer.train
+
+    def train(state, start: int, stop: int):
+        nonlocal calls
+        calls += 1
+        if calls != 2:
+            return call(state, start, stop)
+        size = trainer.plan.image_size(start)
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        with jax.profiler.trace(directory, profiler_options=options):
+            result = call(state, start, stop)
+        # Names of files begin with the time.
+        file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
+        hosts.tell(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
+        hosts.tell(table(operations(file), sources(trainer.programs[size].as_text())))
+        return result
+
+    trainer.train = train
+
+
+def operations(file: Path) -> list[Operation]:
+    """The operations that ran on the devices by a trace, the costliest first.
+
+    Time in which several are under way is shared among them, so that all add up to the
+    time in which there was any.
+    """
+    starts, ends, ended = {}, {}, {}
+    for plane in ProfileData.from_file(str(file)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                # On a TPU events of this line are operations, elsewhere they say so.
+                if line.name == "XLA Ops":
+                    name = event.name.partition(" = ")[0].lstrip("%")
+                else:
+                    name = dict(event.stats).get("hlo_op")
+                if name and not _CONTAINERS.fullmatch(name):
+                    starts.setdefault(name, []).append(event.start_ns)
+                    ends.setdefault(name, []).append(event.end_ns)
+                elif event.name.startswith("end: "):
+                    name = event.name.removeprefix("end: ")
+                    ended.setdefault(name, []).append(event.start_ns)
+    edges = []
+    for name in starts:
+        # An event is but the start of what other threads of a CPU do until its end.
+        apart = len(ended.get(name, ())) == len(starts[name])
+        edges += [(time, 1, name) for time in starts[name]]
+        edges += [(time, -1, name) for time in (ended if apart else ends)[name]]
+    seconds, shared, running, before = dict.fromkeys(starts, 0.0), 0.0, 0, 0
+    for time, change, name in sorted(edges):
+        shared += (time - before) / 1e9 / running if running else 0.0
+        seconds[name] -= change * shared
+        running, before = running + change, time
+    ordered = sorted(seconds, key=seconds.get, reverse=True)
+    return [Operation(name, seconds[name], len(starts[name])) for name in ordered]
+
+
+def sources(program: str) -> dict[str, str]:
+    """Where in the network a compiled program's operations come from, by its text.
+
+    As 'stage1_block1/conv1/conv_general_dilated, backward', of a fusion its last part.
+    """
+    found = {}
+    named = r'^\s*(?:ROOT )?%?(\S+) = .*metadata=\{.*?op_name="([^"]+)"'
+    for name, path in re.findall(named, program, re.MULTILINE):
+        backward = ", backward" if "transpose(" in path else ""
+        _, network, inside = path.rpartition("ResNet")
+        parts = (inside if network else path).strip(")/").split("/")
+        kept = [part for part in parts if part not in ("while", "body")]
+        found[name] = "/".join(kept[-4:]) + backward
+    return found
+
+
+def table(found: list[Operation], places: dict[str, str], count: int = 10) -> str:
+    """The first operations, their shares of the time, and their places."""
+    total = sum(operation.seconds for operation in found) or 1.0
+    lines = [f"{'share':>9}{'ms each':>10}{'times':>8}  operation"]
+    for operation in found[:count]:
+        each = 1000 * operation.seconds / operation.times
+        place = places.get(operation.name, "")
+        lines.append(
+            f"{operation.seconds / total:>9.1%}{each:>10.3f}{operation.times:>8,}  "
+            f"{operation.name}  {place}".rstrip()
+        )
+    return "\n".join(lines)

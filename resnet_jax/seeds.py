@@ -1,0 +1,110 @@
+"""Several seeds of one config, one after another, each as the run it would be alone.
+
+One program of all seeds would be no quicker: on a CPU `vmap` makes a convolution of
+several kernels a grouped one, which is slower than one after another.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from scipy import stats
+
+from resnet_jax import UserError, hosts, parallel, train, workdir
+
+
+def run_all(
+    config: ConfigDict, parent: Path, run: Callable[[ConfigDict, Path], dict]
+) -> dict:
+    """Runs `config.seeds` seeds from `config.seed` on, in PARENT/seed<seed>.
+
+    Finished ones are left as they are, and one that was stopped goes on. A seed that
+    diverges does not keep the others from training.
+
+    Args:
+      config: of all.
+      parent: where the runs are, and `seeds.json`.
+      run: trains one, given its config and directory, and returns its summary.
+
+    Returns:
+      What `seeds.json` holds: 'seeds', their 'test_accuracy' (None: diverged), and
+      what `statistics` makes of those.
+
+    Raises:
+      UserError: a directory is not what it should be, or what `run` raises.
+      DivergedError: seeds diverged; what the others gave is written.
+    """
+    configs = {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        one = configs[seed] = config.copy_and_resolve_references()
+        one.update(seed=seed, seeds=1)
+    parallel.split_cpu(config.batch_size, hosts.count())  # `from_first` takes devices
+    hosts.from_first(lambda: _check(parent, configs))
+    accuracies, diverged = [], []
+    for seed, one in configs.items():
+        try:
+            summary = run(one, _directory(parent, seed))
+        except train.DivergedError as error:
+            hosts.tell(f"seed {seed}: {error}")
+            diverged.append(seed)
+        accuracies.append(None if seed in diverged else summary["test_accuracy"])
+    finished = [accuracy for accuracy in accuracies if accuracy is not None]
+    result = {
+        "seeds": list(configs),
+        "test_accuracy": accuracies,
+        **statistics(finished),
+    }
+    hosts.from_first(lambda: workdir.write_json(parent / "seeds.json", result))
+    hosts.tell(_table(result))
+    if diverged:
+        raise train.DivergedError(
+            f"of {len(configs)} seeds {', '.join(map(str, diverged))} diverged: try a "
+            "lower optimizer.learning_rate, a longer schedule.warmup_epochs, or "
+            "optimizer.clip_norm=1, in another --workdir"
+        )
+    return result
+
+
+def _directory(parent: Path, seed: int) -> Path:
+    return parent / f"seed{seed}"
+
+
+def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
+    """Refuses before the first seed trains what would end a later one."""
+    if workdir.is_run(parent):
+        raise UserError(
+            f"--workdir={parent} holds a run of one seed: give another --workdir, or "
+            "--config.seeds=1"
+        )
+    for seed, config in configs.items():
+        workdir.check(_directory(parent, seed), config)
+
+
+def statistics(values: list[float]) -> dict:
+    """Mean, standard deviation and 95% interval of the mean (Student's t) over seeds.
+
+    Of one value there is only a mean, and of none not even that: None instead.
+    """
+    mean = float(np.mean(values)) if values else None
+    deviation = interval = None
+    if len(values) > 1:
+        deviation = float(np.std(values, ddof=1))
+        half = deviation / math.sqrt(len(values)) * stats.t.ppf(0.975, len(values) - 1)
+        interval = [mean - float(half), mean + float(half)]
+    return {"mean": mean, "standard_deviation": deviation, "interval": interval}
+
+
+def _table(result: dict) -> str:
+    lines = [
+        f"seed {seed:<4} " + ("diverged" if accuracy is None else f"{accuracy:.2%}")
+        for seed, accuracy in zip(result["seeds"], result["test_accuracy"], strict=True)
+    ]
+    if result["interval"]:
+        low, high = result["interval"]
+        lines.append(
+            f"mean      {result['mean']:.2%}, standard deviation "
+            f"{result['standard_deviation']:.2%}, 95% interval {low:.2%} to {high:.2%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+import json
+import math
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from experiments import curves, reproduce
+from experiments.reproduce import TABLES, Published
+from resnet_jax import command_line, config
+
+
+def call(*arguments: str) -> int:
+    return command_line.call(reproduce.main, ["reproduce", *arguments])
+
+
+def result(last: float, best: float = 0.95) -> dict:
+    return {
+        "test_accuracy": last,
+        "best_test_accuracy": best,
+        "params": 269_722,
+        "epochs": 164.0,
+        "dataset": "CIFAR-10",
+    }
+
+
+def test_difference_in_standard_errors():
+    """Of means of 2 and 5 runs: 0.2 sqrt(1/2 + 1/5) with a deviation of 0.2."""
+    ours = [result(0.9300), result(0.9300 + 0.002 * math.sqrt(2))]
+    row = reproduce.compare(Published(93.0, runs=5), ours)
+    difference = 0.1 * math.sqrt(2)
+    assert row["difference"] == pytest.approx(difference)
+    assert row["standard_deviation"] == pytest.approx(0.2)
+    expected = difference / (0.2 * math.sqrt(0.7))
+    assert row["standard_errors"] == pytest.approx(expected)
+    assert row["best_epoch"] == pytest.approx(95)
+
+
+def test_one_seed_and_one_that_diverged_have_no_standard_error():
+    row = reproduce.compare(Published(93.0), [result(0.9), {"diverged": "it did"}])
+    assert row["standard_errors"] is None
+    assert row["difference"] == pytest.approx(-3)
+    text = reproduce.markdown(TABLES["he2015"], {"v1-20": row}, "cpu, jax 1")
+    shown = (
+        "| v1-20 | 269,722 | 93.00 | 90.00 | - | 1, 1 diverged | 95.00 | -3.00 | - |"
+    )
+    assert shown in text
+    assert "Ours: recipe `paper`, CIFAR-10, test accuracy" in text
+    assert "164; cpu, jax 1" in text
+    nothing = reproduce.compare(Published(93.0), [{"diverged": "it did"}])
+    assert "| 0, 1 diverged |" in reproduce.markdown(
+        TABLES["he2015"], {"v1-20": nothing}, ""
+    )
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_train_valid_configs_of_the_networks(name):
+    for network in TABLES[name].networks:
+        made = ConfigDict(reproduce.training(TABLES[name], network, 2, 0))
+        settings = common.default()
+        settings.update(made)
+        config.validate(settings)
+        assert network.startswith(f"v{made.model.version}-{made.model.depth}")
+        assert made.seed == 2
+        assert made.dataset.name == "cifar10"
+        assert made.epochs >= 164
+        assert 80 < TABLES[name].networks[network].percent < 98
+    short = reproduce.training(TABLES[name], network, 2, 15)
+    assert short["epochs"] == 15
+
+
+def test_other_pixels_are_told():
+    settings = common.default().dataset
+    settings.name = "digits"
+    assert "digits" in reproduce.dataset_name(settings.to_json())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "--table is missing: give one of he2015"),
+        (["--table=he2017"], "--table='he2017'"),
+        (["--table=keras", "--networks=v1-21"], "--networks=v1-21: --table=keras has"),
+        (["--table=keras", "--seeds=0"], "--seeds=0: give at least 1"),
+        (["--table=keras", "--epochs=-1"], "--epochs=-1: give at least 0"),
+        (["--table=keras", "--redraw", "--out=new"], "new holds nothing of keras"),
+    ],
+)
+def test_mistakes_are_sentences(given, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*given) == 2
+    assert told in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = {"v1-8": Published(91.0), "v1-14": Published(92.0)}
+    changes = {"dataset.name": "digits", "steps": 2, "model.width": 2}
+    changes |= {"augment.flip": False}
+    monkeypatch.setitem(
+        TABLES, "he2015", reproduce.Table("elsewhere", "paper", tiny, changes)
+    )
+    out = tmp_path / "out"
+    given = ["--table=he2015", "--networks=v1-8", "--epochs=5", f"--out={out}"]
+    assert call(*given, "--seeds=2") == 0
+    stored = json.loads((out / "he2015-5epochs.json").read_text())
+    row = stored["networks"]["v1-8"]
+    assert len(row["accuracies"]) == 2
+    assert row["interval"][0] < row["mean"] < row["interval"][1]
+    assert stored["command"].endswith("--table=he2015 --epochs=5")
+    page = (out / "he2015-5epochs.md").read_text()
+    assert "Published: elsewhere." in page
+    assert "cpu, jax" in page
+    assert (out / "he2015-5epochs.png").exists()
+    # What is stored alone: one network, although the table has two.
+    monkeypatch.setattr(curves, "run", pytest.fail)
+    before = page
+    given = ["--table=he2015", "--epochs=5", f"--out={out}", "--redraw"]
+    assert call(*given) == 0
+    assert (out / "he2015-5epochs.md").read_text() == before
+    assert "v1-14" not in before

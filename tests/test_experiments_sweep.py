@@ -1,0 +1,217 @@
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from experiments import spread, sweep
+from resnet_jax import UserError, command_line
+from resnet_jax.preemption import StoppedError
+from resnet_jax.report.command import flat
+from resnet_jax.seeds import statistics
+
+ROOT = Path(__file__).parents[1]
+FIELDS = flat(common.default())
+CONFIG = [
+    f"--config={ROOT}/configs/digits.py",
+    *("--config.model.version=1", "--config.model.depth=8", "--config.model.width=4"),
+    *("--config.steps=40", "--config.dataset.train_split=train[:200]"),
+    *("--config.dataset.validation_split=train[200:300]", "--config.batch_size=8"),
+    "--config.schedule.warmup_epochs=0",
+]
+
+
+def call(*arguments: str) -> int:
+    return command_line.call(sweep.main, ["sweep", *arguments])
+
+
+def test_a_grid_is_read():
+    text = "optimizer.learning_rate=.05, .1; schedule.boundaries=(0.5,0.75),(0.3,)"
+    assert sweep.parse_grid(text, FIELDS) == {
+        "optimizer.learning_rate": [".05", ".1"],
+        "schedule.boundaries": ["(0.5,0.75)", "(0.3,)"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--grid=learning_rate=1"], "did you mean 'optimizer.learning_rate'?"),
+        (["--grid=model.dept=20"], "did you mean 'model.depth'?"),
+        (["--grid=optimizer=sgd"], "'optimizer' is not a field"),
+        (["--grid=model.depth"], "write FIELD=VALUE,VALUE"),
+        (["--grid=model.depth=8,8"], "has a value twice"),
+        (["--grid=seed=1,2"], "seed cannot be swept: give --config.seed, the first"),
+        (["--grid=model.depth=8,9"], "config.model.depth=9: "),
+        (["--grid=model.depth=8,x"], "--config.model.depth='x': give a whole number"),
+        (["--grid=optimizer.learning_rate=0.1,-1"], "learning_rate=-1.0: give more"),
+        (["--grid=model.depth=8", "--seeds=0"], "--seeds=0: give at least 1"),
+        (["--grid=model.depth=8", "--config.seeds=2"], "config.seeds=2: give --seeds"),
+        ([], "--grid is missing: give one"),
+        (
+            ["--grid=model.depth=8", "--config.dataset.validation_split="],
+            "config.dataset.validation_split='': give one",
+        ),
+    ],
+)
+def test_mistakes_are_sentences_and_start_nothing(
+    given, told, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spread, "start", pytest.fail)
+    assert call(*CONFIG, *given) == 2
+    assert told in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tenth_is_held_back_by_default_and_the_command_trains_on_all(tmp_path):
+    argv = ["sweep", CONFIG[0], "--config.seed=3", "--seeds=2"]
+    argv += ["--grid=model.width=4,8", f"--out={tmp_path}"]
+    asked = sweep.parse(argv)
+    assert [cell for cell, _ in asked.cells] == [
+        {"model.width": "4"},
+        {"model.width": "8"},
+    ]
+    seeds, widths = zip(
+        *((job.config.seed, job.config.model.width) for job in asked.jobs), strict=True
+    )
+    assert seeds == (3, 4, 3, 4)
+    assert widths == (4, 4, 8, 8)
+    for job in asked.jobs:
+        assert job.config.dataset.train_split == "train[:90%]"
+        assert job.config.dataset.validation_split == "train[90%:]"
+    assert not any("split" in word for word in asked.command)
+    assert len({job.directory for job in asked.jobs}) == 4
+
+
+STAND_IN = """
+import json, os, pathlib, sys, time
+out = pathlib.Path(sys.argv[1])
+with (out.parent / "order").open("a") as file:
+    print(out.name, os.environ.get("CUDA_VISIBLE_DEVICES"), file=file, flush=True)
+time.sleep(float(sys.argv[2]))
+out.mkdir()
+(out / "summary.json").write_text(
+    '{"steps": 2, "epochs": 0.1, "validation_accuracy": 0.5}'
+)
+"""
+
+
+def stand_ins(monkeypatch, seconds: float):
+    def start(job, device):
+        command = [sys.executable, "-c", STAND_IN, str(job.directory), str(seconds)]
+        return subprocess.Popen(command, env=device)
+
+    monkeypatch.setattr(spread, "start", start)
+
+
+def some_jobs(directory: Path, count: int) -> list[spread.Job]:
+    config = common.default()
+    config.steps = 2
+    return [spread.Job(directory / f"run{n}", config, []) for n in range(count)]
+
+
+def test_each_device_takes_a_run_at_a_time(tmp_path, monkeypatch, capfd):
+    stand_ins(monkeypatch, 0.5)
+    devices = [{"CUDA_VISIBLE_DEVICES": name} for name in ("4", "7")]
+    spread.run_all(some_jobs(tmp_path, 4), devices)
+    order = [line.split() for line in (tmp_path / "order").read_text().splitlines()]
+    assert {name for name, _ in order[:2]} == {"run0", "run1"}
+    assert sorted(device for _, device in order) == ["4", "4", "7", "7"]
+    assert capfd.readouterr().out.count("of 4") == 4
+
+
+def test_a_signal_ends_the_runs_and_is_told(tmp_path, monkeypatch):
+    stand_ins(monkeypatch, 60)
+    kill = threading.Timer(1, signal.raise_signal, [signal.SIGTERM])
+    kill.start()
+    start = time.monotonic()
+    with pytest.raises(StoppedError, match="by SIGTERM") as raised:
+        spread.run_all(some_jobs(tmp_path, 2), [{}])
+    assert raised.value.exit_status == 143
+    assert time.monotonic() - start < 30
+    assert not (tmp_path / "run0").exists()
+
+
+def test_a_failure_is_told_with_its_last_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        spread, "start", lambda *_: subprocess.Popen([sys.executable, "-c", ""])
+    )
+    (job,) = some_jobs(tmp_path, 1)
+    job.log.write_text("data\nerror: the disk is full\n")
+    with pytest.raises(UserError, match=r"run0 failed: error: the disk is full \(see"):
+        spread.run_all([job], [{}])
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown", "expected"),
+    [
+        ("cpu 2", None, [None]),
+        ("gpu 1", None, [None]),
+        ("gpu 3", None, ["0", "1", "2"]),
+        ("gpu 2", "3,5", ["3", "5"]),
+        ("", None, [None]),
+    ],
+)
+def test_devices(answer, shown, expected, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    found = subprocess.CompletedProcess([], 0, stdout=answer)
+    monkeypatch.setattr(spread.subprocess, "run", lambda *_, **__: found)
+    assert [d.get("CUDA_VISIBLE_DEVICES") for d in spread.devices()] == expected
+
+
+def test_a_run_that_may_go_on_is_not_done(tmp_path):
+    (job,) = some_jobs(tmp_path, 1)
+    assert spread.outcome(job) is None
+    job.directory.mkdir()
+    written = {"steps": 23, "epochs": 23 * 128 / 1437}
+    (job.directory / "summary.json").write_text(json.dumps(written))
+    job.config.update(steps=0, epochs=2)
+    assert spread.outcome(job) == written
+    job.config.epochs = 3
+    assert spread.outcome(job) is None
+    job.log.write_text("x\nerror: training diverged: loss is no longer finite\n")
+    assert spread.outcome(job) == {}
+
+
+def cell(name: str, accuracies: list[float], diverged: int = 0) -> dict:
+    told = {"validation_accuracy": accuracies, "diverged": diverged, "seconds": [1.0]}
+    return {"cell": {"model.depth": name}} | told | statistics(accuracies)
+
+
+def test_the_best_is_of_those_that_train_surely():
+    found = [cell("8", [0.7, 0.8]), cell("14", [0.9], 1), cell("20", [0.75, 0.85])]
+    assert sweep.best(found)["cell"] == {"model.depth": "20"}
+    assert "| 14 | 90.00% | - | - | 1, 1 diverged | 1 |" in sweep.table(found)
+    with pytest.raises(UserError, match="all runs diverged"):
+        sweep.best([cell("8", [], 2)])
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(spread, "devices", lambda: [{}])
+    out = f"--out={tmp_path / 'out'}"
+    arguments = ["--grid=optimizer.learning_rate=0.1,1e6", "--seeds=1", out]
+    assert call(*CONFIG, *arguments) == 0
+    told = capsys.readouterr().out
+    assert "2 runs in" in told
+    assert "diverged" in told
+    content = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [cell["diverged"] for cell in content["cells"]] == [0, 1]
+    for kind in ("md", "png", "svg"):
+        assert (tmp_path / "out" / f"sweep.{kind}").exists()
+    command = shlex.split(told.splitlines()[-1])
+    assert command[:3] == ["python", "-m", "resnet_jax.main"]
+    assert "--config.optimizer.learning_rate=0.1" in command
+    assert sweep._config(command[3:]).optimizer.learning_rate == 0.1
+    monkeypatch.setattr(spread, "start", pytest.fail)
+    assert call(*CONFIG, *arguments) == 0
+    assert ", 0 to train" in capsys.readouterr().out

@@ -1,0 +1,81 @@
+import jax
+import pytest
+
+from configs import common
+from resnet_jax import command_line, parallel, roofline, summary
+from resnet_jax.config import build_network
+
+SHAPE = (32, 32, 3)
+
+
+def step_of(monkeypatch, **changes) -> tuple[dict, dict]:
+    """What is said of a step of v1-8 with batches of 8, and what XLA counts."""
+    config = common.get_config("smoke", version=1, depth=8)
+    config.batch_size = 8
+    config.update_from_flattened_dict(changes)
+    compiled = []
+    compile_call = parallel.Parallel.compile
+
+    def kept(*args, **settings):
+        compiled.append(compile_call(*args, **settings))
+        return compiled[-1]
+
+    monkeypatch.setattr(parallel.Parallel, "compile", kept)
+    macs = summary.cost(build_network(config, 10), SHAPE)["macs"]
+    step = roofline.of_config(config, 10, SHAPE, macs)
+    return step, compiled[0].cost_analysis()
+
+
+def test_flops_are_what_xla_counts(monkeypatch):
+    """To a few per cent: no gradient of the images, and sums besides products."""
+    step, counted = step_of(monkeypatch)
+    assert step["flops_per_step"] == pytest.approx(8 * counted["flops"], rel=0.1)
+    assert step["bytes_per_step"] == int(8 * counted["bytes accessed"])
+    assert "seconds_by_flops" not in step  # of a CPU
+
+
+@pytest.mark.slow
+def test_loops_hide_bytes(monkeypatch):
+    step, _ = step_of(monkeypatch, **{"model.depth": 20, "model.scan": True})
+    assert step["bytes_per_step"] is None
+    assert "bytes hidden" in roofline.sentence(step, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bandwidth"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H100 PCIe", 2.0e12),
+        ("NVIDIA A100-SXM4-40GB", 1.555e12),
+        ("NVIDIA A100-SXM4-80GB", 2.039e12),
+        ("Tesla V100-SXM2-16GB", 0.9e12),
+        ("Tesla T4", 0.32e12),
+        ("TPU v5 lite", 0.819e12),
+        ("TPU v5p", 2.765e12),
+        ("TPU v6 lite", 1.64e12),
+        ("cpu", None),
+        ("NVIDIA GeForce RTX 3090", None),
+    ],
+)
+def test_peaks_by_kind(kind, bandwidth):
+    found = roofline.peak(kind)
+    assert (found and found.bandwidth) == bandwidth
+
+
+def test_share_of_the_peak():
+    step = {"flops_per_step": 10**12, "bytes_per_step": 2 * 10**9}
+    assert roofline.reached(step, 0.5) == {"flops_per_second": 2e12}
+    step |= {"seconds_by_flops": 0.01, "seconds_by_bytes": 0.002}
+    assert roofline.reached(step, 0.5)["mfu"] == 0.02
+    told = roofline.sentence(step, "TPU v4")
+    assert told == "1,000.0 GFLOP, 2.00 GB: 10 ms and 2 ms alone on TPU v4"
+
+
+@pytest.mark.slow
+def test_summary_tells_it(capsys):
+    argv = ["summary", "--config=configs/digits.py", "--config.model.depth=11"]
+    argv += ["--config.batch_size=8", "--image_size=8", "--channels=1", "--roofline"]
+    assert command_line.call(summary.main, argv) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("a step of 8 images ")
+    assert f"the peaks of {jax.devices()[0].device_kind} are not known" in last

@@ -1,0 +1,175 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from resnet_jax import UserError, command_line, main, seeds, train
+from resnet_jax.metrics import read_rows
+from tests.test_hosts import training
+from tests.test_train import digits_config, same_bits, saved_arrays
+
+ROOT = Path(__file__).parents[1]
+DIGITS = [
+    f"--config={ROOT}/configs/digits.py",
+    *("--config.model.version=1", "--config.model.depth=8", "--config.model.width=4"),
+    "--config.checkpoint.every=1",
+]
+
+
+def small(**changes):
+    return digits_config(**{"model.width": 4, "steps": 4} | changes)
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_a_seed_of_several_is_the_single_run_with_that_seed(tmp_path, capsys):
+    result = seeds.run_all(
+        small(seed=3, seeds=2), tmp_path / "all", train.train_and_evaluate
+    )
+    alone = train.train_and_evaluate(small(seed=4), tmp_path / "seed4")
+    assert names(tmp_path / "all") == {"seed3", "seed4", "seeds.json"}
+    one = tmp_path / "all" / "seed4"
+    assert same_bits(
+        saved_arrays(one, small(seed=4)), saved_arrays(tmp_path / "seed4", small())
+    )
+    for name in ("config.json", "metrics.jsonl"):
+        assert (one / name).read_bytes() == (tmp_path / "seed4" / name).read_bytes()
+    assert result == json.loads((tmp_path / "all" / "seeds.json").read_text())
+    assert result["seeds"] == [3, 4]
+    assert result["test_accuracy"][1] == alone["test_accuracy"]
+    assert "mean" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_finished_ones_are_skipped_and_a_stopped_one_goes_on(tmp_path, capsys):
+    made = []
+
+    def run(config, directory):
+        if config.seed == 1 and not made:
+            half = config.copy_and_resolve_references()
+            half.steps = 2
+            train.train_and_evaluate(half, directory)
+            made.append(1)
+            raise KeyboardInterrupt
+        return train.train_and_evaluate(config, directory)
+
+    with pytest.raises(KeyboardInterrupt):
+        seeds.run_all(small(seeds=2), tmp_path, run)
+    assert names(tmp_path) == {"seed0", "seed1"}
+    before = (tmp_path / "seed0" / "summary.json").read_bytes()
+    capsys.readouterr()
+    seeds.run_all(small(seeds=3), tmp_path, run)  # one more than before
+    told = capsys.readouterr().out
+    assert "finished  at step 4 of 4" in told
+    assert "resumed   at step 2 of 4" in told
+    assert (tmp_path / "seed0" / "summary.json").read_bytes() == before
+    assert names(tmp_path) == {"seed0", "seed1", "seed2", "seeds.json"}
+
+
+def test_statistics_are_students():
+    values = [0.91, 0.93, 0.92, 0.95]
+    found = seeds.statistics(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found["interval"] == pytest.approx(list(expected))
+    assert found["mean"] == pytest.approx(0.9275)
+    assert found["standard_deviation"] == pytest.approx(0.01707825)
+    assert seeds.statistics([0.5]) == {
+        "mean": 0.5,
+        "standard_deviation": None,
+        "interval": None,
+    }
+    assert seeds.statistics([])["mean"] is None
+
+
+def test_one_that_diverges_leaves_the_others(tmp_path):
+    def run(config, directory):
+        if config.seed == 1:
+            raise train.DivergedError("training diverged")
+        return {"test_accuracy": 0.5 + config.seed / 10}
+
+    tmp_path.joinpath("seed1").mkdir()
+    with pytest.raises(train.DivergedError, match="of 3 seeds 1 diverged: try"):
+        seeds.run_all(small(seeds=3), tmp_path, run)
+    result = json.loads((tmp_path / "seeds.json").read_text())
+    assert result["test_accuracy"] == [0.5, None, 0.7]
+    assert result["mean"] == pytest.approx(0.6)
+
+
+def test_what_would_end_a_later_seed_is_refused_before_the_first(tmp_path):
+    train.train_and_evaluate(small(seed=1), tmp_path / "all" / "seed1")
+    changed = small(**{"seeds": 2, "optimizer.momentum": 0.5})
+    with pytest.raises(UserError, match=r"seed1 holds a run of another config"):
+        seeds.run_all(changed, tmp_path / "all", pytest.fail)
+    with pytest.raises(UserError, match="holds a run of one seed: give another"):
+        seeds.run_all(changed, tmp_path / "all" / "seed1", pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--config.seeds=0"], "config.seeds=0: give at least 1"),
+        (["--config.seeds=two"], "give a whole number"),
+        (
+            ["--config.seed=4294967295", "--config.seeds=2"],
+            "config.seeds=2: give at most 1",
+        ),
+    ],
+)
+def test_seeds_that_cannot_be(given, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.call(main.main, ["main", *DIGITS, *given]) == 2
+    assert told in capsys.readouterr().err
+    assert not names(tmp_path)
+
+
+@pytest.mark.slow
+def test_by_default_they_are_where_single_runs_would_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["main", *DIGITS, "--config.steps=2"]
+    assert command_line.call(main.main, [*argv, "--config.seed=1"]) == 0
+    before = (tmp_path / "runs/digits/seed1/summary.json").read_bytes()
+    assert command_line.call(main.main, [*argv, "--config.seeds=2"]) == 0
+    assert names(tmp_path / "runs/digits") == {"seed0", "seed1", "seeds.json"}
+    assert (tmp_path / "runs/digits/seed1/summary.json").read_bytes() == before
+    assert (tmp_path / "runs/digits/seed0/report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_whole_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-u", "-m", "resnet_jax.main", *DIGITS]
+    command += ["--config.seeds=2", f"--workdir={tmp_path}", "--config.epochs=400"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("saved"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert names(tmp_path) == {"seed0"}
+    step = read_rows(tmp_path / "seed0")[-1]["step"]
+    argv = ["main", *DIGITS, f"--config.steps={step + 2}", f"--workdir={tmp_path}"]
+    assert command_line.call(main.main, [*argv, "--config.seeds=2"]) == 0
+    assert names(tmp_path) == {"seed0", "seed1", "seeds.json"}
+
+
+@pytest.mark.slow
+def test_several_processes_train_them_together(tmp_path):
+    pair = training(tmp_path, 2, 1, "--config.seeds=2")
+    assert pair.wait() == [0, 0], pair.logs[0].read_text() + pair.logs[1].read_text()
+    assert names(tmp_path / "run") == {"seed0", "seed1", "seeds.json"}
+    assert "mean" in pair.logs[0].read_text()
+    assert "mean" not in pair.logs[1].read_text()
+    assert "2 x cpu of 2 processes" in pair.logs[0].read_text()

@@ -1,0 +1,98 @@
+"""What a call to the devices may do besides its updates: nothing that costs time."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from resnet_jax import data
+from resnet_jax.parallel import Parallel
+from resnet_jax.trainer import Trainer
+
+
+@pytest.fixture(
+    scope="module",
+    params=["jit", pytest.param("pmap", marks=pytest.mark.slow)],
+)
+def trained(request) -> tuple[Trainer, Callable]:
+    """A trainer of v1-8 on digits, and a function that makes a number of steps."""
+    config = common.get_config("smoke", version=1, depth=8)
+    config.parallel = request.param
+    trainer = Trainer(config, data.load(config.dataset))
+    state, step = trainer.place(trainer.new_state()), 0
+    trainer.compile(state)
+
+    def train(steps: int) -> dict:
+        nonlocal state, step
+        state, means = trainer.train(state, step, step + steps)
+        step += steps
+        return means
+
+    return trainer, train
+
+
+@pytest.fixture
+def crossings(monkeypatch) -> list[int]:
+    """The bytes that go to the devices and come from them by `Parallel`, in order.
+
+    Those are allowed wherever others are not.
+    """
+    sizes = []
+
+    def recorded(method):
+        def call(self, tree):
+            with jax.transfer_guard("allow"):
+                result = method(self, tree)
+            sizes.append(sum(np.asarray(x).nbytes for x in jax.tree.leaves(result)))
+            return result
+
+        return call
+
+    for name in ("replicate", "shard", "fetch"):
+        monkeypatch.setattr(Parallel, name, recorded(getattr(Parallel, name)))
+    return sizes
+
+
+def test_a_call_copies_one_number_in_and_three_out(trained, crossings):
+    trainer, train = trained
+    train(3)  # the first call may build constants
+    crossings.clear()
+    with jax.transfer_guard("disallow_explicit"):
+        means = train(3)
+    pmapped = trainer.parallel.mode == "pmap"  # where each device has a copy
+    copies = trainer.parallel.device_count if pmapped else 1
+    assert crossings == [4 * copies, 3 * 4]
+    assert np.isfinite(list(means.values())).all()
+
+
+def test_the_guard_would_see_a_copy():
+    add = jax.jit(lambda x, y: x + y)
+    x = jax.device_put(np.float32(1))
+    add(x, x)
+    with (
+        jax.transfer_guard("disallow_explicit"),
+        pytest.raises(jax.errors.JaxRuntimeError, match="isallowed"),
+    ):
+        add(x, np.float32(1))
+
+
+def test_later_calls_compile_nothing(trained):
+    _, train = trained
+    train(2)
+    compiled = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(2)
+        train(3)
+        assert compiled == []
+        jax.jit(lambda x: x + len(compiled))(1.0)
+        assert compiled, "the listener hears of no compilation"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
