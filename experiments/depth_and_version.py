@@ -14,8 +14,8 @@ Memory is what XLA counts for the program of one update (state, batch and tempor
 all devices together), time the median of three updates; remat keeps the blocks' inputs
 alone for the backward pass.
 
-Cost. Smoke: digits, width 8, ten epochs at rate 0.1. Full: CIFAR-10, the paper's recipe
-of 164 epochs, 24 runs.
+Cost. Smoke: digits, width 8, ten epochs at rate 0.1 (the stored run had to share the
+machine, which its times show). Full: CIFAR-10, the paper's recipe, 24 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
 - v1, 20, 56, 110 layers: training error 1.9 (1.5-2.2), 3.9 (2.8-7.0), 20.9 (16.8-29.9);
