@@ -29,6 +29,9 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   depth, and v2 takes twice as much, with 0.8 to 0.65 of the parameters and MACs, since
   its blocks' ends have four times the channels. With remat a quarter is left at 110
   layers: v1 443, v2 958.
+- Time of an update on two cores, s: v1 0.56, 1.99, 3.78, v2 0.69, 2.50, 4.26: v2 is
+  slower with two thirds of the MACs. Remat, which computes more, takes less time from
+  56 layers on (v1-110 3.07, v2-110 2.91): on this CPU memory is what costs.
 """
 
 import itertools
