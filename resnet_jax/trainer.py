@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import statistics
+from resnet_jax.averaged import make_statistics_call
 from resnet_jax.config import build_network, get
 from resnet_jax.evaluate import Evaluator
 from resnet_jax.feed import train_feed
@@ -19,7 +20,6 @@ from resnet_jax.step import (
     METRICS,
     TrainState,
     create_state,
-    make_statistics_call,
     make_streamed_call,
     make_train_call,
     make_train_step,

@@ -7,13 +7,13 @@ import pytest
 from configs import digits
 from resnet_jax import data, models
 from resnet_jax.augment import normalize, statistics
+from resnet_jax.averaged import make_statistics_call
 from resnet_jax.config import build_network
 from resnet_jax.plan import Plan
 from resnet_jax.step import (
     Batch,
     TrainState,
     epoch_order,
-    make_statistics_call,
     make_train_call,
     make_train_step,
 )
@@ -79,7 +79,8 @@ def setting():
     return config, net, variables, batch, statistics("mean", dataset.train.images)
 
 
-def one_step(setting, **changes):
+def steps(setting, count, plain_from=float("inf"), **changes):
+    """The states before and after each of some steps, and their metrics."""
     config, net, variables, batch, normalization = setting
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
@@ -87,8 +88,20 @@ def one_step(setting, **changes):
     state = TrainState(
         jnp.int32(0), **variables, opt_state=tx.init(variables["params"])
     )
-    step = make_train_step(net, tx, config, normalization)
-    return jax.jit(step)(state, batch, jax.random.key(0))
+    if config.optimizer.ema:
+        state = state.replace(ema=state.trained)
+    step = make_train_step(net, tx, config, normalization, plain_from=plain_from)
+    step, states, metrics = jax.jit(step), [state], []
+    for _ in range(count):
+        state, measured = step(state, batch, jax.random.key(1))
+        states.append(state)
+        metrics.append(measured)
+    return states, metrics
+
+
+def one_step(setting, **changes):
+    states, metrics = steps(setting, 1, **changes)
+    return states[1], metrics[0]
 
 
 def loss_and_gradient(setting, chosen, batch_stats):
@@ -159,26 +172,6 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(setting):
     targets = 0.8 * np.eye(10)[np.asarray(batch.labels)] + 0.2 / 10
     expected = -(targets * chance).sum(1).mean()
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def steps(setting, count, plain_from=float("inf"), **changes):
-    """The states before and after each of some steps, and their metrics."""
-    config, net, variables, batch, normalization = setting
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
-    tx = optax.sgd(0.1)
-    state = TrainState(
-        jnp.int32(0), **variables, opt_state=tx.init(variables["params"])
-    )
-    if config.optimizer.ema:
-        state = state.replace(ema=state.trained)
-    step = make_train_step(net, tx, config, normalization, plain_from=plain_from)
-    step, states, metrics = jax.jit(step), [state], []
-    for _ in range(count):
-        state, measured = step(state, batch, jax.random.key(1))
-        states.append(state)
-        metrics.append(measured)
-    return states, metrics
 
 
 def test_ema_is_the_moving_mean_of_weights(setting):

@@ -1,0 +1,61 @@
+"""Statistics of BatchNorm for averaged weights (`optimizer.ema`)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import data, freeze, models
+from resnet_jax.augment import normalize
+from resnet_jax.plan import Plan
+from resnet_jax.step import epoch_order
+
+# Batches whose BatchNorm statistics are averaged.
+_STATISTICS_BATCHES = 50
+
+
+def make_statistics_call(
+    net: models.ResNet,
+    plan: Plan,
+    config: ConfigDict,
+    normalization: tuple[np.ndarray, np.ndarray],
+    axis_name: str | None,
+) -> Callable:
+    """Builds `statistics_call(params, batch_stats, split, positions)`.
+
+    It returns the statistics of BatchNorm that averaged params need, over plain
+    training images; `batch_stats`, those of the steps' params, or their mean would not
+    fit (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
+    """
+    net = net.clone(stochastic_depth=0.0)
+    momentum = net.norm_momentum
+    batches = min(_STATISTICS_BATCHES, plan.examples // plan.batch_size)
+
+    def statistics_call(params, batch_stats, split: data.Split, positions):
+        order = epoch_order(config.seed, 0, plan.examples)
+
+        def add(number, total):
+            chosen = order[number * plan.batch_size + positions]
+            with freeze.kept_statistics(config.optimizer):
+                _, changed = net.apply(
+                    {"params": params, "batch_stats": batch_stats},
+                    normalize(split.images[chosen], *normalization),
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": jax.random.key(0)},
+                )
+            # The running statistics, moved by those of the batch.
+            return jax.tree.map(
+                lambda total, old, new: (
+                    total + (new - momentum * old) / (1 - momentum) / batches
+                ),
+                *(total, batch_stats, changed["batch_stats"]),
+            )
+
+        zeros = jax.tree.map(jnp.zeros_like, batch_stats)
+        found = jax.lax.fori_loop(0, batches, add, zeros)
+        return jax.lax.pmean(found, axis_name) if axis_name else found
+
+    return statistics_call
