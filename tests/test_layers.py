@@ -1,8 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from resnet_jax import layers
 
@@ -195,3 +197,86 @@ def test_shortcut_a_subsamples_and_pads_channels_with_zeros(
                 ]
     actual = layers.zero_padded_shortcut(jnp.asarray(images), features, stride)
     np.testing.assert_array_equal(actual, expected)
+
+
+def batch_norms(dtype):
+    """Ours as a GPU takes it, Flax's, their variables and an input."""
+    settings = {"momentum": 0.9, "epsilon": 1e-5, "dtype": dtype}
+    x = jnp.asarray(3 * draw(0, 8, 5, 5, 6) + 1, dtype)
+    flax = nn.BatchNorm(**settings)
+    variables = flax.init(jax.random.key(0), x, use_running_average=False)
+    variables = jax.tree.map(
+        lambda v: v + abs(draw(1, *v.shape)).astype(v.dtype), variables
+    )
+    return layers.BatchNorm(**settings), flax, variables, x
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+def test_batch_norm_of_a_gpu_is_that_of_flax(monkeypatch, dtype):
+    ours, flax, variables, x = batch_norms(dtype)
+    weights = draw(2, *x.shape)
+
+    def trained(norm):
+        def loss(params, x):
+            y, changed = norm.apply(
+                {**variables, "params": params},
+                *(x, False),
+                mutable=["batch_stats"],
+            )
+            return (weights * y**2).sum(), (y, changed)
+
+        values, (y, changed) = jax.grad(loss, (0, 1), has_aux=True)(
+            variables["params"], x
+        )
+        return values, y, changed["batch_stats"]
+
+    expected = trained(flax)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    tolerance = {jnp.float64: 1e-12, jnp.float32: 1e-5, jnp.bfloat16: 0.03}[dtype]
+    assert_close(trained(ours), expected, tolerance)
+
+
+def test_batch_norm_of_a_gpu_evaluates_as_that_of_flax(monkeypatch):
+    ours, flax, variables, x = batch_norms(jnp.float32)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    given = ours.init(jax.random.key(0), x, use_running_average=False)
+    assert_close(given, flax.init(jax.random.key(0), x, use_running_average=False))
+    assert_close(
+        ours.apply(variables, x, use_running_average=True),
+        flax.apply(variables, x, use_running_average=True),
+    )
+
+
+def test_batch_norm_of_a_gpu_sees_the_batch_of_all_devices():
+    x, scale = jnp.asarray(draw(0, 8, 3, 3, 6)), jnp.asarray(draw(1, 6))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+
+    @jax.jit
+    def gradients(x, scale):
+        def loss(x, scale):
+            return (layers.normalize_batch(x, scale, scale, 1e-5)[0] ** 3).sum()
+
+        return jax.grad(loss, (0, 1))(x, scale)
+
+    assert_close(gradients(spread, scale), gradients(x, scale))
+
+
+def test_hessian_products_pass_the_batch_norm_of_a_gpu():
+    x, scale = jnp.asarray(draw(0, 4, 6)), jnp.asarray(draw(1, 6))
+
+    def gradient(norm):
+        return jax.grad(lambda x: (norm(x) ** 3).sum())
+
+    def plain(x):
+        mean, var = x.mean(0), (x**2).mean(0) - x.mean(0) ** 2
+        return (x - mean) * lax.rsqrt(var + 1e-5) * scale + scale
+
+    def ours(x):
+        return layers.normalize_batch(x, scale, scale, 1e-5)[0]
+
+    products = [
+        jax.jvp(gradient(norm), (x,), (jnp.asarray(draw(2, 4, 6)),))[1]
+        for norm in (ours, plain)
+    ]
+    assert_close(*products, tolerance=1e-9)

@@ -121,7 +121,7 @@ def test_augmented_batch_does_not_depend_on_the_devices():
 def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
     """In one step: already the next one amplifies float32's rounding."""
     state, losses, _ = train(devices=1, steps=1)
-    monkeypatch.setattr(parallel, "_CPU_OPTIONS", {})
+    monkeypatch.setattr(parallel, "_COMPILER_OPTIONS", {})
     other, other_losses, _ = train(devices=1, steps=1)
     np.testing.assert_allclose(losses, other_losses, rtol=1e-6)
     for a, b in zip(
