@@ -2,6 +2,7 @@
 
     python -m experiments.reproduce --table=he2015 [--seeds=3] [--networks=v1-20,v1-56]
     python -m experiments.reproduce --table=keras --epochs=15    # a smaller budget
+    python -m experiments.reproduce --table=he2015 --recipe=strong --dtype=bfloat16
     python -m experiments.reproduce --table=he2015 --redraw      # what is stored alone
 
 Ours is the last epoch's test accuracy, the mean over seeds 0, 1, ...; what was
@@ -11,7 +12,8 @@ the standard deviation over our n seeds and m the number of runs behind the publ
 value.
 
 Writes TABLE.json, .md, .png and .svg to --out, and each run's result to TABLE.jsonl as
-soon as it has ended; with --epochs all are called TABLE-Nepochs.
+soon as it has ended. With --recipe, --epochs and --dtype the files are called
+TABLE-RECIPE-Nepochs-bfloat16.
 """
 
 import functools
@@ -112,12 +114,14 @@ TABLES = {
 _CIFAR10_MEAN = (125.306918, 122.950394, 113.865383)
 
 
-def training(table: Table, network: str, seed: int, epochs: int) -> dict:
+def training(
+    table: Table, network: str, seed: int, epochs: int, dtype: str = "float32"
+) -> dict:
     """The config of a run, as JSON holds it. `epochs` 0 leaves the recipe's."""
     version, depth = map(int, network.removeprefix("v").split("-")[:2])
     deep = depth >= 1000
     model = {"scan": deep, "remat": deep} | (table.networks[network].model or {})
-    config = common.get_config(table.recipe, version, depth, **model)
+    config = common.get_config(table.recipe, version, depth, dtype=dtype, **model)
     config.update_from_flattened_dict(table.changes or {})
     config.update(seed=seed, epochs=epochs or config.epochs)
     config.checkpoint.keep = 1
@@ -167,6 +171,7 @@ def compare(published: Published, results: list[dict]) -> dict:
         best = [100 * result["best_test_accuracy"] for result in finished]
         found["best_epoch"] = statistics(best)["mean"]
         found["difference"] = found["mean"] - published.percent
+        found["seconds"] = float(np.median([result["seconds"] for result in finished]))
         found |= {name: finished[0][name] for name in ("params", "epochs", "dataset")}
     if found["standard_deviation"]:
         error = math.sqrt(1 / len(ours) + 1 / published.runs)
@@ -175,10 +180,12 @@ def compare(published: Published, results: list[dict]) -> dict:
     return found
 
 
-def markdown(table: Table, rows: dict[str, dict], made_by: str) -> str:
+def markdown(
+    table: Table, rows: dict[str, dict], made_by: str, dtype: str = "float32"
+) -> str:
     """The comparison as a table, what was compared, and what computed it."""
     names = ["network", "parameters", "published", "ours", "deviation", "seeds"]
-    names += ["best epoch", "difference", "in standard errors"]
+    names += ["best epoch", "difference", "in standard errors", "seconds a run"]
     lines = [names, ["---", *["--:"] * (len(names) - 1)]]
     for network, row in rows.items():
         failed = f", {row['diverged']} diverged" if row["diverged"] else ""
@@ -193,6 +200,7 @@ def markdown(table: Table, rows: dict[str, dict], made_by: str) -> str:
                 _number(row["best_epoch"], ".2f"),
                 _number(row["difference"], "+.2f"),
                 _number(row["standard_errors"], "+.1f"),
+                _number(row.get("seconds"), ",.0f"),
             ]
         )
     trained = [row for row in rows.values() if row["accuracies"]]
@@ -203,7 +211,7 @@ def markdown(table: Table, rows: dict[str, dict], made_by: str) -> str:
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
             f"Published: {table.source}. Ours: recipe `{table.recipe}`, {datasets}, "
-            f"test accuracy (%) of the last epoch, {epochs}; {made_by}.",
+            f"test accuracy (%) of the last epoch, {epochs}; {dtype}, {made_by}.",
         ]
     )
 
@@ -247,6 +255,13 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_list("networks", [], "Of the table; else all.", **given)
         flags.DEFINE_integer("seeds", 3, "Runs of each network.", **given)
         flags.DEFINE_integer("epochs", 0, "Instead of the recipe's; 0: those.", **given)
+        recipes = ["", "paper", "keras", "strong", "fast"]
+        flags.DEFINE_enum(
+            "recipe", "", recipes, "Instead of the table's; '': that.", **given
+        )
+        flags.DEFINE_enum(
+            "dtype", "float32", ["float32", "bfloat16"], "Of the computation.", **given
+        )
         flags.DEFINE_string(
             "out",
             str(Path(__file__).parent / "results" / "reproduce"),
@@ -268,12 +283,20 @@ def main(argv: list[str]) -> None:
     for name, least in (("seeds", 1), ("epochs", 0)):
         if values[name].value < least:
             raise UserError(f"--{name}={values[name].value}: give at least {least}")
-    name = values.table + (f"-{values.epochs}epochs" if values.epochs else "")
+    if values.recipe:
+        table = table._replace(recipe=values.recipe, changes=None)
+    given = {"recipe": values.recipe, "epochs": values.epochs, "dtype": values.dtype}
+    given = {flag: x for flag, x in given.items() if x and x != "float32"}
+    told = [f"{x} epochs" if flag == "epochs" else x for flag, x in given.items()]
+    name = "-".join([values.table, *told]).replace(" ", "")
+    title = ", ".join([f"### Published table {values.table}", *told])
+    command = f"python -m experiments.reproduce --table={values.table}"
+    command = " ".join([command, *(f"--{flag}={x}" for flag, x in given.items())])
     own = Study(name, Path(values.out), values.redraw)
     results: dict[str, list[dict]] = {network: [] for network in networks}
     for seed in range(values.seeds):  # so that there is soon a bit of everything
         for network in networks:
-            config = training(table, network, seed, values.epochs)
+            config = training(table, network, seed, values.epochs, values.dtype)
             if not values.redraw or own.has(config=config):
                 results[network].append(own.cell(measure, config=config))
     rows = {
@@ -283,13 +306,9 @@ def main(argv: list[str]) -> None:
     }
     if not rows:
         raise UserError(f"{values.out} holds nothing of {name}: measure it first")
-    text = markdown(table, rows, own.made_by())
-    command = f"python -m experiments.reproduce --table={values.table}"
-    command += f" --epochs={values.epochs}" if values.epochs else ""
+    text = markdown(table, rows, own.made_by(), values.dtype)
     content = {"command": command, "source": table.source, "networks": rows}
     workdir.write_json(own.out / f"{name}.json", content)
-    title = f"### Published table {values.table}"
-    title += f", in {values.epochs} epochs instead" if values.epochs else ""
     workdir.write(own.out / f"{name}.md", f"{title}\n\n{text}\n\n`{command}`\n")
     own.save(draw(rows))
     print(text)

@@ -21,6 +21,7 @@ def result(last: float, best: float = 0.95) -> dict:
         "params": 269_722,
         "epochs": 164.0,
         "dataset": "CIFAR-10",
+        "seconds": 61.0,
     }
 
 
@@ -41,12 +42,10 @@ def test_one_seed_and_one_that_diverged_have_no_standard_error():
     assert row["standard_errors"] is None
     assert row["difference"] == pytest.approx(-3)
     text = reproduce.markdown(TABLES["he2015"], {"v1-20": row}, "cpu, jax 1")
-    shown = (
-        "| v1-20 | 269,722 | 93.00 | 90.00 | - | 1, 1 diverged | 95.00 | -3.00 | - |"
-    )
-    assert shown in text
+    shown = "| 93.00 | 90.00 | - | 1, 1 diverged | 95.00 | -3.00 | - | 61 |"
+    assert f"| v1-20 | 269,722 {shown}" in text
     assert "Ours: recipe `paper`, CIFAR-10, test accuracy" in text
-    assert "164; cpu, jax 1" in text
+    assert "164; float32, cpu, jax 1" in text
     nothing = reproduce.compare(Published(93.0), [{"diverged": "it did"}])
     assert "| 0, 1 diverged |" in reproduce.markdown(
         TABLES["he2015"], {"v1-20": nothing}, ""
@@ -65,8 +64,8 @@ def test_tables_train_valid_configs_of_the_networks(name):
         assert made.dataset.name == "cifar10"
         assert made.epochs >= 164
         assert 80 < TABLES[name].networks[network].percent < 98
-    short = reproduce.training(TABLES[name], network, 2, 15)
-    assert short["epochs"] == 15
+    short = reproduce.training(TABLES[name], network, 2, 15, "bfloat16")
+    assert (short["epochs"], short["model"]["dtype"]) == (15, "bfloat16")
 
 
 def test_other_pixels_are_told():
@@ -97,27 +96,33 @@ def test_mistakes_are_sentences(given, told, capsys, tmp_path, monkeypatch):
 def test_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny = {"v1-8": Published(91.0), "v1-14": Published(92.0)}
-    changes = {"dataset.name": "digits", "steps": 2, "model.width": 2}
-    changes |= {"augment.flip": False}
-    monkeypatch.setitem(
-        TABLES, "he2015", reproduce.Table("elsewhere", "paper", tiny, changes)
-    )
+    monkeypatch.setitem(TABLES, "he2015", reproduce.Table("elsewhere", "paper", tiny))
+
+    def keras(config):
+        config.update(steps=2)
+        config.dataset.name = "digits"
+        config.model.width = 2
+        config.augment.flip = False
+
+    monkeypatch.setattr(common, "keras", keras)
     out = tmp_path / "out"
-    given = ["--table=he2015", "--networks=v1-8", "--epochs=5", f"--out={out}"]
-    assert call(*given, "--seeds=2") == 0
-    stored = json.loads((out / "he2015-5epochs.json").read_text())
+    shared = ["--table=he2015", "--recipe=keras", "--epochs=5", "--dtype=bfloat16"]
+    shared.append(f"--out={out}")
+    assert call(*shared, "--networks=v1-8", "--seeds=2") == 0
+    file = out / "he2015-keras-5epochs-bfloat16.json"
+    stored = json.loads(file.read_text())
     row = stored["networks"]["v1-8"]
     assert len(row["accuracies"]) == 2
     assert row["interval"][0] < row["mean"] < row["interval"][1]
-    assert stored["command"].endswith("--table=he2015 --epochs=5")
-    page = (out / "he2015-5epochs.md").read_text()
+    assert stored["command"].endswith(" ".join(shared[:-1]))
+    page = file.with_suffix(".md").read_text()
+    assert page.startswith("### Published table he2015, keras, 5 epochs, bfloat16\n")
     assert "Published: elsewhere." in page
     assert "cpu, jax" in page
-    assert (out / "he2015-5epochs.png").exists()
+    assert file.with_suffix(".png").exists()
     # What is stored alone: one network, although the table has two.
     monkeypatch.setattr(curves, "run", pytest.fail)
     before = page
-    given = ["--table=he2015", "--epochs=5", f"--out={out}", "--redraw"]
-    assert call(*given) == 0
-    assert (out / "he2015-5epochs.md").read_text() == before
+    assert call(*shared, "--redraw") == 0
+    assert file.with_suffix(".md").read_text() == before
     assert "v1-14" not in before

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from configs import digits
-from resnet_jax import data, models
+from resnet_jax import augment, data, models
 from resnet_jax.augment import normalize, statistics
 from resnet_jax.averaged import make_statistics_call
 from resnet_jax.config import build_network
@@ -243,7 +243,7 @@ def test_mixing_ends_with_the_plain_tail(setting):
 
 def test_mixed_loss_is_the_mean_of_both_classes_losses(setting, monkeypatch):
     _, net, variables, batch, normalization = setting
-    monkeypatch.setattr(jax.random, "beta", lambda *_: jnp.float32(0.7))
+    monkeypatch.setattr(augment, "symmetric_beta", lambda *_: jnp.float32(0.7))
     _, metrics = one_step(setting, **{"augment.mixup": 1.0})
     images = normalize(batch.images, *normalization)
     images = 0.7 * images + 0.3 * images[::-1]
