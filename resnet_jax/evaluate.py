@@ -107,7 +107,7 @@ class Evaluator:
         parallel = self._parallel
         split = parallel.replicate(self._split)
         positions = parallel.shard(np.arange(self._batch_size, dtype=np.int32))
-        bounds = [parallel.replicate(np.int32(0))] * 2
+        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
         call = parallel.compile(
             self._function, variables, split, positions, *bounds, sharded=(2,)
         )
@@ -120,7 +120,7 @@ class Evaluator:
 
     def _compile_streamed(self, variables) -> Callable:
         parallel, feed = self._parallel, self._feed
-        bounds = [parallel.replicate(np.int32(0))] * 2
+        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
         call = parallel.compile(
             self._function,
             *(variables, *feed.empty_block(), feed.positions, *bounds),

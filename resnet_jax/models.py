@@ -117,7 +117,7 @@ class ResNet(nn.Module):
     def _norm(self):
         epsilon = 1e-3 if self.keras else 1e-5
         return partial(
-            layers.BatchNorm,
+            layers.batch_norm(),
             momentum=self.norm_momentum,
             epsilon=epsilon,
             dtype=self.dtype,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
@@ -154,6 +155,8 @@ class Parallel:
     ) -> Callable:
         """Compiles a function for arguments like `args`; its results are replicated.
 
+        On a GPU it is run with them, of which the donated ones stay.
+
         Args:
           function: to run.
           *args: placed by `replicate` or `shard`.
@@ -175,11 +178,45 @@ class Parallel:
                 donate_argnums=donated,
             )
         lowered = jitted.lower(*args)
-        options = _COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform)
-        if options:
-            try:
-                return lowered.compile(compiler_options=options)
-            except jax.errors.JaxRuntimeError as error:
-                if "option" not in str(error):
-                    raise  # anything but a jaxlib that does not know the option
-        return lowered.compile()
+        platform = self.mesh.devices.flat[0].platform
+        compiled = _compile(lowered, _COMPILER_OPTIONS.get(platform))
+        if platform == "gpu":
+            return _warmed_up(compiled, lowered, args, donated)
+        return compiled
+
+
+def _compile(lowered: jax.stages.Lowered, options: dict | None) -> Callable:
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if not options or "option" not in str(error):
+            raise  # anything but a jaxlib that does not know the option
+    return lowered.compile()
+
+
+def _warmed_up(
+    graph: Callable, lowered: jax.stages.Lowered, args: tuple, donated: tuple[int, ...]
+) -> Callable:
+    """Runs a CUDA graph, and returns it, or what does the same where it fails.
+
+    A convolution's kernel is loaded when it first runs, which must not be while the
+    graph is recorded. XLA's trials of algorithms see to that, unless their outcome is
+    in the compilation cache. So a program that is no graph runs before.
+    """
+
+    def run(program: Callable) -> None:
+        copies = (
+            jax.tree.map(jnp.copy, arg) if number in donated else arg
+            for number, arg in enumerate(args)
+        )
+        jax.block_until_ready(program(*copies))
+
+    plain = lowered.compile()
+    run(plain)
+    try:
+        run(graph)
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:100]
+        print(f"note      no CUDA graph here, which would be faster ({reason})")
+        return plain
+    return graph

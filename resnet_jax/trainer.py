@@ -163,7 +163,7 @@ class Trainer:
                     *(train_step, plan, config.seed, parallel.axis_name),
                     config.augment.alternating_flip,
                 ),
-                *(state, *placed, parallel.replicate(np.int32(0))),
+                *(state, *placed, self._one_more(state)),
                 sharded=(2,),
                 donated=(0,),
             )
@@ -178,6 +178,10 @@ class Trainer:
             return call(state, *placed, parallel.replicate(np.int32(stop)))
 
         return run
+
+    def _one_more(self, state: TrainState) -> jax.Array:
+        """The number of the next update, for a call that makes no other."""
+        return self.parallel.replicate(self.parallel.fetch(state.step) + np.int32(1))
 
     def _compile_statistics(self, state: TrainState, placed: tuple) -> Callable:
         config, parallel = self._config, self.parallel
@@ -208,7 +212,7 @@ class Trainer:
             size: parallel.compile(
                 make_streamed_call(train_step, config.seed, parallel.axis_name),
                 *(state, parallel.replicate(zeros)),
-                *(*feed.empty_block(), feed.positions, parallel.replicate(np.int32(0))),
+                *(*feed.empty_block(), feed.positions, self._one_more(state)),
                 sharded=(2, 3, 4),
                 donated=(0,),
             )

@@ -45,11 +45,20 @@ def test_one_seed_and_one_that_diverged_have_no_standard_error():
     shown = "| 93.00 | 90.00 | - | 1, 1 diverged | 95.00 | -3.00 | - | 61 |"
     assert f"| v1-20 | 269,722 {shown}" in text
     assert "Ours: recipe `paper`, CIFAR-10, test accuracy" in text
-    assert "164; float32, cpu, jax 1" in text
+    assert text.endswith("the last of 164 epochs; float32, cpu, jax 1.")
     nothing = reproduce.compare(Published(93.0), [{"diverged": "it did"}])
     assert "| 0, 1 diverged |" in reproduce.markdown(
         TABLES["he2015"], {"v1-20": nothing}, ""
     )
+
+
+def test_of_other_pixels_no_difference_is_told():
+    copy = {"dataset": "CIFAR-10, pixels not the original (as of a JPEG copy)"}
+    row = reproduce.compare(Published(93.0), [result(0.88) | copy, result(0.89) | copy])
+    assert row["mean"] == pytest.approx(88.5)
+    assert row["difference"] is row["standard_errors"] is None
+    text = reproduce.markdown(TABLES["he2015"], {"v1-20": row}, "cpu, jax 1")
+    assert "No differences" in text
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -189,3 +189,27 @@ def test_cpu_is_one_device_a_core(batch_size, most):
         "from resnet_jax", "import jax\nfrom resnet_jax"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():
+    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
+    program, runs, x = lowered.compile(), [], jnp.ones(3)
+
+    def graph(x):
+        runs.append(x)
+        return program(x)
+
+    assert parallel._warmed_up(graph, lowered, (x,), (0,)) is graph
+    assert len(runs) == 1
+    np.testing.assert_array_equal(graph(x), [2, 2, 2])
+
+
+def test_where_a_graph_fails_the_program_runs_without(capsys):
+    def graph(x):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: status 5003")
+
+    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
+    x = jnp.ones(3)
+    plain = parallel._warmed_up(graph, lowered, (x,), (0,))
+    np.testing.assert_array_equal(plain(x), [2, 2, 2])
+    assert "no CUDA graph here" in capsys.readouterr().out
