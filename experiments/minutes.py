@@ -15,6 +15,11 @@ akamaster/pytorch_resnet_cifar10; Keras on TensorFlow: Adam, rate 0.001, batch 3
 shifts and flips. The drops of their rates, which are meant for 200 epochs, come at the
 same fractions of the ten minutes.
 
+Found. One seed, on a copy of CIFAR-10 whose images were coded as JPEG: 80.4% after 503
+seconds and 220,800 images of `fast`, 71.7% after 248,896 images of the PyTorch script
+and 71.2% after 159,360 of Keras's example, both in 600 seconds. PyTorch trains more
+images a second; that the recipe makes more of each decides.
+
 Cost. Smoke: one seed, half an hour. Full: three seeds.
 """
 

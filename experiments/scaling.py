@@ -18,6 +18,14 @@ Memory is what the compiler reserves on each device (`memory_analysis`: argument
 results and temporaries, the data set included); the table has the process's peak
 besides, on a CPU all that it holds.
 
+Found. On two CPU cores a step on digits takes 2.0 ms a layer of version 1 and 1.4 ms a
+layer of version 2, within 3% and 8% of a line from 20 to 1202 and 1001 layers, and 0.40
+and 0.37 MiB of memory, within 3%; compilation takes 6 to 12 s at any depth. v1-20 gains
+from larger batches up to 256 images, v1-56 up to 128. Eight simulated devices hold 8
+MiB each where one holds 28. As they share two cores they cannot be faster than one, and
+under `jit`, where they sum BatchNorm's statistics in every layer, eight are half as
+fast; under `pmap` two are 1.3 times as fast as one.
+
 Cost. Smoke: digits, batch 32, 30 cells; two CPU cores that nothing else uses. Full:
 random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
 """
