@@ -20,7 +20,6 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from absl import flags
@@ -29,87 +28,11 @@ from ml_collections import ConfigDict
 
 from configs import common
 from experiments import curves, study
+from experiments.published import TABLES, Published, Table
 from experiments.study import Study
 from resnet_jax import UserError, command_line, data, workdir
 from resnet_jax.seeds import statistics
 
-
-class Published(NamedTuple):
-    """A published test accuracy."""
-
-    percent: float
-    runs: int = 1  # behind it
-    model: dict | None = None  # more of `config.model` than version and depth
-
-
-class Table(NamedTuple):
-    """Published accuracies of networks that were trained alike."""
-
-    source: str
-    recipe: str  # of configs/common.py
-    networks: dict[str, Published]
-    changes: dict | None = None  # of the recipe
-
-
-TABLES = {
-    "he2015": Table(
-        "He et al. 2015, arXiv 1512.03385, table 6 (110 layers: mean of 5 runs)",
-        "paper",
-        {
-            "v1-20": Published(91.25),
-            "v1-32": Published(92.49),
-            "v1-44": Published(92.83),
-            "v1-56": Published(93.03),
-            "v1-110": Published(93.39, runs=5),
-            "v1-1202": Published(92.07),
-        },
-    ),
-    "he2016": Table(
-        "He et al. 2016, arXiv 1603.05027, tables 2 and 4 (medians of 5 runs)",
-        "paper",
-        {
-            "v1-110-pre": Published(93.63, 5, {"activation": "pre"}),
-            "v2-164": Published(94.54, 5),
-            "v2-1001": Published(95.08, 5),
-        },
-    ),
-    "keras": Table(
-        "keras-team/keras, examples/cifar10_resnet.py (best epoch on the test set)",
-        "keras",
-        {
-            "v1-20": Published(92.16),
-            "v1-32": Published(92.46),
-            "v1-44": Published(92.50),
-            "v1-56": Published(92.71),
-            "v1-110": Published(92.65),
-            "v2-56": Published(93.01),
-            "v2-110": Published(93.15),
-        },
-    ),
-    "akamaster": Table(
-        "akamaster/pytorch_resnet_cifar10 (best epoch on the test set)",
-        "paper",
-        {
-            "v1-20": Published(91.73),
-            "v1-32": Published(92.63),
-            "v1-44": Published(93.10),
-            "v1-56": Published(93.39),
-            "v1-110": Published(93.68),
-        },
-        {"epochs": 200, "augment.normalization": "mean_std"},
-    ),
-    "imgclsmob": Table(
-        "osmr/imgclsmob, gluon/README.md (best epoch on the test set)",
-        "strong",
-        {
-            "v1-20": Published(94.03, model={"shortcut": "B"}),
-            "v1-56": Published(95.48, model={"shortcut": "B"}),
-            "v1-110": Published(96.31, model={"shortcut": "B"}),
-            "v2-164": Published(96.36),
-            "v2-1001": Published(97.35),
-        },
-    ),
-}
 # Of the training images' channels, which tell CIFAR-10 from re-encoded copies of it.
 _CIFAR10_MEAN = (125.306918, 122.950394, 113.865383)
 
@@ -211,14 +134,14 @@ def markdown(
     datasets = ", ".join(sorted({row["dataset"] for row in trained}))
     epochs = ", ".join(sorted({f"{row['epochs']:.4g}" for row in trained}))
     unlike = any(row["difference"] is None for row in trained)
+    why = " No differences: they would be those of the data, too." if unlike else ""
     return "\n".join(
         [
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
             f"Published: {table.source}. Ours: recipe `{table.recipe}`, {datasets}, "
             f"test accuracy (%) after the last of {epochs} epochs; {dtype}, {made_by}."
-            + " No differences: they would be those of the data, too."
-            * unlike,
+            f"{why}",
         ]
     )
 
@@ -297,8 +220,6 @@ def main(argv: list[str]) -> None:
     told = [f"{x} epochs" if flag == "epochs" else x for flag, x in given.items()]
     name = "-".join([values.table, *told]).replace(" ", "")
     title = ", ".join([f"### Published table {values.table}", *told])
-    command = f"python -m experiments.reproduce --table={values.table}"
-    command = " ".join([command, *(f"--{flag}={x}" for flag, x in given.items())])
     own = Study(name, Path(values.out), values.redraw)
     results: dict[str, list[dict]] = {network: [] for network in networks}
     for seed in range(values.seeds):  # so that there is soon a bit of everything
@@ -314,6 +235,10 @@ def main(argv: list[str]) -> None:
     if not rows:
         raise UserError(f"{values.out} holds nothing of {name}: measure it first")
     text = markdown(table, rows, own.made_by(), values.dtype)
+    given = {"table": values.table, "networks": ",".join(rows)} | given
+    given["seeds"] = max(map(len, results.values()))
+    command = ["python -m experiments.reproduce"]
+    command = " ".join(command + [f"--{flag}={x}" for flag, x in given.items()])
     content = {"command": command, "source": table.source, "networks": rows}
     workdir.write_json(own.out / f"{name}.json", content)
     workdir.write(own.out / f"{name}.md", f"{title}\n\n{text}\n\n`{command}`\n")

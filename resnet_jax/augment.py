@@ -210,8 +210,9 @@ def symmetric_beta(key: Array, alpha: float) -> Float[Array, ""]:
     Mathematics of Computation 62, pages 779-781).
     """
     radius, angle = jax.random.uniform(key, (2,))
-    power, cosine = radius ** (1 / alpha), jnp.cos(2 * np.pi * angle)
-    ratio = power / (1 - power)  # 2 alpha / t^2, times the cosine's square
+    cosine = jnp.cos(2 * np.pi * angle)
+    power = jnp.log(radius) / alpha  # of e; 1 - e^power is never 0, nor the ratio NaN
+    ratio = jnp.exp(power) / -jnp.expm1(power)  # (2 alpha / t^2) cosine^2
     root = jnp.sqrt(cosine**2 + ratio)
     smaller = ratio / (2 * root * (root + jnp.abs(cosine)))
     return jnp.where(cosine < 0, smaller, 1 - smaller)

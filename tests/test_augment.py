@@ -18,6 +18,7 @@ from resnet_jax.augment import (
     mix,
     normalize,
     statistics,
+    symmetric_beta,
 )
 
 SHAPES = [(8, 1), (8, 3), (32, 1), (32, 3)]
@@ -488,3 +489,11 @@ def test_average_over_flip():
     result = averaged_over_flip(lambda x: (x * weights).sum((1, 2, 3)))(images)
     expected = [(x * (weights + weights[:, ::-1])).sum() / 2 for x in images]
     np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 50.0])
+@pytest.mark.parametrize("radius", [0.0, np.nextafter(np.float32(1), np.float32(0))])
+def test_beta_is_finite_at_the_ends_of_its_uniform_numbers(monkeypatch, alpha, radius):
+    drawn = jnp.asarray([radius, 0.3], jnp.float32)
+    monkeypatch.setattr(jax.random, "uniform", lambda *_: drawn)
+    assert 0 <= symmetric_beta(jax.random.key(0), alpha) <= 1

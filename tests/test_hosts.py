@@ -106,8 +106,10 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path):
-    pair = training(tmp_path, 10**6, 2)
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
+    mode = f"--config.parallel={mode}"
+    pair = training(tmp_path, 10**6, 2, mode)
     pair.wait_for("saved     step 23")
     pair.processes[1].send_signal(signal.SIGTERM)
     assert pair.wait() == [143, 143]
@@ -119,7 +121,7 @@ def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path):
     assert step == int(stopped[1][1]) > 23
     assert "epoch 1" not in pair.logs[1].read_text()
 
-    again = training(tmp_path, step + 2, 2)
+    again = training(tmp_path, step + 2, 2, mode)
     assert again.wait() == [0, 0], again.logs[0].read_text()
     assert f"resumed   at step {step} of" in again.logs[0].read_text()
     assert "4 x cpu of 2 processes" in again.logs[0].read_text()

@@ -918,13 +918,9 @@ def test_stochastic_depth_keeps_the_mean_and_leaves_out_whole_batches():
 
 
 @pytest.mark.parametrize(
-    ("kind", "scan"),
-    [
-        *((kind, False) for kind in (V1_B, PRE_BASIC_A, KERAS_V1)),
-        *((kind, True) for kind in (V1, V2, POST_BOTTLENECK, KERAS_V2)),
-    ],
-    ids=label,
+    "kind", [V1, V1_B, V2, PRE_BASIC_A, POST_BOTTLENECK, KERAS_V1, KERAS_V2], ids=label
 )
+@pytest.mark.parametrize("scan", [False, True])
 def test_blocks_begin_as_the_identity_and_learn(kind, scan):
     net = build(
         kind, 29 if kind in (V2, POST_BOTTLENECK, KERAS_V2) else 20, zero_init=True

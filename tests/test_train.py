@@ -83,9 +83,16 @@ def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
     assert "sgd, learning rate 0.4 (0.1 for 16 images)," in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
-def test_stopping_half_way_changes_no_bit(tmp_path, mode):
-    config = digits_config(**{"parallel": mode, "model.depth": 14})
+@pytest.mark.parametrize(
+    ("mode", "scan"),
+    [
+        ("jit", False),
+        pytest.param("jit", True, marks=pytest.mark.slow),
+        pytest.param("pmap", False, marks=pytest.mark.slow),
+    ],
+)
+def test_stopping_half_way_changes_no_bit(tmp_path, mode, scan):
+    config = digits_config(**{"parallel": mode, "model.scan": scan, "model.depth": 14})
     train.train_and_evaluate(config, tmp_path / "straight")
     half = config.copy_and_resolve_references()
     half.steps = 8
@@ -284,13 +291,15 @@ def test_cifar10_trains_and_counts_every_test_image(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_ingredient_at_once_resumes_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize(("mode", "scan"), [("jit", True), ("pmap", False)])
+def test_every_ingredient_at_once_resumes_to_the_same_bits(tmp_path, mode, scan):
     config = digits_config(
         **{
+            "parallel": mode,
             "label_smoothing": 0.1,
             "test_time_flip": True,
             "dataset.image_size": 16,
-            "model.scan": True,
+            "model.scan": scan,
             "model.depth": 14,
             "model.stochastic_depth": 0.2,
             "model.zero_init": True,
