@@ -3,6 +3,7 @@ CONFIG ?= configs/digits.py
 ARGS ?=
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: setup setup-dev train test test-fast lint format clean
 
@@ -23,10 +24,10 @@ train: setup
 	$(VENV)/bin/python -m resnet_jax.main --config=$(CONFIG) $(ARGS)
 
 test: setup-dev
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: setup-dev
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 lint: setup-dev
 	$(VENV)/bin/ruff check .

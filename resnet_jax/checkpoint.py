@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shutil
 import sys
 import time
 import zlib
@@ -49,7 +50,6 @@ class Checkpoints:
         self.saved_step: int | None = None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if reads else self,
-            cleanup_tmp_directories=not reads,
             read_only=reads,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._done),
             multiprocessing_options=_ALONE,
@@ -58,6 +58,7 @@ class Checkpoints:
         with self._told():
             if not reads:
                 self._directory.mkdir(exist_ok=True)
+                self._remove_unfinished()
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=options,
@@ -68,6 +69,16 @@ class Checkpoints:
                 },
             )
         self.saved_step = self._manager.latest_step()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a save that was cut off left.
+
+        Orbax would do so too, but fails if threads of a save that failed before, in
+        this very process, still write there.
+        """
+        if jax.process_index() == 0:
+            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
         """Orbax's question, which checkpoints stay."""

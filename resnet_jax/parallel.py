@@ -69,7 +69,8 @@ def use_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:
         directory = Path.home() / ".cache" / "resnet_jax"
         jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @dataclasses.dataclass(frozen=True)

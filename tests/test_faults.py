@@ -114,6 +114,16 @@ def test_read_error_is_not_told_as_a_write_error(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_unfinished_checkpoint_is_removed_by_who_writes(tmp_path):
+    unfinished = tmp_path / "45.orbax-checkpoint-tmp" / "variables.orbax-checkpoint-tmp"
+    unfinished.mkdir(parents=True)
+    (unfinished / "half").write_text("x")
+    checkpoint.Checkpoints(tmp_path, keep=None).close()
+    assert (unfinished / "half").exists()
+    checkpoint.Checkpoints(tmp_path, keep=2).close()
+    assert not any(tmp_path.iterdir())
+
+
 def test_best_checkpoint_that_is_damaged_is_a_sentence(run):
     (run / "checkpoints" / "23" / "record" / "metadata").unlink()
     checkpoints = checkpoint.Checkpoints(run / "checkpoints", keep=None)
