@@ -243,7 +243,7 @@ def main(argv: list[str]) -> None:
         cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
             own.cell(
                 measure,
-                config=training(own.scale, depth, residual, seed),
+                config=training(own.scale, depth, residual, seed, epochs=10, width=8),
                 draws=scale["draws"],
             )
             for seed in SEEDS

@@ -58,7 +58,7 @@ from resnet_jax import command_line, models
 SCALES = {
     "smoke": {
         "networks": ((20, False), (56, False), (20, True), (56, True)),
-        "points": 13,
+        "points": 11,
         "examples": 128,
         "iterations": 20,
     },
@@ -258,7 +258,7 @@ def main(argv: list[str]) -> None:
         cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
             own.cell(
                 measure,
-                config=training(own.scale, depth, residual, seed),
+                config=training(own.scale, depth, residual, seed, epochs=10, width=8),
                 points=scale["points"],
                 examples=scale["examples"],
                 iterations=scale["iterations"],

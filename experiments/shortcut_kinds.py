@@ -36,7 +36,7 @@ from experiments.study import STYLES, Study
 from resnet_jax import command_line
 
 SCALES = {
-    "smoke": {"depth": 56, "epochs": 10},
+    "smoke": {"depth": 32, "epochs": 10},
     "full": {"depth": 110, "epochs": 0},
 }
 SEEDS = (0, 1, 2)

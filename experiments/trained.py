@@ -26,19 +26,28 @@ class Trained(NamedTuple):
     labels: np.ndarray
 
 
-def training(scale: str, depth: int, residual: bool, seed: int) -> dict:
+def training(
+    scale: str,
+    depth: int,
+    residual: bool,
+    seed: int,
+    epochs: int = 20,
+    width: int = 0,
+) -> dict:
     """The config, as JSON holds it, of version 1 with or without shortcuts.
 
-    'full' is He's recipe on CIFAR-10, 'smoke' 20 epochs of the digits, at a rate at
-    which both kinds learn.
+    'full' is He's recipe on CIFAR-10, 'smoke' so many epochs of the digits, `width`
+    channels wide at first (0: 16),
+    and at a rate at which both kinds learn.
     """
     recipe = "smoke" if scale == "smoke" else "paper"
     settings = common.get_config(recipe, 1, depth, residual=residual, scan=True)
     settings.seed = seed
     if recipe == "smoke":
-        settings.epochs = settings.checkpoint.every = settings.eval_every = 20
+        settings.epochs = settings.checkpoint.every = settings.eval_every = epochs
+        settings.model.width = width
         settings.optimizer.learning_rate = 0.02
-        settings.schedule.warmup_epochs = 2.0
+        settings.schedule.warmup_epochs = epochs / 10
     return json.loads(settings.to_json())
 
 

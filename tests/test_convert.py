@@ -91,6 +91,7 @@ def run(*arguments) -> int:
     return command_line.call(convert.main, ["convert", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_from_pytorch(network, tmp_path, capsys):
     net, naming, (version, depth) = network
     names = their_names(net, naming)

@@ -82,6 +82,7 @@ def test_command_repeats_what_the_run_reported(tmp_path, capsys):
     assert f"{summary['test_class_accuracy']['7']:.2%}" in latest
 
 
+@pytest.mark.slow
 def test_command_without_a_run_is_a_sentence(tmp_path, capsys):
     def error(*arguments: str) -> str:
         assert command_line.call(evaluate.main, ["evaluate", *arguments]) == 2

@@ -64,6 +64,7 @@ def test_a_deleted_block_is_one_whose_branch_gives_nothing():
     )
 
 
+@pytest.mark.slow
 def test_swaps_stay_within_a_stage_and_keep_its_first_block():
     run = drawn(32)
     variables, tau = lesion.swapped(run, 20, np.random.default_rng(0))
@@ -87,7 +88,9 @@ def test_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(
         lesion,
         "training",
-        lambda *args: trained.training(*args) | {"steps": 2, "epochs": 1},
+        lambda *args, **smaller: (
+            trained.training(*args, **smaller) | {"steps": 2, "epochs": 1}
+        ),
     )
     lesion.main(["lesion", f"--out={tmp_path / 'results'}"])
     assert (tmp_path / "results" / "smoke.png").exists()

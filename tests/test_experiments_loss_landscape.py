@@ -102,7 +102,9 @@ def test_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loss_landscape,
         "training",
-        lambda *args: trained.training(*args) | {"steps": 2, "epochs": 1},
+        lambda *args, **smaller: (
+            trained.training(*args, **smaller) | {"steps": 2, "epochs": 1}
+        ),
     )
     loss_landscape.main(["loss_landscape", f"--out={tmp_path / 'results'}"])
     line = json.loads((tmp_path / "results" / "smoke.jsonl").read_text())

@@ -49,6 +49,7 @@ def counted(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_table_and_figure_come_from_cells_that_are_measured_once(
     counted, tmp_path, capsys
 ):

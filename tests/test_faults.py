@@ -146,6 +146,7 @@ def test_signal_while_starting_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert train.train_and_evaluate(config(), tmp_path / "run")["steps"] == 45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["truncated", "zeros", "deleted", "bit"])
 @pytest.mark.parametrize(
     "pattern",
@@ -226,6 +227,7 @@ def read_only(directory):
             path.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_directory_that_turns_read_only_ends_the_run(straight, monkeypatch):

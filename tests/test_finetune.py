@@ -137,6 +137,7 @@ def one_update(network, chosen) -> tuple[dict, dict]:
     return weights.flatten(change), metrics
 
 
+@pytest.mark.slow
 def test_backbone_learns_at_a_lower_rate(network):
     plain, _ = one_update(network, small())
     chosen = small()
@@ -149,6 +150,7 @@ def test_backbone_learns_at_a_lower_rate(network):
         )
 
 
+@pytest.mark.slow
 def test_frozen_layers_compute_as_in_evaluation(network):
     net, variables, split = network
     chosen = small()
@@ -211,6 +213,7 @@ def test_frozen_layers_need_unrolled_blocks():
         config.validate(chosen)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
     net, variables, _ = network
     opt_state = optax.EmptyState()

@@ -211,6 +211,7 @@ def batch_norms(dtype):
     return layers.FewPassesBatchNorm(**settings), flax, variables, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
 def test_batch_norm_of_a_gpu_is_that_of_flax(dtype):
     ours, flax, variables, x = batch_norms(dtype)
@@ -266,6 +267,7 @@ def test_batch_norm_of_a_gpu_sees_the_batch_of_all_devices():
     assert_close(gradients(spread, scale), gradients(x, scale))
 
 
+@pytest.mark.slow
 def test_hessian_products_pass_the_batch_norm_of_a_gpu():
     x, scale = jnp.asarray(draw(0, 4, 6)), jnp.asarray(draw(1, 6))
 

@@ -865,6 +865,7 @@ def test_summary_agrees_with_the_variables_layer_by_layer(kind):
 # Stochastic depth and blocks that begin as the identity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_stochastic_depth_falls_linearly_from_block_to_block(scan, monkeypatch):
     """Branches scaled by what is given as their chance: a network of known weights."""
@@ -892,6 +893,7 @@ def apply(net, variables, images, **more):
     return net.apply(variables, images, train=True, mutable=["batch_stats"], **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [V1, V2], ids=label)
 def test_stochastic_depth_is_drawn_in_training_alone(kind):
     depth = 8 if kind is V1 else 11
@@ -917,6 +919,7 @@ def test_stochastic_depth_keeps_the_mean_and_leaves_out_whole_batches():
     assert abs(left_out.mean() - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 4000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "depth", "scan"),
     [

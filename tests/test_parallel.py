@@ -130,6 +130,7 @@ def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pmap_of_one_device_is_jit_of_one():
     state, losses, _ = train(devices=1)
     other, other_losses, _ = train(devices=1, mode="pmap")

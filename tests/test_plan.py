@@ -73,6 +73,7 @@ def test_no_call_is_longer_than_steps_per_call():
         assert lengths.max() <= plan.steps_per_call, plan
 
 
+@pytest.mark.slow
 def test_resumed_run_has_the_same_ends_from_any_step():
     for plan in PLANS:
         straight = walk(plan)

@@ -26,6 +26,7 @@ def step_of(monkeypatch, **changes) -> tuple[dict, dict]:
     return step, compiled[0].cost_analysis()
 
 
+@pytest.mark.slow
 def test_flops_are_what_xla_counts(monkeypatch):
     """To a few per cent: no gradient of the images, and sums besides products."""
     step, counted = step_of(monkeypatch)

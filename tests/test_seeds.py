@@ -29,6 +29,7 @@ def names(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_seed_of_several_is_the_single_run_with_that_seed(tmp_path, capsys):
     result = seeds.run_all(
         small(seed=3, seeds=2), tmp_path / "all", train.train_and_evaluate

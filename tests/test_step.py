@@ -159,6 +159,7 @@ def test_accumulation_adds_the_gradients_of_parts(setting):
     assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_label_smoothing_mixes_in_the_uniform_distribution(setting):
     _, net, variables, batch, normalization = setting
     _, metrics = one_step(setting, label_smoothing=0.2)
@@ -174,6 +175,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(setting):
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ema_is_the_moving_mean_of_weights(setting):
     states, _ = steps(setting, 5, **{"optimizer.ema": 0.3})
     plain, _ = steps(setting, 5)
@@ -192,6 +194,7 @@ def test_ema_is_the_moving_mean_of_weights(setting):
     assert same(TrainState.join(states[-1].split()), states[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "keras"])
 def test_statistics_of_averaged_weights_are_means_over_plain_batches(setting, variant):
     """Of the stem, whose inputs are the images: by NumPy."""
@@ -227,6 +230,7 @@ def same(tree, other) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_mixing_ends_with_the_plain_tail(setting):
     mixup = {"augment.mixup": 1.0}
     plain, _ = steps(setting, 2)
@@ -241,6 +245,7 @@ def test_mixing_ends_with_the_plain_tail(setting):
     close(after.params, tail[2].params)
 
 
+@pytest.mark.slow
 def test_mixed_loss_is_the_mean_of_both_classes_losses(setting, monkeypatch):
     _, net, variables, batch, normalization = setting
     monkeypatch.setattr(augment, "symmetric_beta", lambda *_: jnp.float32(0.7))

@@ -102,7 +102,12 @@ NETWORKS = {
         lambda: nets.KerasResNet(2, 2),
     ),
 }
-DEEP = pytest.param("v2-164", marks=pytest.mark.slow)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name == "v2-164" or name.endswith("-imagenet")
+    else name
+    for name in NETWORKS
+]
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +163,7 @@ def assert_same_values(variables: dict, theirs) -> None:
         assert_close(actual[path], value, "/".join(path))
 
 
-@pytest.mark.parametrize("name", [DEEP if n == "v2-164" else n for n in NETWORKS])
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_are_pytorchs(name):
     ours, variables, theirs = pair(name)
     images = draw_images(np.random.default_rng(1))

@@ -185,6 +185,7 @@ def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_infinite_test_loss_leaves_valid_files(tmp_path, monkeypatch, capsys):
     """The running statistics of the first steps can be too far off to evaluate by."""
     evaluate = Trainer.evaluate

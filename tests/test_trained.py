@@ -67,6 +67,7 @@ def test_file_gives_the_same_normalization(normalization, tmp_path):
         assert found.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_an_old_run_reads_its_data_set(run, tmp_path):
     directory, _ = run
     expected = trained.load(directory)
