@@ -192,7 +192,12 @@ def _compile(lowered: jax.stages.Lowered, options: dict | None) -> Callable:
     except jax.errors.JaxRuntimeError as error:
         if not options or "option" not in str(error):
             raise  # anything but a jaxlib that does not know the option
+        print(f"note      no compiler options here, which is slower ({_brief(error)})")
     return lowered.compile()
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 def _warmed_up(
@@ -217,7 +222,6 @@ def _warmed_up(
     try:
         run(graph)
     except jax.errors.JaxRuntimeError as error:
-        reason = " ".join(str(error).split())[:100]
-        print(f"note      no CUDA graph here, which would be faster ({reason})")
+        print(f"note      no CUDA graph here, which is slower ({_brief(error)})")
         return plain
     return graph

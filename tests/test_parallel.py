@@ -130,6 +130,16 @@ def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_options_that_jaxlib_does_not_know_are_left_out_with_a_note(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(parallel, "_COMPILER_OPTIONS", {"cpu": {"xla_no_such": "1"}})
+    one = Parallel.over(devices_of(1), "jit", 1)
+    number = one.replicate(np.float32(1))
+    assert one.compile(lambda x: x + 1, number)(number) == 2
+    assert "no compiler options here" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_pmap_of_one_device_is_jit_of_one():
     state, losses, _ = train(devices=1)
