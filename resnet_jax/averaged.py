@@ -23,7 +23,7 @@ def make_statistics_call(
     normalization: tuple[np.ndarray, np.ndarray],
     axis_name: str | None,
 ) -> Callable:
-    """Builds `statistics_call(params, batch_stats, split, positions)`.
+    """Builds `statistics_call(params, batch_stats, split, positions, seed)`.
 
     It returns the statistics of BatchNorm that averaged params need, over plain
     training images; `batch_stats`, those of the steps' params, or their mean would not
@@ -33,8 +33,8 @@ def make_statistics_call(
     momentum = net.norm_momentum
     batches = min(_STATISTICS_BATCHES, plan.examples // plan.batch_size)
 
-    def statistics_call(params, batch_stats, split: data.Split, positions):
-        order = epoch_order(config.seed, 0, plan.examples)
+    def statistics_call(params, batch_stats, split: data.Split, positions, seed):
+        order = epoch_order(seed, 0, plan.examples)
 
         def add(number, total):
             chosen = order[number * plan.batch_size + positions]

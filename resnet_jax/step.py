@@ -185,18 +185,18 @@ def make_train_step(
     return train_step
 
 
-def _keys(seed: int):
+def _keys(seed):
     """The keys of the epochs' orders and of the steps' draws."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
 
 
-def epoch_order(seed: int, epoch, examples: int):
+def epoch_order(seed, epoch, examples: int):
     """int32 [examples], the permutation in which an epoch takes the examples."""
     return jax.random.permutation(jax.random.fold_in(_keys(seed)[0], epoch), examples)
 
 
-def make_streamed_call(train_step: Callable, seed: int, axis_name: str | None):
-    """Builds `streamed_call(state, sums, images, labels, positions, stop)`.
+def make_streamed_call(train_step: Callable, axis_name: str | None):
+    """Builds `streamed_call(state, sums, images, labels, positions, seed, stop)`.
 
     It makes the updates until step `stop`, of batches that come from the host: images
     [batch, steps, height, width, channels] and labels [batch, steps], beginning with
@@ -204,7 +204,9 @@ def make_streamed_call(train_step: Callable, seed: int, axis_name: str | None):
     these steps' added.
     """
 
-    def streamed_call(state: TrainState, sums: dict, images, labels, positions, stop):
+    def streamed_call(
+        state: TrainState, sums: dict, images, labels, positions, seed, stop
+    ):
         first, draws_key = state.step, _keys(seed)[1]
 
         def update(step, carry):
@@ -223,21 +225,20 @@ def make_streamed_call(train_step: Callable, seed: int, axis_name: str | None):
 def make_train_call(
     train_step: Callable,
     plan: Plan,
-    seed: int,
     axis_name: str | None,
     alternating_flip: bool = False,
 ) -> Callable:
-    """Builds `train_call(state, split, positions, stop)`: updates until step `stop`.
+    """Builds `train_call(state, split, positions, seed, stop)`: updates until `stop`.
 
     The whole training split is on the device. Update s takes places s*B to s*B+B-1 of
     the epochs' permutations laid end to end, B being the batch size. Returns the new
     state and the sums of the steps' metrics.
     """
-    flip_key = jax.random.fold_in(jax.random.key(seed), 2)
     epochs_a_call = plan.steps_per_call * plan.batch_size // plan.examples + 2
 
-    def train_call(state: TrainState, split: data.Split, positions, stop):
+    def train_call(state: TrainState, split: data.Split, positions, seed, stop):
         draws_key = _keys(seed)[1]
+        flip_key = jax.random.fold_in(jax.random.key(seed), 2)
         first_epoch = state.step * plan.batch_size // plan.examples
         orders = jax.vmap(lambda epoch: epoch_order(seed, epoch, plan.examples))(
             first_epoch + jnp.arange(epochs_a_call)
@@ -255,8 +256,8 @@ def make_train_call(
             return state, jax.tree.map(jnp.add, sums, metrics)
 
         zeros = dict.fromkeys(METRICS, jnp.float32(0))
-        # The number of steps is no constant of the program: one compilation serves
-        # calls of every length, and a step's bits do not depend on the length.
+        # Seed and number of steps are no constants of the program: one compilation
+        # serves all, and a step's bits do not depend on the length of its call.
         return jax.lax.fori_loop(state.step, stop, update, (state, zeros))
 
     return train_call

@@ -156,11 +156,12 @@ class Trainer:
         placed = (
             parallel.replicate(self._dataset.train),
             parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
+            parallel.replicate(np.uint32(config.seed)),
         )
         self.programs = calls = {
             size: parallel.compile(
                 make_train_call(
-                    *(train_step, plan, config.seed, parallel.axis_name),
+                    *(train_step, plan, parallel.axis_name),
                     config.augment.alternating_flip,
                 ),
                 *(state, *placed, self._one_more(state)),
@@ -208,11 +209,12 @@ class Trainer:
         config, parallel, plan = self._config, self.parallel, self.plan
         feed = train_feed(self._dataset.train, plan, config.seed, parallel)
         zeros = dict.fromkeys(METRICS, np.float32(0))
+        seed = parallel.replicate(np.uint32(config.seed))
         self.programs = calls = {
             size: parallel.compile(
-                make_streamed_call(train_step, config.seed, parallel.axis_name),
+                make_streamed_call(train_step, parallel.axis_name),
                 *(state, parallel.replicate(zeros)),
-                *(*feed.empty_block(), feed.positions, self._one_more(state)),
+                *(*feed.empty_block(), feed.positions, seed, self._one_more(state)),
                 sharded=(2, 3, 4),
                 donated=(0,),
             )
@@ -225,7 +227,9 @@ class Trainer:
             blocks = feed.blocks(start, stop, end=plan.total_steps)
             for _, last, images, labels in blocks:
                 last = parallel.replicate(np.int32(last))
-                state, sums = call(state, sums, images, labels, feed.positions, last)
+                state, sums = call(
+                    state, sums, images, labels, feed.positions, seed, last
+                )
                 # The host is one block ahead, so that few wait in memory.
                 jax.block_until_ready(before)
                 before = sums

@@ -32,7 +32,7 @@ def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0)
         return state.replace(step=state.step + 1, params={"seen": seen}), metrics
 
     plan = Plan(examples, batch_size, ends[-1], steps_per_call=ends[-1])
-    call = jax.jit(make_train_call(count, plan, seed, axis_name=None))
+    call = jax.jit(make_train_call(count, plan, axis_name=None))
     numbers = jnp.arange(examples, dtype=jnp.int32)
     split = data.Split(jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers)
     zeros = {"seen": jnp.zeros(examples, jnp.int32)}
@@ -40,7 +40,7 @@ def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0)
     counts = []
     for end in ends:
         positions = jnp.arange(batch_size, dtype=jnp.int32)
-        state, _ = call(state, split, positions, jnp.int32(end))
+        state, _ = call(state, split, positions, np.uint32(seed), jnp.int32(end))
         counts.append(np.asarray(state.params["seen"]))
     return counts
 
@@ -209,7 +209,8 @@ def test_statistics_of_averaged_weights_are_means_over_plain_batches(setting, va
     call = make_statistics_call(net, plan, config, normalization, None)
     positions = jnp.arange(plan.batch_size)
     split = jax.tree.map(jnp.asarray, train)
-    found = jax.jit(call)(variables["params"], given, split, positions)
+    seed = np.uint32(config.seed)
+    found = jax.jit(call)(variables["params"], given, split, positions, seed)
 
     batches = plan.examples // plan.batch_size
     order = np.asarray(epoch_order(config.seed, 0, plan.examples))
@@ -271,7 +272,7 @@ def test_images_are_flipped_alternately():
         return state.replace(step=state.step + 1, params={"seen": seen}), metrics
 
     plan = Plan(examples, batch_size, 12, steps_per_call=12)
-    call = jax.jit(make_train_call(count, plan, 0, None, alternating_flip=True))
+    call = jax.jit(make_train_call(count, plan, None, alternating_flip=True))
     numbers = jnp.arange(examples, dtype=jnp.int32)
     split = data.Split(jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers)
     zeros = {"seen": jnp.zeros(examples, jnp.int32)}
@@ -279,7 +280,7 @@ def test_images_are_flipped_alternately():
     flips = [np.zeros(examples, int)]
     for end in (3, 6, 9, 12):
         positions = jnp.arange(batch_size, dtype=jnp.int32)
-        state, _ = call(state, split, positions, jnp.int32(end))
+        state, _ = call(state, split, positions, np.uint32(0), jnp.int32(end))
         flips.append(np.asarray(state.params["seen"]))
     first, second, third, fourth = np.diff(flips, axis=0)
     assert 0 < first.sum() < examples

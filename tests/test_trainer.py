@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from resnet_jax import data
+from resnet_jax import data, parallel
 from resnet_jax.parallel import Parallel
 from resnet_jax.trainer import Trainer
 
@@ -76,6 +76,24 @@ def test_the_guard_would_see_a_copy():
         pytest.raises(jax.errors.JaxRuntimeError, match="isallowed"),
     ):
         add(x, np.float32(1))
+
+
+def test_all_seeds_share_one_program(monkeypatch):
+    """So that those after the first find it in the compilation cache."""
+    programs = []
+
+    def record(lowered, options):
+        programs.append(lowered.as_text())
+        return lambda *args: None
+
+    monkeypatch.setattr(parallel, "_compile", record)
+    for seed in (0, 1):
+        config = common.get_config("smoke", version=1, depth=8)
+        config.update(seed=seed)
+        trainer = Trainer(config, data.load(config.dataset))
+        trainer.compile(trainer.place(trainer.new_state()))
+    assert len(programs) == 4
+    assert programs[:2] == programs[2:]
 
 
 def test_later_calls_compile_nothing(trained):
