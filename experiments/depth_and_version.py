@@ -51,7 +51,7 @@ from resnet_jax.config import build_network
 from resnet_jax.step import Batch, create_state, make_train_step
 
 SCALES = {
-    "smoke": {"depths": (20, 56, 110), "epochs": 10, "batch_size": 128},
+    "smoke": {"depths": (20, 56, 110), "epochs": 5, "batch_size": 128},
     "full": {"depths": (20, 56, 110, 164), "epochs": 0, "batch_size": 128},
 }
 SEEDS = (0, 1, 2)
