@@ -14,17 +14,17 @@ Memory is what XLA counts for the program of one update (state, batch and tempor
 all devices together), time the median of three updates; remat keeps the blocks' inputs
 alone for the backward pass.
 
-Cost. Smoke: digits, width 8, ten epochs at rate 0.1 (the stored run had to share the
-machine, which its times show). Full: CIFAR-10, the paper's recipe, 24 runs.
+Cost. Smoke: digits, width 8, five epochs at rate 0.1; nine minutes from nothing on two
+cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
-- v1, 20, 56, 110 layers: training error 1.9 (1.5-2.2), 3.9 (2.8-7.0), 20.9 (16.8-29.9);
-  test error 2.2 (2.2-3.1), 4.2 (3.6-4.4), 13.1 (10.6-19.4).
-- v2: training error 2.9 (2.8-3.1), 4.4 (4.0-4.5), 4.5 (4.5-4.7); test error 3.1
-  (2.2-3.9), 3.9 (3.3-4.7), 3.9 (3.1-4.7).
+- v1, 20, 56, 110 layers: training error 5.9 (5.2-5.9), 20.3 (12.3-70.1), 78.5
+  (65.0-83.8); test error 4.4 (3.3-5.3), 10.6 (6.1-69.2), 68.9 (51.7-84.4).
+- v2: training error 8.3 (7.3-8.8), 13.2 (12.9-13.8), 15.8 (14.0-21.2); test error 5.6
+  (4.7-6.4), 7.5 (6.1-9.4), 11.4 (10.3-15.0).
 - So that deeper is better does not show: the digits are learnt by 20 layers. What shows
-  is which version bears depth: with 110 layers v1 is not trained yet after ten epochs,
-  in any seed, and v2 is as good as with 56.
+  is which version bears depth: with 110 layers v1 has learnt little after five epochs,
+  in any seed, and v2 most of the digits. With 56, one seed of v1 has not begun either.
 - Memory, MiB, at 20, 56, 110 layers: v1 387, 953, 1802, v2 853, 1820, 3473: it is by
   depth, and v2 takes twice as much, with 0.8 to 0.65 of the parameters and MACs, since
   its blocks' ends have four times the channels. With remat a quarter is left at 110
