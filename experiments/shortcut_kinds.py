@@ -23,8 +23,8 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; last test error in p
   20.0 (18.9-28.3). But for the last, their ranges overlap, so that their order means
   little; all are better than no shortcut, 35.8 (29.2-38.1).
 - The exclusive gate at bias -6, which at first leaves its branch all but out, is the
-  worst of those that learn, 47.8 (41.7-50.8). In the paper, whose training is 280 times
-  as long, it comes to 8.70 percent, where the identity has 6.61.
+  worst of those that learn, 47.8 (41.7-50.8). The paper's training is 280 times as
+  long.
 - Dropout guesses, 91.4 (90.3-94.2): it doubles what it keeps, which adds to the
   variance at every block.
 """
