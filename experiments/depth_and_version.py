@@ -14,8 +14,9 @@ Memory is what XLA counts for the program of one update (state, batch and tempor
 all devices together), time the median of three updates; remat keeps the blocks' inputs
 alone for the backward pass.
 
-Cost. Smoke: digits, width 8, five epochs at rate 0.1; nine minutes from nothing on two
-cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24 runs.
+Cost. Smoke: digits, width 8, five epochs at rate 0.1; nine minutes, the sum of its
+cells, on two cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24
+runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
 - v1, 20, 56, 110 layers: training error 5.9 (5.2-5.9), 20.3 (12.3-70.1), 78.5

@@ -45,10 +45,10 @@ TINY = {
 }
 # Fewer cells, by module and constant.
 FEWER = {
-    activation_order: {"ORDERS": ("ReLU-only pre-activation",)},
+    activation_order: {"ORDERS": ("original", "ReLU-only pre-activation")},
     depth_and_version: {"VERSIONS": (1,), "IMAGE_SHAPE": (8, 8, 3)},
     fixup: {"KINDS": ("Fixup",)},
-    shortcut_kinds: {"SHORTCUTS": ("dropout 0.5",)},
+    shortcut_kinds: {"SHORTCUTS": ("shortcut gate, bias 0", "dropout 0.5")},
     thousand_layers: {"NETWORKS": {"v2": (2, 11, {})}},
 }
 

@@ -106,9 +106,9 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path):
-    """Under pmap; the other tests have jit."""
-    mode = "--config.parallel=pmap"
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
+    mode = f"--config.parallel={mode}"
     pair = training(tmp_path, 10**6, 2, mode)
     pair.wait_for("saved     step 23")
     pair.processes[1].send_signal(signal.SIGTERM)
