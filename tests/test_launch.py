@@ -34,8 +34,8 @@ TOOLS = (
 # home. $CLOUD/to_come holds states that the next looks find, one a line and look.
 RECORD = r"""#!/usr/bin/env bash
 set -u
-printf '%s\x1f' "${0##*/}" "$@" >> "$CLOUD/calls"
-printf '\x1e' >> "$CLOUD/calls"
+printf -v call '%s\x1f' "${0##*/}" "$@"
+printf '%s\x1e' "$call" >> "$CLOUD/calls" # at once: a training runs beside gcloud
 """
 GCLOUD = r"""
 option() { local a; for a; do [[ $a == $wanted=* ]] && echo "${a#*=}"; done; }
