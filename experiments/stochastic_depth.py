@@ -39,7 +39,7 @@ QUARTER = {"train_split": "train[:25%]", "eval_split": "train[25%:]+test"}
 SCALES = {
     "smoke": {
         # Depth, epochs, epochs between evaluations, and more of `config.dataset`.
-        "trainings": ((110, 10, 1, {}), (32, 200, 20, QUARTER)),
+        "trainings": ((56, 10, 1, {}), (32, 100, 10, QUARTER)),
         "chances": (0.0, 0.2, 0.5),
     },
     "full": {"trainings": ((110, 500, 1, {}),), "chances": (0.0, 0.2, 0.5, 0.8)},
