@@ -58,7 +58,7 @@ SCALES = {
     "smoke": {
         "names": ("sgd", "adam", "adamw", "rmsprop"),
         "factors": (0.1, 0.316, 1.0, 3.16, 10.0),
-        "networks": ((1, 20), (2, 20)),
+        "networks": ((1, 8), (2, 11)),
         "epochs": 10,
     },
     "full": {
