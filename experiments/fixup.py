@@ -45,7 +45,7 @@ from resnet_jax.config import build_network
 
 KINDS = ("BatchNorm", "He", "SkipInit", "Fixup")
 SCALES = {
-    "smoke": {"depths": (20, 56), "learning_rates": (0.1,), "epochs": 20},
+    "smoke": {"depths": (20, 56), "learning_rates": (0.1,), "epochs": 15},
     "full": {"depths": (20, 56, 110), "learning_rates": (0.1, 0.01), "epochs": 0},
 }
 SEEDS = (0, 1, 2)
