@@ -272,19 +272,23 @@ def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> di
     Returns:
       {'params': ..., 'batch_stats': ...} of float32 NumPy arrays, named as `net` does.
     """
-    # Random-number code is long and runs once: compile it without optimisation.
-    init = jax.jit(
-        net.clone(scan=True).init,
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        images = jnp.zeros((1, *image_shape), net.dtype)
-        variables = jax.device_get(init(key, images))
+        variables = jax.device_get(_init(net.clone(scan=True), key, tuple(image_shape)))
     return variables if net.scan else unstack(variables)
+
+
+@partial(
+    jax.jit,
+    static_argnums=(0, 2),  # once for all seeds of a process
+    # Random-number code is long and runs once: compile it without optimisation.
+    compiler_options={"xla_backend_optimization_level": 0},
+)
+def _init(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
+    return net.init(key, jnp.zeros((1, *image_shape), net.dtype))
 
 
 def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
     """The shapes of the unrolled network's variables: nothing is computed."""
-    images = jnp.zeros((1, *image_shape), net.dtype)
-    init = net.clone(scan=True).init  # traces equal blocks once
-    return jax.eval_shape(lambda key: unstack(init(key, images)), jax.random.key(0))
+    stacked = net.clone(scan=True)  # traces equal blocks once
+    shapes = _init.eval_shape(stacked, jax.random.key(0), tuple(image_shape))
+    return jax.eval_shape(unstack, shapes)
