@@ -42,14 +42,18 @@ TINY = {
         "model": {},
     },
 }
-# Fewer cells, by module and constant.
-FEWER = {
-    activation_order: {"ORDERS": ("original", "ReLU-only pre-activation")},
-    depth_and_version: {"VERSIONS": (1,), "IMAGE_SHAPE": (8, 8, 3)},
-    fixup: {"KINDS": ("Fixup",)},
-    shortcut_kinds: {"SHORTCUTS": ("shortcut gate, bias 0", "dropout 0.5")},
-    thousand_layers: {"NETWORKS": {"v1": (1, 8, {})}},
-}
+# Experiments with fewer cells, by constant of the module.
+CASES = (
+    (activation_order, {"ORDERS": ("original", "ReLU-only pre-activation")}),
+    (depth_and_version, {"VERSIONS": (1,), "IMAGE_SHAPE": (8, 8, 3)}),
+    (fixup, {"KINDS": ("Fixup",)}),
+    (optimizers, {}),
+    (plain_vs_residual, {}),
+    (shortcut_kinds, {"SHORTCUTS": ("shortcut gate, bias 0",)}),
+    (shortcut_kinds, {"SHORTCUTS": ("dropout 0.5",)}),
+    (stochastic_depth, {}),
+    (thousand_layers, {"NETWORKS": {"v1": (1, 8, {})}}),
+)
 
 
 def test_means_by_epoch_weigh_each_call_by_its_updates():
@@ -99,13 +103,16 @@ def shallow(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", TINY, ids=lambda module: module.__name__[12:])
-def test_end_to_end(experiment, tmp_path, monkeypatch, shallow, capsys):
+@pytest.mark.parametrize(
+    ("experiment", "fewer"),
+    [pytest.param(*case, id=case[0].__name__[12:]) for case in CASES],
+)
+def test_end_to_end(experiment, fewer, tmp_path, monkeypatch, shallow, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(experiment.SCALES, "smoke", TINY[experiment])
     monkeypatch.setattr(experiment, "SEEDS", (0,), raising=False)
-    for name, fewer in FEWER.get(experiment, {}).items():
-        monkeypatch.setattr(experiment, name, fewer)
+    for name, cells in fewer.items():
+        monkeypatch.setattr(experiment, name, cells)
     command = [experiment.__name__, f"--out={tmp_path / 'results'}"]
     experiment.main(command)
     first = capsys.readouterr().out
