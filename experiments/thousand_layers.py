@@ -15,8 +15,9 @@ initialisation, at a constant rate; loss and norm of the whole gradient are mean
 few updates, on augmented images, before each update.
 
 Cost. Smoke: digits, width 8, rate 0.1; 20 updates of 32 images of the deepest, five
-epochs of 218 layers. Full: CIFAR-10, 400 updates at 0.01 as the paper's warm-up, and
-the paper's recipe for the deepest, 18 runs.
+epochs of 218 layers; nine minutes from nothing on two cores of a shared x86 machine
+(the stored run had to share them). Full: CIFAR-10, 400 updates at 0.01 as the paper's
+warm-up, and the paper's recipe for the deepest, 18 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets):
 - As the paper says. Version 2 begins where a network should that knows nothing, at a
