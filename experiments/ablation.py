@@ -95,23 +95,12 @@ def training(scale: str, recipe: str, changes: dict, seed: int) -> dict:
     settings = SCALES[scale]
     config = common.get_config(recipe, 1, settings["depth"])
     config.update_from_flattened_dict(changes)
-    shorter = settings["epochs"] / _EPOCHS
-    config.augment.plain_epochs *= shorter
-    config.schedule.warmup_epochs *= shorter
-    config.update(seed=seed, epochs=settings["epochs"], eval_every=settings["epochs"])
+    config.epochs = _EPOCHS
+    curves.shorten(config, settings["epochs"])
+    config.update(seed=seed, eval_every=settings["epochs"])
     config.checkpoint.keep = 1
     config.dataset.update(settings["dataset"])
     return json.loads(config.to_json())
-
-
-def measure(config: dict) -> dict:
-    """The last accuracy of one run, and the seconds of its updates."""
-    _, summary, diverged = curves.run(config)
-    if diverged:
-        return {"accuracy": 1 - curves.CHANCE, "seconds": None, "diverged": diverged}
-    images = summary["steps"] * config["batch_size"]
-    seconds = images / summary["images_per_second"]
-    return {"accuracy": summary["validation_accuracy"], "seconds": round(seconds, 2)}
 
 
 def run(study: Study) -> dict[tuple[str, str], list[dict]]:
@@ -119,7 +108,9 @@ def run(study: Study) -> dict[tuple[str, str], list[dict]]:
     cells = {}
     for (recipe, name), changes in recipes(SCALES[study.scale]["depth"]).items():
         configs = [training(study.scale, recipe, changes, seed) for seed in SEEDS]
-        cells[recipe, name] = [study.cell(measure, config=config) for config in configs]
+        cells[recipe, name] = [
+            study.cell(curves.last_accuracy, config=config) for config in configs
+        ]
     return cells
 
 

@@ -101,6 +101,23 @@ def curves(*args) -> dict:
     return result | {name: summary[name] for name in costs}
 
 
+def shorten(config: ConfigDict, epochs: int) -> None:
+    """Sets `epochs`, and all that is counted in epochs in proportion."""
+    config.augment.plain_epochs *= epochs / config.epochs
+    config.schedule.warmup_epochs *= epochs / config.epochs
+    config.epochs = epochs
+
+
+def last_accuracy(config: dict) -> dict:
+    """The last 'accuracy' of one run on validation data, and its updates' 'seconds'."""
+    _, summary, diverged = run(config)
+    if diverged:
+        return {"accuracy": 1 - CHANCE, "seconds": None, "diverged": diverged}
+    images = summary["steps"] * config["batch_size"]
+    seconds = images / summary["images_per_second"]
+    return {"accuracy": summary["validation_accuracy"], "seconds": round(seconds, 2)}
+
+
 def _by_epoch(rows: list[dict], name: str) -> np.ndarray:
     """Means over each epoch's steps of what rows tell of the calls within it."""
     rows, sums, steps, before = [row for row in rows if name in row], {}, {}, 0

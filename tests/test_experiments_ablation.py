@@ -87,9 +87,9 @@ def test_intervals_share_a_variance_and_hold_the_mean_as_often_as_they_say():
 
 def test_a_run_that_diverged_counts_as_a_guess(monkeypatch):
     monkeypatch.setattr(curves, "run", lambda _: curves.Run([], {}, "it diverged"))
-    assert ablation.measure({})["accuracy"] == pytest.approx(0.1)
+    assert curves.last_accuracy({})["accuracy"] == pytest.approx(0.1)
     found = cells([0.5, 0.5], [0.1, 0.1], [0.5, 0.5], [0.5, 0.5])
-    found["paper", "cutout"] = [ablation.measure({})] * 2
+    found["paper", "cutout"] = [curves.last_accuracy({})] * 2
     assert "| cutout | -40.00 (-40.00 to -40.00) | xnan |" in ablation.table(
         found, "smoke", "cpu"
     )
@@ -108,7 +108,7 @@ def tiny(tmp_path, monkeypatch):
 def test_a_run_is_measured(tiny):
     made = ablation.training("smoke", "strong", {}, 0)
     made["model"]["width"] = 2
-    found = ablation.measure(made)
+    found = curves.last_accuracy(made)
     assert 0 <= found["accuracy"] <= 1
     assert found["seconds"] > 0
     assert "diverged" not in found
@@ -121,7 +121,7 @@ def test_the_table_and_the_figure_come_from_stored_cells(tiny, tmp_path, monkeyp
         measured.append(config)
         return {"accuracy": 0.5 + config["optimizer"]["ema"] / 10, "seconds": 2.0}
 
-    monkeypatch.setattr(ablation, "measure", measure)
+    monkeypatch.setattr(curves, "last_accuracy", measure)
     out = tmp_path / "results"
     assert command_line.call(ablation.main, ["ablation", f"--out={out}"]) == 0
     assert len(measured) == len(ablation.SEEDS) * len(ablation.recipes(DEPTH))
@@ -131,6 +131,6 @@ def test_the_table_and_the_figure_come_from_stored_cells(tiny, tmp_path, monkeyp
     assert f"| mean of weights | {worth} | {worth} |" in page
     assert "`python -m experiments.ablation --scale=smoke`" in page
     assert (out / "smoke.png").exists()
-    monkeypatch.setattr(ablation, "measure", pytest.fail)
+    monkeypatch.setattr(curves, "last_accuracy", pytest.fail)
     assert command_line.call(ablation.main, ["ablation", f"--out={out}"]) == 0
     assert (out / "smoke.md").read_text() == page

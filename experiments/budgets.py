@@ -1,0 +1,146 @@
+"""The recipes at few epochs, on the same images.
+
+    python -m experiments.budgets [--scale=full]
+
+Claim. A recipe is for a budget. What makes 200 epochs better, such as mixed images and
+averaged weights, can make five worse, and the other way round.
+
+Method. Version 1, 20 layers, CIFAR-10. Each of RECIPES trains on the same part of the
+training set for the same number of epochs, with three seeds; all that a recipe counts
+in epochs shrinks with them. Compared are the last epochs, on a validation split, which
+no recipe trains on; the test split is no part of it. 'keras' has its own network and
+batches of 32, and so makes four times the updates; 'akamaster' is 'paper' as in
+akamaster/pytorch_resnet_cifar10, where the channels' means and deviations normalise.
+
+Cost. Smoke: 5,000 images, 5 and 15 epochs, 30 runs, one and a half hours on two cores.
+Full: 45,000 images.
+"""
+
+import json
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from configs import common
+from experiments import curves, study
+from experiments.published import TABLES
+from experiments.study import STYLES, Study
+from resnet_jax import command_line, workdir
+from resnet_jax.seeds import statistics
+
+SCALES = {
+    "smoke": {
+        "epochs": (5, 15),
+        "dataset": {
+            "train_split": "train[:5000]",
+            "validation_split": "train[45000:]",
+            "eval_split": "test[:1000]",  # has no part in it
+        },
+    },
+    "full": {
+        "epochs": (5, 15),
+        "dataset": {
+            "train_split": "train[:45000]",
+            "validation_split": "train[45000:]",
+        },
+    },
+}
+DEPTH = 20
+SEEDS = (0, 1, 2)
+# The recipe of configs/common.py, and its changes.
+RECIPES = {
+    "paper": ("paper", {}),
+    "akamaster": ("paper", TABLES["akamaster"].changes),
+    "keras": ("keras", {}),
+    "strong": ("strong", {}),
+    "fast": ("fast", {}),
+}
+
+
+def training(scale: str, recipe: str, epochs: int, seed: int) -> dict:
+    """The config of a run, as JSON holds it."""
+    name, changes = RECIPES[recipe]
+    config = common.get_config(name, 1, DEPTH)
+    config.update_from_flattened_dict(changes)
+    curves.shorten(config, epochs)
+    config.update(seed=seed, eval_every=epochs)
+    config.checkpoint.keep = 1
+    config.dataset.update(SCALES[scale]["dataset"])
+    return json.loads(config.to_json())
+
+
+def run(study: Study) -> dict[tuple[int, str], list[dict]]:
+    """The results by epochs and recipe, for each seed."""
+    return {
+        (epochs, recipe): [
+            study.cell(
+                curves.last_accuracy,
+                config=training(study.scale, recipe, epochs, seed),
+            )
+            for seed in SEEDS
+        ]
+        for epochs in SCALES[study.scale]["epochs"]
+        for recipe in RECIPES
+    }
+
+
+def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) -> str:
+    """Markdown: accuracies by recipe, a column for each budget."""
+    budgets = sorted({epochs for epochs, _ in cells})
+    header = [f"{epochs} epochs | seconds" for epochs in budgets]
+    lines = [
+        f"| recipe | {' | '.join(header)} |",
+        f"|---|{'--:|' * 2 * len(budgets)}",
+    ]
+    for recipe in RECIPES:
+        row = [f"`{recipe}`"]
+        for epochs in budgets:
+            results = cells[epochs, recipe]
+            found = statistics([100 * result["accuracy"] for result in results])
+            seconds = [result["seconds"] for result in results if result["seconds"]]
+            deviation = found["standard_deviation"]
+            spread = "" if deviation is None else f" ± {deviation:.2f}"
+            row.append(f"{found['mean']:.2f}{spread}")
+            row.append(f"{np.median(seconds):.0f}" if seconds else "-")
+        lines.append(f"| {' | '.join(row)} |")
+    data = SCALES[scale]["dataset"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"v1-{DEPTH}, CIFAR-10 `{data['train_split']}`, accuracy on "
+            f"`{data['validation_split']}` (%) after the last epoch: mean and standard "
+            f"deviation of {len(SEEDS)} seeds; seconds of the updates; {made_by}.",
+        ]
+    )
+
+
+def draw(cells: dict[tuple[int, str], list[dict]]) -> Figure:
+    """A panel a budget: a row for each recipe, a point for each seed."""
+    budgets = sorted({epochs for epochs, _ in cells})
+    figure, (axes,) = study.figure(6.0, 2.2, ncols=len(budgets), sharey=True)
+    for epochs, panel in zip(budgets, axes, strict=True):
+        for place, recipe in enumerate(RECIPES):
+            values = [100 * result["accuracy"] for result in cells[epochs, recipe]]
+            style = STYLES[place % len(STYLES)] | {"linestyle": "none"}
+            panel.plot(values, [place] * len(values), **style)
+        panel.set(xlabel="validation accuracy (%)", ylim=(len(RECIPES) - 0.5, -0.5))
+        panel.set_title(f"{epochs} epochs", loc="left")
+    axes[0].set_yticks(range(len(RECIPES)), RECIPES)
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is not trained yet, draws the figure and writes the table."""
+    own = Study.of(argv, __doc__)
+    cells = run(own)
+    text = table(cells, own.scale, own.made_by())
+    command = f"python -m experiments.budgets --scale={own.scale}"
+    page = f"### The recipes at few epochs ({own.scale})\n\n{text}\n\n`{command}`\n"
+    workdir.write(own.out / f"{own.scale}.md", page)
+    own.save(draw(cells))
+    print(text)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
