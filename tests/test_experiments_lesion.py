@@ -89,6 +89,7 @@ def test_end_to_end(tmp_path, monkeypatch):
     def training(*args, **smaller):
         made = trained.training(*args, **smaller)
         made["augment"]["crop"] = 0.0  # compiles sooner
+        made["dataset"]["eval_split"] = "test[:64]"
         return made | {"steps": 2, "epochs": 1}
 
     monkeypatch.setattr(lesion, "training", training)
