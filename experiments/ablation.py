@@ -14,8 +14,8 @@ ingredient's variance: one is taken of all that are added to, or taken from, a r
 Seconds are those of the updates alone, medians over seeds, as a ratio. At other budgets
 than 200 epochs all that is counted in epochs shrinks with them.
 
-Cost. Smoke: 8 layers, 5,000 images, six epochs, half an hour on two cores. Full: 20
-layers, 45,000 images, 200 epochs, over 70 runs.
+Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores by
+the first of them. Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
 """
 
 import json
@@ -27,7 +27,7 @@ from scipy import stats
 from configs import common
 from experiments import curves, study
 from experiments.study import STYLES, Study
-from resnet_jax import command_line, workdir
+from resnet_jax import command_line
 from resnet_jax.config import get
 from resnet_jax.seeds import statistics
 
@@ -232,10 +232,7 @@ def main(argv: list[str]) -> None:
     own = Study.of(argv, __doc__)
     cells = run(own)
     text = table(cells, own.scale, own.made_by())
-    command = f"python -m experiments.ablation --scale={own.scale}"
-    title = f"### What each ingredient is worth ({own.scale})"
-    page = f"{title}\n\n{text}\n\n`{command}`\n"
-    workdir.write(own.out / f"{own.scale}.md", page)
+    own.write_section("ablation", "What each ingredient is worth", text)
     own.save(draw(cells))
     print(text)
 

@@ -12,8 +12,8 @@ no recipe trains on; the test split is no part of it. 'keras' has its own networ
 batches of 32, and so makes four times the updates; 'akamaster' is 'paper' as in
 akamaster/pytorch_resnet_cifar10, where the channels' means and deviations normalise.
 
-Cost. Smoke: 5,000 images, 5 and 15 epochs, 30 runs, one and a half hours on two cores.
-Full: 45,000 images.
+Cost. Smoke: 5,000 images, 5 and 15 epochs, 30 runs; not run yet, and more than an hour
+on two cores at the pace of v1-20. Full: 45,000 images.
 """
 
 import json
@@ -25,26 +25,18 @@ from configs import common
 from experiments import curves, study
 from experiments.published import TABLES
 from experiments.study import STYLES, Study
-from resnet_jax import command_line, workdir
+from resnet_jax import command_line
 from resnet_jax.seeds import statistics
 
 SCALES = {
     "smoke": {
-        "epochs": (5, 15),
-        "dataset": {
-            "train_split": "train[:5000]",
-            "validation_split": "train[45000:]",
-            "eval_split": "test[:1000]",  # has no part in it
-        },
+        "train_split": "train[:5000]",
+        "validation_split": "train[45000:]",
+        "eval_split": "test[:1000]",  # has no part in it
     },
-    "full": {
-        "epochs": (5, 15),
-        "dataset": {
-            "train_split": "train[:45000]",
-            "validation_split": "train[45000:]",
-        },
-    },
+    "full": {"train_split": "train[:45000]", "validation_split": "train[45000:]"},
 }
+EPOCHS = (5, 15)
 DEPTH = 20
 SEEDS = (0, 1, 2)
 # The recipe of configs/common.py, and its changes.
@@ -65,7 +57,7 @@ def training(scale: str, recipe: str, epochs: int, seed: int) -> dict:
     curves.shorten(config, epochs)
     config.update(seed=seed, eval_every=epochs)
     config.checkpoint.keep = 1
-    config.dataset.update(SCALES[scale]["dataset"])
+    config.dataset.update(SCALES[scale])
     return json.loads(config.to_json())
 
 
@@ -79,7 +71,7 @@ def run(study: Study) -> dict[tuple[int, str], list[dict]]:
             )
             for seed in SEEDS
         ]
-        for epochs in SCALES[study.scale]["epochs"]
+        for epochs in EPOCHS
         for recipe in RECIPES
     }
 
@@ -103,7 +95,7 @@ def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) ->
             row.append(f"{found['mean']:.2f}{spread}")
             row.append(f"{np.median(seconds):.0f}" if seconds else "-")
         lines.append(f"| {' | '.join(row)} |")
-    data = SCALES[scale]["dataset"]
+    data = SCALES[scale]
     return "\n".join(
         [
             *lines,
@@ -135,9 +127,7 @@ def main(argv: list[str]) -> None:
     own = Study.of(argv, __doc__)
     cells = run(own)
     text = table(cells, own.scale, own.made_by())
-    command = f"python -m experiments.budgets --scale={own.scale}"
-    page = f"### The recipes at few epochs ({own.scale})\n\n{text}\n\n`{command}`\n"
-    workdir.write(own.out / f"{own.scale}.md", page)
+    own.write_section("budgets", "The recipes at few epochs", text)
     own.save(draw(cells))
     print(text)
 

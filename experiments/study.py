@@ -136,6 +136,18 @@ class Study:
         }
         return ", ".join([*sorted(devices), *sorted(versions), *sorted(commits)])
 
+    def write_section(self, name: str, title: str, text: str) -> None:
+        """Writes OUT/SCALE.md, a part of the README's results.
+
+        Args:
+          name: of the experiment, for its command.
+          title: of the section.
+          text: Markdown.
+        """
+        command = f"python -m experiments.{name} --scale={self.scale}"
+        page = f"### {title} ({self.scale})\n\n{text}\n\n`{command}`\n"
+        workdir.write(self.out / f"{self.scale}.md", page)
+
     def save(self, figure: Figure) -> None:
         """Writes a figure as OUT/SCALE.png and .svg."""
         save(figure, self.out / self.scale)

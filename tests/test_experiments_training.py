@@ -21,8 +21,9 @@ from experiments import (
 )
 from resnet_jax import config
 
+BOTTLENECK = activation_order.BOTTLENECK
 TINY = {
-    activation_order: {"networks": ((8, {}),), "epochs": 1},
+    activation_order: {"networks": ((11, BOTTLENECK),), "epochs": 1},
     depth_and_version: {"depths": (8,), "epochs": 1, "batch_size": 8},
     fixup: {"depths": (8,), "learning_rates": (0.1, 0.01), "epochs": 1},
     optimizers: {
@@ -44,7 +45,8 @@ TINY = {
 }
 # Experiments with fewer cells, by constant of the module.
 CASES = (
-    (activation_order, {"ORDERS": ("original", "ReLU-only pre-activation")}),
+    (activation_order, {"ORDERS": ("original",)}),
+    (activation_order, {"ORDERS": ("ReLU-only pre-activation",)}),
     (depth_and_version, {"VERSIONS": (1,), "IMAGE_SHAPE": (8, 8, 3)}),
     (fixup, {"KINDS": ("Fixup",)}),
     (optimizers, {}),
@@ -52,7 +54,7 @@ CASES = (
     (shortcut_kinds, {"SHORTCUTS": ("shortcut gate, bias 0",)}),
     (shortcut_kinds, {"SHORTCUTS": ("dropout 0.5",)}),
     (stochastic_depth, {}),
-    (thousand_layers, {"NETWORKS": {"v1": (1, 8, {})}}),
+    (thousand_layers, {"NETWORKS": {"v2": (2, 11, {})}}),
 )
 
 
