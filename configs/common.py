@@ -78,7 +78,7 @@ def default() -> ConfigDict:
     config.dataset = ConfigDict()
     config.dataset.name = "cifar10"
     config.dataset.path = ""  # of your own pictures, with name 'image_folder'
-    config.dataset.split_seed = 0  # of its test set, where it has no test folder
+    config.dataset.split_seed = 0  # of its test set, where no folder is one
     config.dataset.data_dir = ""  # '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.dataset.mirror = ""  # base URL of the archive; '': the official host
     config.dataset.image_size = 0  # pixels to resize to; 0: as stored
@@ -96,12 +96,12 @@ def default() -> ConfigDict:
     config.augment.shift = 0.0  # Keras's shift, by image size; 0: off
     config.augment.flip = True  # left to right, half of the images
     config.augment.alternating_flip = False  # True: each image every other epoch
-    config.augment.cutout = 0.0  # side of a square without pixels, by size; 0: off
+    config.augment.cutout = 0.0  # side of a blank square, by image size; 0: off
     config.augment.mixup = 0.0  # alpha of Beta(alpha, alpha), the images' parts; 0: off
     config.augment.cutmix = 0.0  # the same for rectangles instead; 0: off
     config.augment.plain_epochs = 0.0  # at the end, without mixup and cutmix
     config.augment.sizes = ()  # pixels, smaller than the images, to train on at first
-    config.augment.size_ends = ()  # of each of these, as a fraction of the run
+    config.augment.size_ends = ()  # when each of these ends, as a fraction of the run
 
     config.optimizer = ConfigDict()
     # sgd adam adamw rmsprop adagrad adadelta lars lion
@@ -112,7 +112,7 @@ def default() -> ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.epsilon = 1e-8  # of adam, adamw and rmsprop
     config.optimizer.weight_decay = 1e-4  # the gradient is weight_decay * parameter
-    config.optimizer.decay = "coupled"  # before the optimizer, or 'decoupled' from it
+    config.optimizer.decay = "coupled"  # or 'decoupled', as always in adamw and lion
     config.optimizer.decay_on = "all"  # or 'kernels', or 'convolutions' alone
     config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: off
     config.optimizer.freeze = ""  # a pattern: what stays, as '^stem|^stage1'; '': none

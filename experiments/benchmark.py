@@ -208,11 +208,11 @@ def main(argv: list[str]) -> None:
             flags.DEFINE_list(name, default, what, flag_values=values)
         for name, default, what in (
             ("rounds", 5, "Timed rounds."),
-            ("images", 1280, "Images of an epoch, down to whole batches."),
+            ("images", 1280, "Images of an epoch, rounded down to whole batches."),
         ):
             flags.DEFINE_integer(name, default, what, 1, flag_values=values)
         for name, default, what in (
-            ("dataset", "fake", "Random images, or cifar10."),
+            ("dataset", "fake", "fake (random images) or a data set, as cifar10."),
             ("out", str(Path(__file__).parent / "results/benchmark"), "Directory."),
         ):
             flags.DEFINE_string(name, default, what, flag_values=values)

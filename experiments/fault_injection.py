@@ -204,7 +204,9 @@ def run(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         own = {"flag_values": values}
         flags.DEFINE_integer("runs", 30, "How many runs to interrupt.", **own)
-        flags.DEFINE_enum("signal", "SIGKILL", ["SIGKILL", "SIGTERM"], "What.", **own)
+        flags.DEFINE_enum(
+            "signal", "SIGKILL", ["SIGKILL", "SIGTERM"], "What interrupts them.", **own
+        )
         results = Path(__file__).parent / "results" / "fault_injection"
         flags.DEFINE_string("out", str(results), "Directory of the result.", **own)
 

@@ -182,12 +182,12 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         given = {"flag_values": values}
         flags.DEFINE_enum("table", None, list(TABLES), "Which table.", **given)
-        flags.DEFINE_list("networks", [], "Of the table; else all.", **given)
+        flags.DEFINE_list("networks", [], "Which of its networks; else all.", **given)
         flags.DEFINE_integer("seeds", 3, "Runs of each network.", **given)
-        flags.DEFINE_integer("epochs", 0, "Instead of the recipe's; 0: those.", **given)
+        flags.DEFINE_integer("epochs", 0, "Of each run; 0: the recipe's own.", **given)
         recipes = ["", "paper", "keras", "strong", "fast"]
         flags.DEFINE_enum(
-            "recipe", "", recipes, "Instead of the table's; '': that.", **given
+            "recipe", "", recipes, "To train by; '': the table's own.", **given
         )
         flags.DEFINE_enum(
             "dtype", "float32", ["float32", "bfloat16"], "Of the computation.", **given

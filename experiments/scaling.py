@@ -26,7 +26,7 @@ MiB each where one holds 28. As they share two cores they cannot be faster than 
 under `jit`, where they sum BatchNorm's statistics in every layer, eight are half as
 fast; under `pmap` two are 1.3 times as fast as one.
 
-Cost. Smoke: digits, batch 32, 30 cells; two CPU cores that nothing else uses. Full:
+Cost. Smoke: digits, batch 32, 28 cells; two CPU cores that nothing else uses. Full:
 random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
 """
 

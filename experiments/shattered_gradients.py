@@ -13,7 +13,7 @@ grey the range of white noise (95%).
 the same with the variance about the mean (`predicted`). Error bars are two standard
 errors. Below 1e-3 there is no more than noise.
 
-Cost. Smoke, which is the paper's setting: a minute on two cores of a shared x86
+Cost. Smoke, which is the paper's setting: two minutes on two cores of a shared x86
 machine.
 
 Found. In a plain network each layer halves the correlation of the gradients at two

@@ -80,7 +80,9 @@ def parse_with_arguments(
     if values.help:
         print(doc.strip(), "\n\nFlags:")
         for name in own:
-            print(f"  --{name}: {values[name].help}")
+            default = values[name].default_as_str
+            told = f" (default: {default[1:-1]})" if values[name].default else ""
+            print(f"  --{name}: {values[name].help}{told}")
         sys.exit(0)
     return values, rest[1:]
 

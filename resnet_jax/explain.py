@@ -263,7 +263,7 @@ def main(argv: list[str]) -> None:
         trained.define_flags(values)
         text = flags.DEFINE_string
         text(
-            *("out", None, "Directory to write; else explanations in the run's."),
+            *("out", None, "Directory to write to; else WORKDIR/explanations."),
             flag_values=values,
         )
         text("class", "", "Class to explain; else the likeliest.", flag_values=values)

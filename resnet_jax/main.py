@@ -22,8 +22,8 @@ def main(argv: list[str]) -> None:
             "workdir",
             None,
             "The run's directory, or gs://BUCKET/DIR; else "
-            "runs/CONFIG[-RECIPE][-DATASET]/seed<seed>. Of several --config.seeds the "
-            "one that theirs, seed<seed>, are in.",
+            "runs/CONFIG[-RECIPE][-DATASET]/seed<seed>. With several --config.seeds, "
+            "the directory that holds a seed<seed> of each.",
             flag_values=values,
         )
         hosts.define_flags(values)

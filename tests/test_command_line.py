@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from resnet_jax import UserError, command_line, main
+from resnet_jax import UserError, command_line, main, summary
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py"
@@ -154,6 +154,17 @@ def test_help_prints_the_command_and_its_flags(capsys, place, arguments):
     for flag in ("--config: ", "--workdir: ", "--help: "):
         assert output.out.count(flag) == 1
     assert not list(place.iterdir())
+
+
+def test_help_tells_defaults(capsys):
+    with pytest.raises(SystemExit):
+        command_line.call(summary.main, ["summary", "--help"])
+    output = capsys.readouterr().out
+    assert (
+        "--examples: Examples of all splits, as CIFAR-10 has. (default: 60000)\n"
+        in output
+    )
+    assert "--help: Show this and exit.\n" in output
 
 
 def test_call_returns_the_status_of_the_error(capsys):
