@@ -82,12 +82,13 @@ class OrderedBlock(Block):
     """A block in one of ORDERS.
 
     A projection reads what the first convolution reads, and has a BatchNorm if the last
-    convolution has. The network's last block activates its output (section 4.1) where
-    no other layer does.
+    convolution has. The network's first block (`opens`) activates what both its paths
+    read, and its last one its output where no other layer does (section 4.1).
     """
 
     order: str
     last_block: str
+    opens: bool
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Output:
@@ -96,6 +97,7 @@ class OrderedBlock(Block):
         before, _, rest = (each * (len(self.branch) - 1) + last).partition("C")
         read = run(before, x)
         y = run("C" + rest, read)
+        x = read if self.opens else x
         y += self._resized(x, read, norm="B" in last.partition("C")[2], train=train)
         if self.order == "ReLU-only pre-activation" and self.name == self.last_block:
             after = "R"
@@ -150,7 +152,8 @@ class OrderedResNet(models.ResNet):
         arguments = super()._block(stage, first).args
         stages = self.blocks_per_stage
         last_block = f"stage{len(stages)}_block{stages[-1]}"
-        return partial(OrderedBlock, *arguments, self.order, last_block)
+        opens = first and stage == 0
+        return partial(OrderedBlock, *arguments, self.order, last_block, opens)
 
 
 class ShortcutResNet(models.ResNet):

@@ -85,7 +85,8 @@ class PreActivationBlock(nn.Module):
 
     Where the shape changes, the projection reads the branch's first BN-ReLU too
     (`shared_preactivation`) or, in the Keras variant, the block's raw input. The
-    parameter-free shortcut A always reads the raw input.
+    parameter-free shortcut A always reads the raw input. In a network's first block
+    (`opens`) the first BN-ReLU stands before both paths (section 4.1).
 
     With `zero_init` the branch's last convolution begins as 0, since behind a BN of
     scale 0 a ReLU passes no gradient. `survival`: see `layers.stochastic_depth`.
@@ -95,6 +96,7 @@ class PreActivationBlock(nn.Module):
     shortcut: str | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    opens: bool = False
     first_preactivation: bool = True
     shared_preactivation: bool = True
     zero_init: bool = False
@@ -110,6 +112,7 @@ class PreActivationBlock(nn.Module):
                 y = nn.relu(y)
             if i == 1:
                 preactivation = y
+                x = y if self.opens else x
             last = i == len(self.branch)
             kernel = (
                 {"kernel_init": nn.initializers.zeros}

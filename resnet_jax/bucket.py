@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -61,6 +63,7 @@ class _Copy:
             raise UserError(
                 f"--workdir={self.url} holds other files: give a new or empty directory"
             )
+        names = _without_cut_off(names)
         for name in names:
             (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
         if names:
@@ -86,14 +89,31 @@ class _Copy:
 
     def _present(self) -> dict[str, tuple[int, int]]:
         found = {}
-        for path in sorted(self.directory.rglob("*")):
-            name = path.relative_to(self.directory).as_posix()
-            # Orbax may be deleting an old checkpoint.
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and not _NOT_SENT.fullmatch(name):
-                    status = path.stat()
-                    found[name] = status.st_size, status.st_mtime_ns
+        # Unlike Path.rglob, os.walk bears that Orbax deletes checkpoints meanwhile.
+        for folder, _, files in os.walk(self.directory):
+            for path in map(Path(folder).joinpath, files):
+                name = path.relative_to(self.directory).as_posix()
+                with contextlib.suppress(FileNotFoundError):
+                    if not _NOT_SENT.fullmatch(name):
+                        status = path.stat()
+                        found[name] = status.st_size, status.st_mtime_ns
         return found
+
+
+def _without_cut_off(names: list[str]) -> list[str]:
+    """Leaves out a run's checkpoints where none was sent whole, so that it starts anew.
+
+    Where one was, `Checkpoints` passes the others over as it does damaged ones.
+    """
+    runs = {name: name.rpartition("checkpoints/")[0] for name in names}
+    saved = {name for name in names if "checkpoints/" in name}
+    whole = {runs[name] for name in saved if name.endswith("/manifest.json")}
+    for run in sorted({runs[name] for name in saved} - whole):
+        print(
+            f"damaged   {run}checkpoints: none was sent whole; starting anew",
+            file=sys.stderr,
+        )
+    return [name for name in names if name not in saved or runs[name] in whole]
 
 
 _copies: list[_Copy] = []

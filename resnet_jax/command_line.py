@@ -99,8 +99,8 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     )
 
 
-def checked_config(values: flags.FlagValues) -> ConfigDict:
-    """The value of `--config`, validated.
+def checked_config(values: flags.FlagValues, with_data: bool = True) -> ConfigDict:
+    """The value of `--config`, validated; see `config.validate`.
 
     Raises:
       UserError: there is none, its file is not there, or a field does not hold.
@@ -116,7 +116,7 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
         except OSError as error:  # ml_collections kept it until now
             reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config={file} failed: {reason}: mend it")
-    config.validate(chosen)
+    config.validate(chosen, with_data)
     return chosen
 
 

@@ -172,10 +172,13 @@ def main(argv: list[str]) -> None:
     run = trained.load(values.workdir, values.checkpoint)
     config = run.config
     dataset = data.load(config.dataset)
-    parallel = Parallel.over(jax.devices(), config.parallel, config.batch_size)
+    devices = jax.devices()
+    # Exact at any size, so that it need not be the one that was trained with.
+    batch_size = -(-config.batch_size // len(devices)) * len(devices)
+    parallel = Parallel.over(devices, config.parallel, batch_size)
     variables = parallel.replicate(run.variables)
     evaluator = Evaluator(
-        *(run.net, dataset.eval, run.inputs.normalization, config.batch_size),
+        *(run.net, dataset.eval, run.inputs.normalization, batch_size),
         *(parallel, config.test_time_flip),
     )
     evaluator.compile(variables)

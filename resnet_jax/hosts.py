@@ -182,7 +182,7 @@ def from_first(make: Callable[[], T]) -> T:
         try:
             made = make()
         except UserError as error:
-            failed = str(error), error.exit_status
+            failed = str(error), error.exit_status, error.label
     # The devices' own ways of waiting give up after half a minute.
     everyone = {"timeout": _MAKE_SECONDS, "processes": set(range(_count))}
     ocp.multihost.sync_global_processes(f"made{next(_made)}", **everyone)
@@ -193,8 +193,9 @@ def from_first(make: Callable[[], T]) -> T:
     content = multihost_utils.broadcast_one_to_all(content)
     made, failed = pickle.loads(content.tobytes())
     if failed:
-        error = UserError(failed[0])
-        error.exit_status = failed[1]
+        text, status, label = failed
+        error = UserError(text)
+        error.exit_status, error.label = status, label
         raise error
     return made
 

@@ -10,7 +10,17 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import UserError, bucket, command_line, hosts, seeds, train, workdir
+from resnet_jax import (
+    UserError,
+    bucket,
+    command_line,
+    data,
+    hosts,
+    parallel,
+    seeds,
+    train,
+    workdir,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -29,12 +39,16 @@ def main(argv: list[str]) -> None:
         hosts.define_flags(values)
 
     values = command_line.parse(argv, __doc__, define)
-    config = command_line.checked_config(values)
+    config = command_line.checked_config(values, with_data=False)
     if values.workdir == "":
         raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])
     place = values.workdir or workdir.default(config_flag, config)
     hosts.join(values.coordinator, values.num_processes, values.process_id)
+    parallel.split_cpu(
+        config.batch_size, hosts.count()
+    )  # before devices are looked for
+    hosts.from_first(lambda: data.check(config.dataset))
     directory = hosts.from_first(lambda: bucket.local(place))
     if config.seeds == 1:
         run(config, directory)

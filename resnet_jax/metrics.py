@@ -96,8 +96,12 @@ class Recorder:
             self._record(step, scalars)
         self.write()
         parts = [f"epoch {epoch}", f"step {step:,} of {self._plan.total_steps:,}"]
-        parts += [f"train loss {self._epoch_mean('train_loss', epoch):.4f}"]
-        parts += [f"accuracy {self._epoch_mean('train_accuracy', epoch):.2%}"]
+        for told, name, form in (
+            ("train loss", "train_loss", ".4f"),
+            ("accuracy", "train_accuracy", ".2%"),
+        ):
+            if (mean := self._epoch_mean(name, epoch)) is not None:
+                parts.append(f"{told} {mean:{form}}")
         for name in ("validation", "test"):
             if f"{name}_accuracy" in metrics:
                 parts.append(f"{name} accuracy {metrics[f'{name}_accuracy']:.2%}")
@@ -154,15 +158,18 @@ class Recorder:
                 "newest checkpoint"
             ) from None
 
-    def _epoch_mean(self, name: str, epoch: int) -> float:
-        """The mean over the epoch's steps, from the rows of its calls."""
+    def _epoch_mean(self, name: str, epoch: int) -> float | None:
+        """The mean over the epoch's steps, from the rows of its calls.
+
+        None without any, as where metrics.jsonl was deleted.
+        """
         total, before = 0.0, self._plan.epoch_end(epoch - 1)
         start = before
         for row in self._rows:
             if name in row and row["step"] > before:
                 total += row[name] * (row["step"] - start)
                 start = row["step"]
-        return total / (start - self._plan.epoch_end(epoch - 1))
+        return total / (start - before) if start > before else None
 
     def close(self) -> None:
         self._bar.close()

@@ -154,15 +154,16 @@ class ResNet(nn.Module):
             *(block, branch, self.shortcut, self._conv, self._norm),
             zero_init=self.zero_init,
         )
-        if not self.keras:
-            return build
         if self.activation == "pre":
-            return partial(
-                build,
-                first_preactivation=not (first and stage == 0),
-                shared_preactivation=False,
-            )
-        return partial(build, projection_norm=False)
+            opens = first and stage == 0
+            build = partial(build, opens=opens)
+            if self.keras:
+                build = partial(
+                    build, first_preactivation=not opens, shared_preactivation=False
+                )
+        elif self.keras:
+            build = partial(build, projection_norm=False)
+        return build
 
 
 def _scan(block: nn.Module, x: Images, train: bool, length: int, *each) -> Images:

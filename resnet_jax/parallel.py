@@ -49,7 +49,11 @@ def split_cpu(batch_size: int, processes: int = 1) -> None:
     XLA leaves reductions and elementwise work on one core of a device. Takes the
     largest divisor of a process's part of the batch up to the number of cores. Does
     nothing where `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already.
+    A CPU that `JAX_PLATFORMS` leaves out is added behind: variables are drawn on it.
     """
+    platforms = (jax.config.jax_platforms or "cpu").split(",")
+    if "cpu" not in platforms:
+        jax.config.update("jax_platforms", ",".join([*platforms, "cpu"]))
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

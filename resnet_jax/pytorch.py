@@ -213,6 +213,7 @@ def logits(state: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     ):
         stride = 2 if block.endswith(".0") and block != "layer1.0" else 1
         y = activated = norm(x, f"{block}.bn1").relu() if pre else x
+        x = activated if block == "layer1.0" else x  # He 2016, section 4.1
         convs = sum(name.startswith(f"{block}.conv") for name in t)
         strided = 2 if imagenet and convs == 3 else 1
         for i in range(1, convs + 1):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, hosts, parallel, train, workdir
+from resnet_jax import UserError, hosts, train, workdir
 
 
 def run_all(
@@ -39,7 +39,6 @@ def run_all(
     for seed in range(config.seed, config.seed + config.seeds):
         one = configs[seed] = config.copy_and_resolve_references()
         one.update(seed=seed, seeds=1)
-    parallel.split_cpu(config.batch_size, hosts.count())  # `from_first` takes devices
     hosts.from_first(lambda: _check(parent, configs))
     accuracies, diverged = [], []
     for seed, one in configs.items():

@@ -209,7 +209,7 @@ def main(argv: list[str]) -> None:
         )
 
     values = command_line.parse(argv, __doc__, define)
-    config = command_line.checked_config(values)
+    config = command_line.checked_config(values, with_data=False)
     size = values.image_size or config.dataset.image_size or 32
     shape = (size, size, values.channels)
     print(table(config, values.num_classes, shape, values.examples))

@@ -71,6 +71,8 @@ def train_and_evaluate(
         try:
             return _run(config, directory, build, clock, preemption, stack)
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise _out_of_memory(config) from None
             if hosts.count() == 1:
                 raise
             raise hosts.LostError(
@@ -112,6 +114,12 @@ def _run(
     }
     if newest:
         step, record = newest
+        seen = record.get("examples", plan.examples)
+        hosts.from_first(
+            lambda: trained.require_same_data(
+                directory, dataset, trainer.normalization, seen
+            )
+        )
         if step > plan.total_steps:
             raise UserError(
                 f"--workdir={directory} is at step {step:,}, but config.epochs or "
@@ -150,6 +158,7 @@ def _run(
         return {
             "clock": clock | {"total": clock["total"] + time.perf_counter()},
             "total_steps": plan.total_steps,
+            "examples": plan.examples,
             "changes": changes,
             "provenance": made_by,
             "config": json.loads(config.to_json()),
@@ -165,6 +174,8 @@ def _run(
     if hosts.is_first():
         workdir.write_json(directory / "summary.json", result)
     hosts.tell(f"finished  in {clock['total']:,.0f} s: {results.sentence(result)}")
+    if number := hosts.largest(preemption.received or 0):
+        raise StoppedError(signal.Signals(number), "at the end, which is saved")
     return result
 
 
@@ -200,7 +211,9 @@ def _loop(
         elif ended and step != resumed:
             recorder.epoch_row(step, epoch, {})
         number = received()
-        due |= 0 < config.checkpoint.every_minutes <= saver.minutes
+        # Saving may take all devices: no process may decide it by its own clock.
+        late = 0 < config.checkpoint.every_minutes <= saver.minutes
+        due |= hosts.largest(int(late)) > 0
         due |= number > 0 or recorder.best_step == step
         if due and step and saver.saved_step != step:
             saver.save(state, step)
@@ -272,6 +285,15 @@ class _Saver:
             self._recorder.tell(
                 f"saved     step {step:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
             )
+
+
+def _out_of_memory(config: ConfigDict) -> UserError:
+    remat = "" if config.model.remat else "config.model.remat=True, or "
+    return UserError(
+        f"the device's memory is too small for config.batch_size={config.batch_size}: "
+        f"give {remat}in another --workdir a smaller batch or "
+        f"config.optimizer.accumulate={2 * config.optimizer.accumulate}"
+    )
 
 
 def _require_finite(means: dict, start: int, stop: int, saved: int | None) -> None:

@@ -5,6 +5,7 @@ is kept in the run's directory, so that using it needs no data set on the disk.
 """
 
 import dataclasses
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,45 @@ def write_inputs(
     workdir.write(directory / _INPUTS, json.dumps(content) + "\n")
 
 
+def require_same_data(
+    directory: Path,
+    dataset: data.Dataset,
+    normalization: tuple[np.ndarray, np.ndarray],
+    seen: int,
+) -> None:
+    """Refuses to train a run further on other data than it has seen.
+
+    Args:
+      directory: the run's; one without `inputs.json` is not checked.
+      dataset: as it is now.
+      normalization: mean and scale of its training images.
+      seen: how many training examples there were.
+
+    Raises:
+      UserError: what differs, and what to do.
+    """
+    if not (directory / _INPUTS).exists():
+        return
+    inputs = _parse_inputs(directory / _INPUTS)
+    now = len(dataset.train.labels)
+    if inputs.class_names != tuple(dataset.class_names):
+        pairs = itertools.zip_longest(inputs.class_names, dataset.class_names)
+        differing = next((old, new) for old, new in pairs if old != new)
+        what = "class {!r} then, {!r} now".format(*differing)
+    elif inputs.image_shape != tuple(dataset.image_shape):
+        what = f"image shape {inputs.image_shape} then, {dataset.image_shape} now"
+    elif seen != now:
+        what = f"{seen:,} training examples then, {now:,} now"
+    elif not all(map(np.allclose, inputs.normalization, normalization)):
+        what = "the training images have another mean or deviation now"
+    else:
+        return
+    raise UserError(
+        f"--workdir={directory} holds a run on other data ({what}): give the data of "
+        "then, or another --workdir"
+    )
+
+
 def read_inputs(directory: Path, config: ConfigDict) -> Inputs:
     """What the network of a run reads; from its data set where the run is an old one.
 
@@ -153,6 +193,10 @@ def read_inputs(directory: Path, config: ConfigDict) -> Inputs:
         return Inputs(
             dataset.name, dataset.class_names, dataset.image_shape, normalization
         )
+    return _parse_inputs(path)
+
+
+def _parse_inputs(path: Path) -> Inputs:
     try:
         content = json.loads(path.read_text())
         mean, scale = (content["normalization"][name] for name in ("mean", "scale"))

@@ -64,7 +64,8 @@ class Trainer:
         if any(size >= min(height, width) for size in config.augment.sizes):
             raise UserError(
                 f"config.augment.sizes={tuple(config.augment.sizes)}: give sizes below "
-                f"the {min(height, width)} pixels of the images"
+                f"the {min(height, width)} pixels of the images, or set it and "
+                "augment.size_ends to ()"
             )
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(

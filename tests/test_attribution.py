@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from resnet_jax import attribution, models
+from tests.quick import quick_jit
 
 SHAPE = (16, 16, 3)
 LABELS = jnp.array([0, 3, 1])
@@ -18,16 +21,16 @@ def network(request):
     net = models.resnet(version, depth, 4, width=4, scan=True)
     variables = models.initialize(net, jax.random.key(0), SHAPE)
     images = jax.random.normal(jax.random.key(1), (3, *SHAPE))
-    _, changed = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    train = partial(net.apply, train=True, mutable=["batch_stats"])
+    _, changed = quick_jit(train)(variables, images)
     return net, {**variables, **jax.device_get(changed)}, images
 
 
 def test_grad_cam_is_cam_on_pooled_features(network):
     """Selvaraju et al., section 3.1: with pooling and one linear layer they agree."""
     net, variables, images = network
-    _, kept = net.apply(
-        variables, images, capture_intermediates=True, mutable=["intermediates"]
-    )
+    capture = partial(net.apply, capture_intermediates=True, mutable=["intermediates"])
+    _, kept = quick_jit(capture)(variables, images)
     (features,) = kept["intermediates"]["features"]["__call__"]
     weights = variables["params"]["classifier"]["kernel"][:, LABELS].T
     area = features.shape[1] * features.shape[2]
@@ -44,6 +47,7 @@ def test_grad_cam_of_a_stage_follows_finite_differences(network):
     """A channel's weight is how the logit rises as the whole channel does."""
     net, variables, images = network
 
+    @quick_jit
     def logits(channel, rise):
         def intercept(call, args, kwargs, context):
             output = call(*args, **kwargs)
@@ -55,14 +59,17 @@ def test_grad_cam_of_a_stage_follows_finite_differences(network):
         kept = {}
         with nn.intercept_methods(intercept):
             found = net.apply(variables, images, train=False)
-        return np.float64(found[jnp.arange(3), LABELS]), kept["maps"]
+        return found[jnp.arange(3), LABELS], kept["maps"]
+
+    def risen(channel, rise):
+        return np.float64(logits(channel, rise)[0])
 
     maps = logits(0, 0.0)[1]
     area = maps.shape[1] * maps.shape[2]
     rise = 1e-2
     weights = np.stack(
         [
-            (logits(channel, rise)[0] - logits(channel, -rise)[0]) / (2 * rise * area)
+            (risen(channel, rise) - risen(channel, -rise)) / (2 * rise * area)
             for channel in range(maps.shape[-1])
         ]
     )

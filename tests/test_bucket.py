@@ -80,7 +80,9 @@ def test_seeds_of_one_directory_are_fetched_and_sent_one_by_one(cloud):
 
 def test_changes_go_back_whole_and_manifests_last(cloud):
     run = cloud.root / "lab" / "runs" / "a"
-    write(run, {"config.json": "1", "checkpoints/10/d/0": "0", "report.html": "old"})
+    whole = {"checkpoints/5/manifest.json": "m"}
+    old = {"config.json": "1", "checkpoints/10/d/0": "0", "report.html": "old"}
+    write(run, old | whole)
     with bucket.sent_at_end():
         copy = bucket.local(URL)
         (copy / "checkpoints" / "10").rename(copy / "checkpoints" / "damaged-10")
@@ -102,9 +104,23 @@ def test_changes_go_back_whole_and_manifests_last(cloud):
         bucket.send(copy, when_due=True)
         assert len(cloud.writes) == before
     assert cloud.writes[before:] == ["lab/runs/a/metrics.jsonl"]
-    expected = new | {"config.json": "1", "report.html": "old"}
+    expected = new | whole | {"config.json": "1", "report.html": "old"}
     expected |= {"metrics.jsonl": "row\nrow\n", "checkpoints/damaged-10/d/0": "0"}
     assert contents(run) == expected
+
+
+def test_run_whose_only_checkpoint_was_cut_off_starts_anew(cloud, capsys):
+    runs = cloud.root / "lab" / "runs" / "a"
+    cut_off = {"seed0/checkpoints/10/variables/d/0": "0"}
+    whole = {"seed1/checkpoints/10/manifest.json": "m", "seed1/checkpoints/20/d/0": "0"}
+    configs = {"seed0/config.json": "{}", "seed1/config.json": "{}"}
+    write(runs, cut_off | whole | configs)
+    with bucket.sent_at_end():
+        assert contents(bucket.local(URL)) == whole | configs
+    assert capsys.readouterr().err == (
+        "damaged   seed0/checkpoints: none was sent whole; starting anew\n"
+    )
+    assert contents(runs) == cut_off | whole | configs
 
 
 def test_what_cannot_be_sent_stays_here(cloud):

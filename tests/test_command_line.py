@@ -156,6 +156,12 @@ def test_help_prints_the_command_and_its_flags(capsys, place, arguments):
     assert not list(place.iterdir())
 
 
+def test_summary_needs_no_data(capsys):
+    config = f"--config={ROOT}/configs/image_folder.py"
+    assert command_line.call(summary.main, ["summary", config]) == 0
+    assert "269,722" in capsys.readouterr().out
+
+
 def test_help_tells_defaults(capsys):
     with pytest.raises(SystemExit):
         command_line.call(summary.main, ["summary", "--help"])

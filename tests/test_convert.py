@@ -78,7 +78,7 @@ def their_names(net, naming: str) -> dict[str, str]:
 
 
 def images(channels: int = 3) -> np.ndarray:
-    shape = (4, 32, 32, channels)
+    shape = (8, 32, 32, channels)  # as `convert` compares
     return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
 
 

@@ -105,7 +105,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_is_measured(tiny):
+def test_a_run_is_measured(tiny, quick_training):
     made = ablation.training("smoke", "strong", {}, 0)
     made["model"]["width"] = 2
     found = curves.last_accuracy(made)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from configs import common
 from experiments import arrangements
 from experiments.arrangements import OrderedResNet, ShortcutResNet, like
 from resnet_jax import models, summary
+from tests.quick import quick_jit
 
 
 def drawn(net, key: int = 0):
@@ -35,7 +38,8 @@ def test_the_orders_of_the_standard_blocks_give_their_logits(
     variables, images = drawn(net)
 
     def logits(net):
-        return net.apply(variables, images, train=train, mutable="batch_stats")[0]
+        apply = partial(net.apply, train=train, mutable="batch_stats")
+        return quick_jit(apply)(variables, images)[0]
 
     np.testing.assert_allclose(logits(ours), logits(net), rtol=1e-5, atol=1e-5)
 
@@ -53,7 +57,7 @@ def test_constant_shortcuts_of_1_and_0_are_the_standard_networks(kind, residual)
     )
     variables, images = drawn(net)
     np.testing.assert_allclose(
-        ours.apply(variables, images), net.apply(variables, images), rtol=1e-5
+        *(quick_jit(each.apply)(variables, images) for each in (ours, net)), rtol=1e-5
     )
 
 
@@ -97,8 +101,10 @@ def test_a_gate_that_is_shut_leaves_the_shortcut_and_an_open_one_the_branch():
     for bias, net in nets.items():
         variables, images = drawn(net)
         shared = like(base, ShortcutResNet, kind=("constant", bias < 0, bias > 0))
-        expected = shared.apply(variables, images)
-        np.testing.assert_allclose(net.apply(variables, images), expected, rtol=1e-5)
+        found, expected = (
+            quick_jit(each.apply)(variables, images) for each in (net, shared)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -107,16 +113,17 @@ def test_dropout_drops_half_of_the_shortcut_in_training_alone_and_in_a_loop():
     net = arrangements.with_shortcut("dropout 0.5", settings, 10)
     variables, images = drawn(net)
 
+    @quick_jit
     def logits(key):
-        rngs = {"dropout": jax.random.key(key)}
-        return net.apply(
-            variables, images, train=True, mutable="batch_stats", rngs=rngs
-        )[0]
+        more = {"train": True, "mutable": "batch_stats", "rngs": {"dropout": key}}
+        return net.apply(variables, images, **more)[0]
 
-    assert not np.allclose(logits(0), logits(1), rtol=1e-2)
+    first, second = (logits(jax.random.key(seed)) for seed in (0, 1))
+    assert not np.allclose(first, second, rtol=1e-2)
     identity = arrangements.with_shortcut("identity", settings, 10)
     np.testing.assert_allclose(
-        net.apply(variables, images), identity.apply(variables, images), rtol=1e-5
+        *(quick_jit(each.apply)(variables, images) for each in (net, identity)),
+        rtol=1e-5,
     )
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from configs import common
 from experiments import fixup
 from resnet_jax import models
+from tests.quick import quick_jit
 
 
 def build(kind: str, depth: int):
@@ -30,12 +33,12 @@ def test_blocks_begin_as_the_identity(kind):
         net, variables = build(kind, depth)
         params = variables["params"]
         params["stem_conv"]["kernel"] = np.full((3, 3, 1, 4), 0.1, np.float32)
-        _, state = net.apply(
-            {"params": params},
-            images,
+        capture = partial(
+            net.apply,
             capture_intermediates=lambda module, _: module.name == "features",
             mutable="intermediates",
         )
+        _, state = quick_jit(capture)({"params": params}, images)
         features.append(state["intermediates"]["features"]["__call__"][0])
     assert features[0].std() > 0
     np.testing.assert_allclose(*features, rtol=1e-6)
@@ -50,9 +53,8 @@ def test_without_norm_examples_do_not_touch_each_other(kind):
     assert all(leaf.ndim for leaf in jax.tree.leaves(models.unstack(variables)))
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])
     images = drawn()
-    logits = [
-        net.apply({"params": params}, x, train=True) for x in (images, images[:1])
-    ]
+    apply = quick_jit(partial(net.apply, train=True))
+    logits = [apply({"params": params}, x) for x in (images, images[:1])]
     np.testing.assert_allclose(logits[0][:1], logits[1], rtol=1e-5)
     assert np.abs(logits[0][0] - logits[0][1]).max() > 0
 
@@ -85,7 +87,7 @@ def test_what_begins_at_zero_gets_a_gradient(kind, learns_first):
         labels = jnp.arange(4)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    gradient = jax.jit(jax.grad(loss))(variables["params"])
+    gradient = quick_jit(jax.grad(loss))(variables["params"])
     if learns_first == "gain":
         assert np.abs(gradient["stage2_blocks"]["gain"]).min() > 0
     else:

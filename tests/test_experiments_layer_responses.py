@@ -29,7 +29,7 @@ def test_with_statistics_of_the_batch_every_response_has_the_scale_of_its_norm()
 
 
 @pytest.mark.slow
-def test_end_to_end(tmp_path, monkeypatch):
+def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(layer_responses.SCALES, "smoke", ((8, True),))
     monkeypatch.setattr(layer_responses, "SEEDS", (0,))

@@ -80,7 +80,7 @@ def test_swaps_stay_within_a_stage_and_keep_its_first_block():
 
 
 @pytest.mark.slow
-def test_end_to_end(tmp_path, monkeypatch):
+def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     tiny = {"networks": ((20, True),), "draws": 1}
     monkeypatch.setitem(lesion.SCALES, "smoke", tiny)

@@ -94,7 +94,7 @@ def test_profile_of_a_cone():
 
 
 @pytest.mark.slow
-def test_end_to_end(tmp_path, monkeypatch):
+def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     tiny = {"networks": ((8, True),), "points": 3, "examples": 16, "iterations": 12}
     monkeypatch.setitem(loss_landscape.SCALES, "smoke", tiny)

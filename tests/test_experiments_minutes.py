@@ -7,6 +7,8 @@ from experiments import minutes
 # v1-8 of four channels on random images of CIFAR-10's shape.
 SMALL = {
     "dataset.name": "fake",
+    "dataset.train_split": "train[:2000]",
+    "dataset.eval_split": "test[:160]",
     "model.depth": 8,
     "model.width": 4,
     "batch_size": 16,
@@ -50,7 +52,8 @@ def test_peers_stop_when_their_time_is_over(contender):
     for package in ("torch",) if contender == "torch" else ("keras", "tensorflow"):
         if not importlib.util.find_spec(package):
             pytest.skip(f"{package} is not installed")
-    settings = {"dataset.name": "fake", "model.depth": 8, "batch_size": 16}
+    given = ("dataset.name", "dataset.train_split", "dataset.eval_split")
+    settings = {name: SMALL[name] for name in (*given, "model.depth", "batch_size")}
     found = minutes.measure(contender, 0.1, 0, **settings)
     assert 6 <= found["seconds"] < 60
     assert found["images"] % 16 == 0

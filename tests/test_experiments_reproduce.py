@@ -102,7 +102,7 @@ def test_mistakes_are_sentences(given, told, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_end_to_end(tmp_path, monkeypatch, capsys):
+def test_end_to_end(tmp_path, monkeypatch, capsys, quick_training):
     monkeypatch.chdir(tmp_path)
     tiny = {"v1-8": Published(91.0), "v1-14": Published(92.0)}
     monkeypatch.setitem(TABLES, "he2015", reproduce.Table("elsewhere", "paper", tiny))

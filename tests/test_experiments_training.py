@@ -81,7 +81,7 @@ def test_a_run_that_diverged_counts_as_a_guess():
 
 
 @pytest.mark.slow
-def test_divergence_is_a_result(tmp_path, monkeypatch):
+def test_divergence_is_a_result(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     made = curves.training("smoke", 1, 8, 0, 2, width=4)
     made["optimizer"]["learning_rate"] = 1e6
@@ -92,7 +92,7 @@ def test_divergence_is_a_result(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def shallow(monkeypatch):
+def shallow(monkeypatch, quick_training):
     """Networks of width 2, on images as they are, which compiles sooner."""
     training = curves.training
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -83,6 +84,41 @@ def test_signal_saves_and_the_same_command_goes_on(
     monkeypatch.undo()
     train.train_and_evaluate(config(), tmp_path / "run")
     assert_equal_runs(straight, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_signal_at_the_end_ends_the_command_too(straight, tmp_path, monkeypatch):
+    original = train.results.of_run
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(train.results, "of_run", signalled)
+    with pytest.raises(preemption.StoppedError, match="at the end, which is saved"):
+        train.train_and_evaluate(config(), tmp_path / "run")
+    assert_equal_runs(straight, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_memory_that_is_too_small_is_told_with_what_to_do(tmp_path, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Trainer, "train", fail)
+    with pytest.raises(
+        UserError, match=r"config\.batch_size=64.*model\.remat=True, or"
+    ):
+        train.train_and_evaluate(config(), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_deleted_metrics_are_missed_by_no_one(run, straight):
+    (run / "metrics.jsonl").unlink()
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "45")
+    train.train_and_evaluate(config(), run)
+    assert same_bits(saved_arrays(straight, config()), saved_arrays(run, config()))
 
 
 def test_second_signal_ends_at_once():

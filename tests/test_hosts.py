@@ -35,6 +35,7 @@ def config(steps: int):
     config.optimizer.learning_rate = 0.01
     config.schedule.update(name="constant", warmup_epochs=0.0)
     config.checkpoint.every = 1
+    config.dataset.train_split = "train[:512]"
     return config
 
 
@@ -80,6 +81,7 @@ class Pair:
 
 def training(directory: Path, steps: int, devices: int = 1, *changes: str) -> Pair:
     command = ["-m", "resnet_jax.main", *ARGUMENTS, f"--config.steps={steps}"]
+    command += ["--config.dataset.train_split=train[:512]"]  # epochs of 8 steps
     command += [f"--workdir={directory / 'run'}", *changes]
     return Pair(directory, command, devices)
 
@@ -110,7 +112,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
 def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
     mode = f"--config.parallel={mode}"
     pair = training(tmp_path, 10**6, 2, mode)
-    pair.wait_for("saved     step 23")
+    pair.wait_for("saved     step 8:")
     pair.processes[1].send_signal(signal.SIGTERM)
     assert pair.wait() == [143, 143]
     stopped = [
@@ -118,7 +120,7 @@ def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
         for text in (log.read_text() for log in pair.logs)
     ]
     step = int(stopped[0][1])
-    assert step == int(stopped[1][1]) > 23
+    assert step == int(stopped[1][1]) > 8
     assert "epoch 1" not in pair.logs[1].read_text()
 
     again = training(tmp_path, step + 2, 2, mode)
@@ -139,7 +141,7 @@ def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
 @pytest.mark.parametrize("dies", [0, 1])
 def test_death_of_one_ends_the_other(tmp_path, dies):
     pair = training(tmp_path, 10**6)
-    pair.wait_for("saved     step 23")
+    pair.wait_for("saved     step 8:")
     pair.processes[dies].kill()
     start = time.monotonic()
     assert pair.processes[1 - dies].wait(60) != 0
@@ -147,8 +149,9 @@ def test_death_of_one_ends_the_other(tmp_path, dies):
     pair.wait()
     told = pair.logs[1 - dies].read_text()
     assert "another process is gone" in told or "another task died" in told
-    assert (tmp_path / "run" / "checkpoints" / "23").is_dir()
-    assert len(saved_arrays(tmp_path / "run", config(23))) > 10
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert {"8", "16", "24"} & set(saved)
+    assert len(saved_arrays(tmp_path / "run", config(8))) > 10
 
 
 @pytest.mark.slow
@@ -159,6 +162,16 @@ def test_error_of_the_first_is_told_by_both(tmp_path):
     assert pair.wait() == [2, 2]
     for log in pair.logs:
         assert "holds other files: give a new or empty directory" in log.read_text()
+
+
+@pytest.mark.slow
+def test_the_first_alone_looks_for_the_data(tmp_path):
+    where = f"--config.dataset.path={tmp_path / 'pictures'}"
+    pair = training(tmp_path, 4, 1, "--config.dataset.name=image_folder", where)
+    assert pair.wait() == [2, 2]
+    first, second = (log.read_text() for log in pair.logs)
+    assert f"config.dataset.path={tmp_path / 'pictures'}" in first
+    assert first.splitlines()[-1] == second.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -69,6 +69,14 @@ def test_rows_are_json_without_nan(tmp_path):
     assert json.loads(line, parse_constant=refuse)["test_loss"] is None
 
 
+def test_epoch_whose_rows_were_deleted_is_told_without_its_means(tmp_path, capsys):
+    recorder = start(tmp_path, 10)
+    recorder.epoch_row(10, 1, {"test_accuracy": 0.25})
+    recorder.close()
+    told = capsys.readouterr().out.strip()
+    assert told == "epoch 1, step 10 of 20, test accuracy 25.00%"
+
+
 def test_rows_of_a_new_run_are_none(tmp_path):
     assert read_rows(tmp_path) == []
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -43,7 +44,9 @@ def float64_run(devices: list, steps: int = 20) -> tuple[list, list]:
     config = common.get_config("smoke", version=1, depth=8)
     train_split = data.load(config.dataset).train
     parallel = Parallel.over(devices, "jit", 32)
-    with jax.enable_x64(True):
+    quick = {"cpu": {"xla_backend_optimization_level": 0}}
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
+        patch.setattr("resnet_jax.parallel._COMPILER_OPTIONS", quick)
         net = models.resnet(1, 8, 10, width=4, dtype=jnp.float64)
         tx = optax.sgd(0.1, momentum=0.9)
         train_step = make_train_step(
@@ -200,6 +203,20 @@ def test_cpu_is_one_device_a_core(batch_size, most):
         "from resnet_jax", "import jax\nfrom resnet_jax"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [("cuda", "cuda,cpu"), ("cpu,tpu", "cpu,tpu"), ("", None)]
+)
+def test_cpu_is_there_whatever_jax_platforms_says(given, used):
+    script = (
+        "import jax\n"
+        "from resnet_jax import parallel\n"
+        "parallel.split_cpu(8)\n"
+        f"assert (jax.config.jax_platforms or None) == {used!r}\n"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": given}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
 def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from resnet_jax.step import (
     make_train_call,
     make_train_step,
 )
+from tests.quick import quick_jit
 
 
 def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0):
@@ -91,7 +94,7 @@ def steps(setting, count, plain_from=float("inf"), **changes):
     if config.optimizer.ema:
         state = state.replace(ema=state.trained)
     step = make_train_step(net, tx, config, normalization, plain_from=plain_from)
-    step, states, metrics = jax.jit(step), [state], []
+    step, states, metrics = quick_jit(step), [state], []
     for _ in range(count):
         state, measured = step(state, batch, jax.random.key(1))
         states.append(state)
@@ -107,20 +110,23 @@ def one_step(setting, **changes):
 def loss_and_gradient(setting, chosen, batch_stats):
     _, net, variables, batch, normalization = setting
     images = normalize(batch.images[chosen], *normalization)
-
-    def loss(params):
-        logits, changed = net.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        chance = jax.nn.log_softmax(logits)
-        return -chance[jnp.arange(len(chosen)), batch.labels[chosen]].mean(), changed
-
-    compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (loss, changed), gradient = compute(variables["params"])
+    (loss, changed), gradient = of_batch(
+        net, variables["params"], batch_stats, images, batch.labels[chosen]
+    )
     return loss, gradient, changed["batch_stats"]
+
+
+@partial(quick_jit, static_argnums=0)
+@partial(jax.value_and_grad, argnums=1, has_aux=True)
+def of_batch(net, params, batch_stats, images, labels):
+    logits, changed = net.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    chance = jax.nn.log_softmax(logits)
+    return -chance[jnp.arange(len(labels)), labels].mean(), changed
 
 
 def close(tree, other):

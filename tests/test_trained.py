@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -68,6 +69,35 @@ def test_file_gives_the_same_normalization(normalization, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_data_are_refused(run):
+    directory, _ = run
+    dataset = data.load(trained.load(directory).config.dataset)
+    normalization = trained.load(directory).inputs.normalization
+
+    def told(dataset=dataset, normalization=normalization, seen=1200):
+        with pytest.raises(UserError, match="on other data") as raised:
+            trained.require_same_data(directory, dataset, normalization, seen)
+        assert str(raised.value).endswith("give the data of then, or another --workdir")
+        return str(raised.value)
+
+    trained.require_same_data(directory, dataset, normalization, 1200)
+    renamed = (*dataset.class_names[:9], "x")
+    more = (*dataset.class_names, "x")
+    for names, what in (
+        (renamed, "class '9' then, 'x' now"),
+        (more, "class None then, 'x' now"),
+    ):
+        other = dataclasses.replace(dataset, class_names=names)
+        assert what in told(other)
+    assert "1,199 training examples then, 1,200 now" in told(seen=1199)
+    mean, scale = normalization
+    assert "another mean or deviation" in told(normalization=(mean + 0.01, scale))
+    wide = data.Split(dataset.train.images.repeat(2, 2), dataset.train.labels)
+    assert "image shape (8, 8, 1) then, (8, 16, 1) now" in told(
+        dataclasses.replace(dataset, train=wide)
+    )
+
+
 def test_an_old_run_reads_its_data_set(run, tmp_path):
     directory, _ = run
     expected = trained.load(directory)

@@ -115,6 +115,12 @@ def test_run_without_a_checkpoint_may_be_started_again_with_any_config(tmp_path)
     assert workdir.check(tmp_path, config_of(**{"model.depth": 32})) == []
 
 
+def test_run_killed_in_its_first_save_may_be_started_again_with_any_config(tmp_path):
+    workdir.write_json(tmp_path / "config.json", json.loads(config_of().to_json()))
+    (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    assert workdir.check(tmp_path, config_of(**{"model.depth": 32})) == []
+
+
 def test_run_of_the_same_config_may_go_on(tmp_path):
     start_run(tmp_path, config_of())
     before = files(tmp_path)

@@ -91,6 +91,7 @@ class PreActBlock(nn.Module):
     """He 2016, figure 1b, with two 3x3 convolutions."""
 
     expansion = 1
+    opens = False  # section 4.1: a network's first block activates before it splits
 
     def __init__(self, inputs: int, planes: int, stride: int, option: str | None):
         super().__init__()
@@ -110,6 +111,7 @@ class PreActBottleneck(nn.Module):
     """He 2016, appendix, as in resnet-1k-layers."""
 
     expansion = 4
+    opens = False
 
     def __init__(self, inputs: int, planes: int, stride: int, option: str | None):
         super().__init__()
@@ -145,6 +147,7 @@ def pre_shortcut(inputs: int, outputs: int, stride: int, option: str | None):
 def add_pre_shortcut(block, out, x, activated):
     if block.option is None:
         return out
+    x = activated if block.opens else x
     if block.project is None:
         return out + x
     return out + block.project(activated if block.option == "B" else x)
@@ -167,6 +170,7 @@ class ResNet(nn.Module):
                 inputs = planes * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
+        self.layer1[0].opens = True
         if self.pre:
             self.bn = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs, num_classes)
@@ -207,6 +211,7 @@ class ImageNetResNet(ResNet):
                 layers.append(block(inputs, planes, stride, "B"))
                 inputs = planes * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.layer1[0].opens = True
         if self.pre:
             self.bn = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs, 10)

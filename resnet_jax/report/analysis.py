@@ -138,7 +138,7 @@ def gradient_norms(
       Of each convolution and the classifier the norm of its kernel's gradient, with the
       weights that the run began with and with those it has now.
     """
-    config, net = run.config, run.net
+    config, net = run.config, run.net.clone(stochastic_depth=0.0)
 
     @jax.jit
     def norms(variables, images, labels):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -104,6 +105,15 @@ def test_report(runs, name):
     assert ("fitted on the validation split" in found.text) == (name == "c")
     assert found.tags.count("svg") == 7
     assert found.tags.count("img") == 36  # twelve mistakes, three pictures each
+
+
+@pytest.mark.slow
+def test_gradients_are_of_all_blocks_with_stochastic_depth(runs):
+    run = trained.load(runs / "a")
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
+    dropping = dataclasses.replace(run, net=run.net.clone(stochastic_depth=0.9))
+    expected = analysis.gradient_norms(run, images, labels)
+    assert analysis.gradient_norms(dropping, images, labels) == expected
 
 
 @pytest.mark.slow
