@@ -7,10 +7,13 @@ import pytest
 from experiments import fault_injection
 
 
+SHORT = ("--config.epochs=3",)
+
+
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "untouched"
-    assert fault_injection.start(directory) == {"status": 0}
+    assert fault_injection.start(directory, arguments=SHORT) == {"status": 0}
     return directory
 
 
@@ -24,11 +27,12 @@ def untouched(tmp_path_factory):
     ],
 )
 def test_interrupted_run_is_equal_to_the_bit(untouched, tmp_path, number, aims):
-    starts = [fault_injection.start(tmp_path / "run", number, aim) for aim in aims]
+    run = tmp_path / "run"
+    starts = [fault_injection.start(run, number, aim, SHORT) for aim in aims]
     assert [ended["phase"] for ended in starts] == [phase for phase, *_ in aims]
-    starts.append(fault_injection.start(tmp_path / "run"))
+    starts.append(fault_injection.start(run, arguments=SHORT))
     assert fault_injection.faults(starts, number) == []
-    assert fault_injection.differences(untouched, tmp_path / "run") == []
+    assert fault_injection.differences(untouched, run) == []
 
 
 @pytest.mark.slow
@@ -42,7 +46,7 @@ def test_differences_are_found(untouched, tmp_path):
     assert found == ["metrics.jsonl", "summary.json"]
     other = tmp_path / "other" / "run"
     other.parent.mkdir()
-    fault_injection.start(other, arguments=("--config.seed=1",))
+    fault_injection.start(other, arguments=(*SHORT, "--config.seed=1"))
     assert "arrays" in fault_injection.differences(untouched, other)
 
 

@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
 from resnet_jax import command_line, data, predict, train, trained
 from resnet_jax.augment import normalize, statistics
+from tests.test_train import digits_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's directory, and the test images as files `<number>.png` beside it."""
-    config = digits.get_config()
-    config.model.update(version=1, depth=8, width=4)
-    config.update(steps=60)
+    config = digits_config(steps=60, **{"model.width": 4})
     root = tmp_path_factory.mktemp("predict")
     train.train_and_evaluate(config, root / "run")
     dataset = data.load(config.dataset)

@@ -97,6 +97,7 @@ def test_streamed_images_are_indexed_as_an_array():
 @pytest.mark.slow
 def test_report_of_a_streamed_run(tmp_path):
     config = streamed(digits_config(steps=4, **{"model.width": 4}))
+    config.dataset.update(train_split="train[:400]", eval_split="test[:100]")
     train.train_and_evaluate(config, tmp_path)
     report.update(tmp_path)
     assert "most confident mistakes" in (tmp_path / "report.html").read_text().lower()
@@ -236,6 +237,7 @@ def test_resnet_18_trains_on_large_photographs_on_both_paths(
     assert result["test_examples"] == 10
     losses = train_losses(tmp_path / "memory")
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    config.steps = 6
     train.train_and_evaluate(streamed(config), tmp_path / "stream")
     streamed_losses = train_losses(tmp_path / "stream")
     assert streamed_losses[:2] == pytest.approx(losses[:2], rel=1e-4)

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from configs import digits
 from resnet_jax import command_line, main, report, train, trained
 from resnet_jax.report import __main__ as command
 from resnet_jax.report import analysis, page
+from tests.test_train import digits_config
 
 SECTIONS = ("curves", "classes", "confusion", "mistakes", "calibration", "gradients")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -69,10 +69,7 @@ def check(text: str) -> Page:
 
 
 def small(**changes):
-    config = digits.get_config()
-    config.model.update(version=1, depth=8, width=4)
-    config.update(epochs=1, **changes)
-    return config
+    return digits_config(steps=0, epochs=1, **{"model.width": 4}, **changes)
 
 
 @pytest.fixture(scope="module")
