@@ -6,7 +6,6 @@ import pytest
 
 from experiments import fault_injection
 
-
 SHORT = ("--config.epochs=3",)
 
 

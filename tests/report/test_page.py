@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from configs import digits
 from resnet_jax import command_line, main, report, train, trained
 from resnet_jax.report import __main__ as command
 from resnet_jax.report import analysis, page
