@@ -14,8 +14,21 @@ ingredient's variance: one is taken of all that are added to, or taken from, a r
 Seconds are those of the updates alone, medians over seeds, as a ratio. At other budgets
 than 200 epochs all that is counted in epochs shrinks with them.
 
-Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores by
-the first of them. Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
+Found (smoke: 235 updates; three seeds; a copy of CIFAR-10 whose images were coded as
+JPEG):
+- Two ingredients are worth something here, alone and among the others: Nesterov's
+  momentum, 3.3 and 2.7 points, and the cosine rate, 2.0 and 1.3. All of `strong` is 3.8
+  points ahead of `paper`.
+- What regularises only costs at so few updates: cutmix 4.4 points, stochastic depth
+  3.5. Zero init costs 9.5: blocks that begin as the identity have little time to become
+  anything else.
+- Growing images take two thirds of the time, at no loss that could be seen.
+- The intervals of all others, of 1.2 to 1.7 points on either side, include 0: six
+  epochs say nothing of them, and nothing of what 200 would. Times are of a shared
+  machine, and those of equal runs differ by a fifth.
+
+Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores.
+Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
 """
 
 import json
