@@ -12,8 +12,8 @@ no recipe trains on; the test split is no part of it. 'keras' has its own networ
 batches of 32, and so makes four times the updates; 'akamaster' is 'paper' as in
 akamaster/pytorch_resnet_cifar10, where the channels' means and deviations normalise.
 
-Found (smoke: 79 and 235 updates, of 'keras' 313 and 938; means of three seeds; a copy of
-CIFAR-10 whose images were coded as JPEG):
+Found (smoke: 79 and 235 updates, of 'keras' 313 and 938; means of three seeds; a copy
+of CIFAR-10 whose images were coded as JPEG):
 - `strong` is ahead of 'paper' by 5 and 6 points, in every seed, and level with 'keras',
   which makes four times as many updates. Of 'akamaster' it is 2 ahead, which is no more
   than seeds differ.
