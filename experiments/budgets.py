@@ -19,7 +19,7 @@ of CIFAR-10 whose images were coded as JPEG):
   than seeds differ.
 - `fast` has hardly learnt anything after 79 updates: its rate rises to 0.4 within the
   first two epochs, and these take longer to come back from. After 235 it is 5 points
-  ahead of 'paper', in four fifths of the time.
+  ahead of 'paper', in four fifths of the time, on a machine that others used too.
 
 Cost. Smoke: 2,000 images, 5 and 15 epochs, 30 runs; 40 minutes on two cores of a shared
 x86 machine. Full: 45,000 images.

@@ -14,6 +14,7 @@ from configs import common
 from experiments import study
 from resnet_jax import models, train
 from resnet_jax.config import build_network
+from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 
 # What a network that has diverged gets wrong among ten classes: it guesses.
@@ -70,7 +71,7 @@ def run(
     directory = Path("runs", "experiments", "-".join(filter(None, parts)))
     try:
         summary = train.train_and_evaluate(config, directory, build)
-    except train.DivergedError as error:
+    except DivergedError as error:
         print(error)
         return Run(read_rows(directory), {}, str(error).partition(" (")[0])
     return Run(read_rows(directory), summary, "")

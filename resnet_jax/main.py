@@ -45,9 +45,7 @@ def main(argv: list[str]) -> None:
     config_flag = config_flags.get_config_filename(values["config"])
     place = values.workdir or workdir.default(config_flag, config)
     hosts.join(values.coordinator, values.num_processes, values.process_id)
-    parallel.split_cpu(
-        config.batch_size, hosts.count()
-    )  # before devices are looked for
+    parallel.split_cpu(config.batch_size, hosts.count())  # `from_first` takes devices
     hosts.from_first(lambda: data.check(config.dataset))
     directory = hosts.from_first(lambda: bucket.local(place))
     if config.seeds == 1:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, hosts, train, workdir
+from resnet_jax import UserError, hosts, workdir
+from resnet_jax.divergence import DivergedError
 
 
 def run_all(
@@ -44,7 +45,7 @@ def run_all(
     for seed, one in configs.items():
         try:
             summary = run(one, _directory(parent, seed))
-        except train.DivergedError as error:
+        except DivergedError as error:
             hosts.tell(f"seed {seed}: {error}")
             diverged.append(seed)
         accuracies.append(None if seed in diverged else summary["test_accuracy"])
@@ -57,7 +58,7 @@ def run_all(
     hosts.from_first(lambda: workdir.write_json(parent / "seeds.json", result))
     hosts.tell(_table(result))
     if diverged:
-        raise train.DivergedError(
+        raise DivergedError(
             f"of {len(configs)} seeds {', '.join(map(str, diverged))} diverged: try a "
             "lower optimizer.learning_rate, a longer schedule.warmup_epochs, or "
             "optimizer.clip_norm=1, in another --workdir"

@@ -2,14 +2,12 @@
 
 import contextlib
 import json
-import math
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import (
@@ -27,16 +25,11 @@ from resnet_jax import (
 )
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network
+from resnet_jax.divergence import require_finite, require_finite_state
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
 from resnet_jax.trainer import Trainer
-
-
-class DivergedError(UserError):
-    """A loss or a gradient became infinite or NaN."""
-
-    exit_status = 1
 
 
 def train_and_evaluate(
@@ -227,7 +220,7 @@ def _loop(
         start, stop = time.perf_counter(), plan.call_end(step)
         state, means = trainer.train(state, step, stop)
         clock["training"] += time.perf_counter() - start
-        _require_finite(means, step, stop, saver.saved_step)
+        require_finite(means, step, stop, saver.saved_step)
         means["learning_rate"] = float(trainer.learning_rate(stop - 1))
         recorder.train_row(stop, means)
         step = stop
@@ -261,7 +254,7 @@ class _Saver:
     def save(self, state: TrainState, step: int) -> None:
         """Saves in the background. Raises DivergedError if the state is not finite."""
         saved = self._trainer.fetch(state)
-        _require_finite_state(saved, step, self.saved_step)
+        require_finite_state(saved, step, self.saved_step)
         self.saved_step, self._time = step, time.perf_counter()
         if self._checkpoints:
             self._recorder.write()
@@ -293,26 +286,4 @@ def _out_of_memory(config: ConfigDict) -> UserError:
         f"the device's memory is too small for config.batch_size={config.batch_size}: "
         f"give {remat}in another --workdir a smaller batch or "
         f"config.optimizer.accumulate={2 * config.optimizer.accumulate}"
-    )
-
-
-def _require_finite(means: dict, start: int, stop: int, saved: int | None) -> None:
-    bad = [name for name, value in means.items() if not math.isfinite(value)]
-    if bad:
-        raise _diverged(bad[0], f"between steps {start:,} and {stop:,}", saved)
-
-
-def _require_finite_state(state: TrainState, step: int, saved: int | None) -> None:
-    """A last update can overflow where the loss before it did not."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if not np.isfinite(leaf).all():
-            raise _diverged(jax.tree_util.keystr(path), f"at step {step:,}", saved)
-
-
-def _diverged(what: str, where: str, saved: int | None) -> DivergedError:
-    kept = f"the checkpoint of step {saved:,} stays" if saved else "none was saved yet"
-    return DivergedError(
-        f"training diverged: {what} is no longer finite {where} ({kept}). Try a lower "
-        "optimizer.learning_rate, a longer schedule.warmup_epochs, or "
-        "optimizer.clip_norm=1, in another --workdir"
     )

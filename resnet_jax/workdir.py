@@ -89,9 +89,8 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
     checkpoints = workdir / "checkpoints"
     if checkpoints.exists() and not checkpoints.is_dir():
         raise UserError(f"{checkpoints} is a file: move it, or give another --workdir")
-    if not any(
-        path.name.isdigit() for path in checkpoints.glob("*")
-    ):  # nothing to lose
+    saved = [path for path in checkpoints.glob("*") if path.name.isdigit()]
+    if not saved:  # nothing to lose
         if not is_run(workdir) and not _left_by_a_start(workdir):
             raise UserError(
                 f"--workdir={workdir} holds other files: give a new or empty directory"

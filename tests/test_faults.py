@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import UserError, checkpoint, data, preemption, train, workdir
+from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 from resnet_jax.trainer import Trainer
 from resnet_jax.workdir import WriteError
@@ -98,6 +99,19 @@ def test_signal_at_the_end_ends_the_command_too(straight, tmp_path, monkeypatch)
     with pytest.raises(preemption.StoppedError, match="at the end, which is saved"):
         train.train_and_evaluate(config(), tmp_path / "run")
     assert_equal_runs(straight, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_processes_agree_when_a_timed_save_is_due(tmp_path, monkeypatch):
+    asked, largest = [], train.hosts.largest
+    monkeypatch.setattr(
+        train.hosts, "largest", lambda number: asked.append(number) or largest(number)
+    )
+    often = config(**{"checkpoint.every": 10, "checkpoint.every_minutes": 1e-9})
+    train.train_and_evaluate(often, tmp_path / "run")
+    assert 1 in asked
+    saved = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert saved == {"44", "45"}  # the last two calls
 
 
 @pytest.mark.slow
@@ -344,7 +358,7 @@ def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch):
         return state.replace(params={**state.params, "added": bad})
 
     monkeypatch.setattr(Trainer, "fetch", overflown)
-    with pytest.raises(train.DivergedError, match=r"added.*step 4 \(none was saved"):
+    with pytest.raises(DivergedError, match=r"added.*step 4 \(none was saved"):
         train.train_and_evaluate(config(steps=4), tmp_path)
 
 

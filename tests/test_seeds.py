@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from resnet_jax import UserError, command_line, main, seeds, train
+from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 from tests.test_hosts import training
 from tests.test_train import digits_config, same_bits, saved_arrays
@@ -92,11 +93,11 @@ def test_statistics_are_students():
 def test_one_that_diverges_leaves_the_others(tmp_path):
     def run(config, directory):
         if config.seed == 1:
-            raise train.DivergedError("training diverged")
+            raise DivergedError("training diverged")
         return {"test_accuracy": 0.5 + config.seed / 10}
 
     tmp_path.joinpath("seed1").mkdir()
-    with pytest.raises(train.DivergedError, match="of 3 seeds 1 diverged: try"):
+    with pytest.raises(DivergedError, match="of 3 seeds 1 diverged: try"):
         seeds.run_all(small(seeds=3), tmp_path, run)
     result = json.loads((tmp_path / "seeds.json").read_text())
     assert result["test_accuracy"] == [0.5, None, 0.7]

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import common
 from resnet_jax import UserError, data, results, summary, train, trained
 from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 from resnet_jax.preemption import StoppedError
 from resnet_jax.trainer import Trainer
@@ -180,7 +181,7 @@ def test_rows_are_finite_numbers_with_rising_steps(tmp_path):
 
 def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path):
     config = digits_config(**{"optimizer.learning_rate": 1e6, "steps": 40})
-    with pytest.raises(train.DivergedError, match=r"between steps .* and") as raised:
+    with pytest.raises(DivergedError, match=r"between steps .* and") as raised:
         train.train_and_evaluate(config, tmp_path)
     assert "optimizer.learning_rate" in str(raised.value)
     assert raised.value.exit_status == 1

@@ -1,0 +1,48 @@
+"""Training that went out of bounds: found before anything of it is saved."""
+
+import math
+
+import jax
+import numpy as np
+
+from resnet_jax import UserError
+from resnet_jax.step import TrainState
+
+
+class DivergedError(UserError):
+    """A loss or a gradient became infinite or NaN."""
+
+    exit_status = 1
+
+
+def require_finite(means: dict, start: int, stop: int, saved: int | None) -> None:
+    """Raises DivergedError if a mean of the updates' metrics is not finite.
+
+    Args:
+      means: by metric.
+      start: updates done before those.
+      stop: and with them.
+      saved: the step of the newest checkpoint; None: there is none.
+    """
+    bad = [name for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        raise _diverged(bad[0], f"between steps {start:,} and {stop:,}", saved)
+
+
+def require_finite_state(state: TrainState, step: int, saved: int | None) -> None:
+    """Raises DivergedError if an array of a state is not finite.
+
+    A last update can overflow where the loss before it did not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not np.isfinite(leaf).all():
+            raise _diverged(jax.tree_util.keystr(path), f"at step {step:,}", saved)
+
+
+def _diverged(what: str, where: str, saved: int | None) -> DivergedError:
+    kept = f"the checkpoint of step {saved:,} stays" if saved else "none was saved yet"
+    return DivergedError(
+        f"training diverged: {what} is no longer finite {where} ({kept}). Try a lower "
+        "optimizer.learning_rate, a longer schedule.warmup_epochs, or "
+        "optimizer.clip_norm=1, in another --workdir"
+    )
