@@ -62,7 +62,7 @@ class PostActivationBlock(nn.Module):
             )
             y = self.norm(name=f"bn{i}", **scale)(y, use_running_average=not train)
             if not last:
-                y = nn.relu(y)
+                y = layers.relu(y)
         if train and survival is not None:
             y = layers.stochastic_depth(y, survival, self.make_rng("dropout"))
         if self.shortcut:
@@ -77,7 +77,7 @@ class PostActivationBlock(nn.Module):
                     bn = self.norm(name="shortcut_bn")
                     x = bn(x, use_running_average=not train)
                 y += x
-        return nn.relu(y)
+        return layers.relu(y)
 
 
 class PreActivationBlock(nn.Module):
@@ -109,7 +109,7 @@ class PreActivationBlock(nn.Module):
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             if i > 1 or self.first_preactivation:
                 y = self.norm(name=f"bn{i}")(y, use_running_average=not train)
-                y = nn.relu(y)
+                y = layers.relu(y)
             if i == 1:
                 preactivation = y
                 x = y if self.opens else x

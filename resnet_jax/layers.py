@@ -46,10 +46,10 @@ def _raw_convolve(images, kernel, strides, padding, **dilations):
     )
 
 
-# XLA for CPU has a fast path only for convolutions in the layout NHWC, HWIO. It
-# brings others into that form at the top level of a program, but not in the body
-# of a loop, where the gradients that JAX derives run 4 to 30 times slower. So the
-# two gradients are written here as ordinary convolutions; the values are the same.
+# XLA for CPU has fast convolutions only in the layout NHWC, HWIO. It brings others into
+# that form at the top level of a program, but not in the body of a loop, where the
+# gradients that JAX derives run 4 to 30 times slower. So the two gradients are written
+# here as ordinary convolutions; the values are the same.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _cpu_convolve(images, kernel, strides, padding):
     return _raw_convolve(images, kernel, strides, padding)
@@ -80,14 +80,17 @@ def _backward(strides, padding, residuals, gradient):
         [(k - 1 - low, size - span + low) for size, k, span, low in spans],
         lhs_dilation=strides,
     )
+    # Both sides upside down, which keeps XLA from handing this one to oneDNN: with a
+    # kernel as large as the images that takes twice to five times as long.
+    height, width = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
     kernel_gradient = _raw_convolve(
-        images.transpose(3, 1, 2, 0),
-        gradient.transpose(1, 2, 0, 3),
+        images.transpose(3, 1, 2, 0)[:, ::-1],
+        gradient.transpose(1, 2, 0, 3)[::-1],
         (1, 1),
-        [(low, k - 1 + span - size - low) for size, k, span, low in spans],
+        [height[::-1], width],
         rhs_dilation=strides,
     )
-    return images_gradient, kernel_gradient.transpose(1, 2, 0, 3)
+    return images_gradient, kernel_gradient.transpose(1, 2, 0, 3)[::-1]
 
 
 _cpu_convolve.defvjp(_forward, _backward)
@@ -116,16 +119,42 @@ def stochastic_depth(branch, survival, key):
     )
 
 
+def relu(x: Array) -> Array:
+    """max(x, 0), in the form this backend is fastest at."""
+    return _cpu_relu(x) if jax.default_backend() == "cpu" else nn.relu(x)
+
+
+# The gradient that JAX derives reads the input, which XLA for CPU then has to write;
+# this one reads the output, so that what comes before and the maximum are one loop.
+# (It says != since XLA turns max(x, 0) > 0 into x > 0.)
+@jax.custom_vjp
+def _cpu_relu(x):
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = jnp.maximum(x, 0)
+    return y, y
+
+
+def _relu_backward(y, gradient):
+    return (jnp.where(y != 0, gradient, 0).astype(gradient.dtype),)
+
+
+_cpu_relu.defvjp(_relu_forward, _relu_backward)
+
+
 def batch_norm() -> type[nn.BatchNorm]:
     """The BatchNorm that this backend is fastest at."""
-    return FewPassesBatchNorm if jax.default_backend() == "gpu" else nn.BatchNorm
+    return nn.BatchNorm if jax.default_backend() == "tpu" else FewPassesBatchNorm
 
 
 class FewPassesBatchNorm(nn.BatchNorm):
     """`nn.BatchNorm` of the last axis, which trains in fewer passes over memory.
 
     XLA for GPU runs each of the small reductions that JAX derives as a kernel of its
-    own, which takes longer to start than to compute.
+    own, which takes longer to start than to compute. XLA for CPU writes what several of
+    its loops share, be it a vector broadcast over the batch, and reads it again.
     """
 
     @nn.compact
@@ -173,30 +202,36 @@ def _normalize_forward(x, scale, bias, epsilon):
     mean = total / count
     var = jnp.maximum(0, squares / count - mean * mean)
     inverse = lax.rsqrt(var + epsilon)
-    y = (wide - mean) * (inverse * scale) + bias
+    factor = inverse * scale
+    y = wide * factor + (bias - mean * factor)
     return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
 
 
 def _normalize_backward(epsilon, residuals, gradients):
     x, mean, inverse, scale = residuals
-    gradient = gradients[0].astype(mean.dtype)
-    centred = x.astype(mean.dtype) - mean
-    total, product = _channel_sums(gradient, gradient * centred)
+    gradient, wide = gradients[0].astype(mean.dtype), x.astype(mean.dtype)
+    total, product = _channel_sums(gradient, gradient * (wide - mean))
     count = x.size // x.shape[-1]
-    along = inverse * inverse * (product / count)
-    x_gradient = scale * inverse * (gradient - total / count - centred * along)
+    # Negative, as another vector than the forward pass's factor: see the class.
+    factor = -inverse * scale
+    along = factor * inverse * inverse * (product / count)
+    constant = factor * (total / count) - mean * along
+    x_gradient = wide * along + constant - gradient * factor
     of_parameters = (product * inverse).astype(scale.dtype), total.astype(scale.dtype)
     return x_gradient.astype(x.dtype), *of_parameters
 
 
 def _channel_sums(one, other):
-    """Both sums over all axes but the last, in one pass."""
+    """Both sums over all axes but the last: in one pass, where the backend has that."""
+    axes = tuple(range(one.ndim - 1))
+    if jax.default_backend() == "cpu":
+        return one.sum(axes), other.sum(axes)
     zero = jnp.zeros((), one.dtype)
     return lax.reduce(
         (one, other),
         (zero, zero),
         lambda left, right: (left[0] + right[0], left[1] + right[1]),
-        tuple(range(one.ndim - 1)),
+        axes,
     )
 
 

@@ -61,7 +61,7 @@ class ResNet(nn.Module):
         x = self._conv(self.width, size, stride, name="stem_conv")(x)
         if self.activation == "post" or self.keras:
             x = self._norm(name="stem_bn")(x, use_running_average=not train)
-            x = nn.relu(x)
+            x = layers.relu(x)
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks_per_stage):
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
             x = FeatureMaps(name=f"stage{stage + 1}")(x)
         if self.activation == "pre":
             x = self._norm(name="final_bn")(x, use_running_average=not train)
-            x = nn.relu(x)
+            x = layers.relu(x)
         x = FeatureMaps(name="features")(x)
         x = x.mean(axis=(1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
         kernel_init = layers.keras_he_normal if self.keras else layers.torch_uniform

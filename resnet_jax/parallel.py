@@ -6,9 +6,12 @@ the work: BatchNorm is over the batch. Under 'pmap' each device runs it on its o
 of the batch, with BatchNorm over that part, and averages by `axis_name`.
 """
 
+import contextlib
 import dataclasses
+import functools
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,15 @@ from jax.typing import ArrayLike
 from resnet_jax import UserError
 
 _AXIS = "data"
+_ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _COMPILER_OPTIONS = {
-    # XLA's fused loops run on one core of a CPU; these two kinds, handed to its library
-    # of kernels, run 1.4 times as fast in a step of v1-20 and as fast in one of v2-56.
+    # Loops by XLA's library of kernels, which are faster than those it compiles, and
+    # convolutions and matrix products by oneDNN.
     "cpu": {
         "xla_cpu_experimental_ynn_fusion_type": (
             "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_ELTWISE"
-        )
+        ),
+        _ONEDNN: True,
     },
     # All steps of a call are one CUDA graph: by default convolutions and the loop are
     # left to the host, which starts kernels more slowly than they end. And kernels that
@@ -157,6 +162,7 @@ class Parallel:
         *args: Any,
         sharded: tuple[int, ...] = (),
         donated: tuple[int, ...] = (),
+        brief: bool = False,
     ) -> Callable:
         """Compiles a function for arguments like `args`; its results are replicated.
 
@@ -167,6 +173,8 @@ class Parallel:
           *args: placed by `replicate` or `shard`.
           sharded: numbers of the arguments that `shard` placed.
           donated: numbers of the arguments whose memory the results may take.
+          brief: a soon start counts for more than a program's speed, which on a CPU may
+            need that it is compiled at each start.
         """
         if self.mode == "pmap":
             jitted = jax.pmap(function, axis_name=_AXIS, donate_argnums=donated)
@@ -184,13 +192,42 @@ class Parallel:
             )
         lowered = jitted.lower(*args)
         platform = self.mesh.devices.flat[0].platform
-        compiled = _compile(lowered, _COMPILER_OPTIONS.get(platform))
+        options = dict(_COMPILER_OPTIONS.get(platform, {}))
+        if _ONEDNN in options and (brief or not _has_onednn()):
+            del options[_ONEDNN]
+        with _uncached() if _ONEDNN in options else contextlib.nullcontext():
+            compiled = _compile(lowered, options)
         if platform == "gpu":
             return _warmed_up(compiled, lowered, args, donated)
         return compiled
 
 
-def _compile(lowered: jax.stages.Lowered, options: dict | None) -> Callable:
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Within, the compilation cache keeps nothing: XLA cannot save calls of oneDNN."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether XLA for CPU can call oneDNN here: from jaxlib 0.11 on, on x86."""
+    one = jax.ShapeDtypeStruct((1, 3, 3, 1), jnp.float32)
+    lowered = jax.jit(lambda x: jax.lax.conv(x, x, (1, 1), "SAME")).lower(one)
+    with _uncached():
+        try:
+            program = lowered.compile(compiler_options={_ONEDNN: True})
+        except jax.errors.JaxRuntimeError:  # no such option
+            return False
+    return "__onednn$" in program.as_text()
+
+
+def _compile(lowered: jax.stages.Lowered, options: dict) -> Callable:
     try:
         return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

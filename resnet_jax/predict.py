@@ -52,7 +52,7 @@ class Predictor:
 
         images = self._parallel.shard(self._padded(np.empty((0, *self._shape))))
         self._logits = self._parallel.compile(
-            run.logits, self._variables, images, sharded=(1,)
+            run.logits, self._variables, images, sharded=(1,), brief=True
         )
 
     def __call__(self, images: np.ndarray | StreamedImages) -> np.ndarray:

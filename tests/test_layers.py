@@ -200,7 +200,7 @@ def test_shortcut_a_subsamples_and_pads_channels_with_zeros(
 
 
 def batch_norms(dtype):
-    """The one of a GPU, Flax's, their variables and an input."""
+    """Ours, Flax's, their variables and an input."""
     settings = {"momentum": 0.9, "epsilon": 1e-5, "dtype": dtype}
     x = jnp.asarray(3 * draw(0, 8, 5, 5, 6) + 1, dtype)
     flax = nn.BatchNorm(**settings)
@@ -211,9 +211,16 @@ def batch_norms(dtype):
     return layers.FewPassesBatchNorm(**settings), flax, variables, x
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+    """What is written for this backend, on the one that is there."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
-def test_batch_norm_of_a_gpu_is_that_of_flax(dtype):
+def test_batch_norm_is_that_of_flax(dtype):
     ours, flax, variables, x = batch_norms(dtype)
     weights = draw(2, *x.shape)
 
@@ -235,7 +242,7 @@ def test_batch_norm_of_a_gpu_is_that_of_flax(dtype):
     assert_close(trained(ours), trained(flax), tolerance)
 
 
-def test_batch_norm_of_a_gpu_evaluates_as_that_of_flax():
+def test_batch_norm_evaluates_as_that_of_flax():
     ours, flax, variables, x = batch_norms(jnp.float32)
     given = ours.init(jax.random.key(0), x, use_running_average=False)
     assert_close(given, flax.init(jax.random.key(0), x, use_running_average=False))
@@ -247,12 +254,45 @@ def test_batch_norm_of_a_gpu_evaluates_as_that_of_flax():
 
 
 def test_a_network_has_the_batch_norm_of_its_backend(monkeypatch):
-    assert layers.batch_norm() is nn.BatchNorm
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert layers.batch_norm() is layers.FewPassesBatchNorm
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert layers.batch_norm() is nn.BatchNorm
 
 
-def test_batch_norm_of_a_gpu_sees_the_batch_of_all_devices():
+def test_relu_is_that_of_flax():
+    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-300, 3.0])
+
+    def values_and_derivatives(relu):
+        def gradient(x):
+            return jax.grad(lambda x: (relu(jnp.sin(x)) ** 3).sum())(x)
+
+        slopes = jax.vjp(relu, x)[1](jnp.arange(1.0, 6.0))
+        return relu(x), slopes, jax.jvp(gradient, (x,), (x + 1,))
+
+    assert_close(values_and_derivatives(layers.relu), values_and_derivatives(nn.relu))
+
+
+def test_normalisation_and_relu_are_one_loop_of_a_cpu():
+    """XLA makes that of them if the gradient needs nothing in between."""
+    x, scale = jnp.ones((8, 32, 32, 16), jnp.float32), jnp.ones(16, jnp.float32)
+    kernel = jnp.ones((3, 3, 16, 16), jnp.float32)
+
+    def loss(x, scale, kernel):
+        y = layers.relu(layers.normalize_batch(x, scale, scale, 1e-5)[0])
+        return (layers.convolve(y, kernel, (1, 1), "SAME") ** 2).sum()
+
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, scale, kernel)
+    kinds = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_ELTWISE"
+    program = lowered.compile({"xla_cpu_experimental_ynn_fusion_type": kinds})
+    (loop,) = (
+        part
+        for part in program.as_text().split("\n\n")
+        if "f32[8,32,32,16]" in part and " maximum(" in part
+    )
+    assert " multiply(" in loop
+
+
+def test_batch_norm_sees_the_batch_of_all_devices():
     x, scale = jnp.asarray(draw(0, 8, 3, 3, 6)), jnp.asarray(draw(1, 6))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
@@ -268,7 +308,7 @@ def test_batch_norm_of_a_gpu_sees_the_batch_of_all_devices():
 
 
 @pytest.mark.slow
-def test_hessian_products_pass_the_batch_norm_of_a_gpu():
+def test_hessian_products_pass_the_batch_norm():
     x, scale = jnp.asarray(draw(0, 4, 6)), jnp.asarray(draw(1, 6))
 
     def gradient(norm):

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import uuid
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +143,25 @@ def test_options_that_jaxlib_does_not_know_are_left_out_with_a_note(
     number = one.replicate(np.float32(1))
     assert one.compile(lambda x: x + 1, number)(number) == 2
     assert "no compiler options here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("available", "brief", "kept"),
+    [(True, False, False), (True, True, True), (False, False, True)],
+)
+def test_programs_that_call_onednn_are_not_kept(monkeypatch, available, brief, kept):
+    """XLA cannot save them. Where a start should be soon, they do not call it."""
+    monkeypatch.setattr(parallel, "_has_onednn", lambda: available)
+    one = Parallel.over(devices_of(1), "jit", 1)
+    number = one.replicate(np.float32(1))
+
+    def double(x):
+        return 2 * x
+
+    double.__name__ = f"double_{uuid.uuid4().hex}"  # a program of no other run
+    assert one.compile(double, number, brief=brief)(number) == 2
+    cache = Path(jax.config.jax_compilation_cache_dir)
+    assert bool(list(cache.glob(f"*{double.__name__}*"))) == kept
 
 
 @pytest.mark.slow
