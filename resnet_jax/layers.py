@@ -1,10 +1,11 @@
-"""The convolution and the normalisation that every network is built from."""
+"""The convolution, normalisation and ReLU that every network is built from."""
 
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -80,8 +81,8 @@ def _backward(strides, padding, residuals, gradient):
         [(k - 1 - low, size - span + low) for size, k, span, low in spans],
         lhs_dilation=strides,
     )
-    # Both sides upside down, which keeps XLA from handing this one to oneDNN: with a
-    # kernel as large as the images that takes twice to five times as long.
+    # Both sides upside down, which keeps XLA from handing this one to oneDNN (if it is
+    # float32): with a kernel as large as the images that takes 2 to 5 times as long.
     height, width = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
     kernel_gradient = _raw_convolve(
         images.transpose(3, 1, 2, 0)[:, ::-1],
@@ -129,11 +130,11 @@ def relu(x: Array) -> Array:
 # (It says != since XLA turns max(x, 0) > 0 into x > 0.)
 @jax.custom_vjp
 def _cpu_relu(x):
-    return jnp.maximum(x, 0)
+    return nn.relu(x)
 
 
 def _relu_forward(x):
-    y = jnp.maximum(x, 0)
+    y = nn.relu(x)
     return y, y
 
 
@@ -177,9 +178,9 @@ class FewPassesBatchNorm(nn.BatchNorm):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalize_batch(
-    x: Float[Array, "*batch channels"],
-    scale: Float[Array, "channels"],
-    bias: Float[Array, "channels"],
+    x: Float[Array | np.ndarray, "*batch channels"],
+    scale: Float[Array | np.ndarray, "channels"],
+    bias: Float[Array | np.ndarray, "channels"],
     epsilon: float,
 ) -> tuple[
     Float[Array, "*batch channels"], Float[Array, "channels"], Float[Array, "channels"]

@@ -9,6 +9,7 @@ of the batch, with BatchNorm over that part, and averages by `axis_name`.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -193,13 +194,32 @@ class Parallel:
         lowered = jitted.lower(*args)
         platform = self.mesh.devices.flat[0].platform
         options = dict(_COMPILER_OPTIONS.get(platform, {}))
-        if _ONEDNN in options and (brief or not _has_onednn()):
+        if _ONEDNN in options and (brief or not has_onednn()):
             del options[_ONEDNN]
-        with _uncached() if _ONEDNN in options else contextlib.nullcontext():
+        if _ONEDNN in options:
+            compiled = _compile_once(lowered, options, tuple(self.mesh.devices.flat))
+        else:
             compiled = _compile(lowered, options)
         if platform == "gpu":
             return _warmed_up(compiled, lowered, args, donated)
         return compiled
+
+
+_compiled: dict[tuple, Callable] = {}  # the last few, by what made them
+
+
+def _compile_once(
+    lowered: jax.stages.Lowered, options: dict, devices: tuple
+) -> Callable:
+    """Compiles what the compilation cache cannot keep, or finds it in this process."""
+    program = hashlib.sha256(lowered.as_text().encode()).digest()
+    key = (program, lowered.in_tree, lowered.out_tree, *options.items(), devices)
+    if key not in _compiled:
+        with _uncached():
+            _compiled[key] = _compile(lowered, options)
+        if len(_compiled) > 8:
+            del _compiled[next(iter(_compiled))]
+    return _compiled[key]
 
 
 @contextlib.contextmanager
@@ -215,7 +235,7 @@ def _uncached() -> Iterator[None]:
 
 
 @functools.cache
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
     """Whether XLA for CPU can call oneDNN here: from jaxlib 0.11 on, on x86."""
     one = jax.ShapeDtypeStruct((1, 3, 3, 1), jnp.float32)
     lowered = jax.jit(lambda x: jax.lax.conv(x, x, (1, 1), "SAME")).lower(one)

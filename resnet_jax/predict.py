@@ -29,6 +29,7 @@ from resnet_jax.trained import Trained
 
 STDIN = "-"
 _BATCH_SIZE = 128  # at most
+_MANY = 5_000  # examples, for which speed counts for more than a soon start
 _AHEAD = 256  # pictures decoded while the devices compute
 
 
@@ -52,7 +53,10 @@ class Predictor:
 
         images = self._parallel.shard(self._padded(np.empty((0, *self._shape))))
         self._logits = self._parallel.compile(
-            run.logits, self._variables, images, sharded=(1,), brief=True
+            run.logits,
+            *(self._variables, images),
+            sharded=(1,),
+            brief=examples < _MANY,
         )
 
     def __call__(self, images: np.ndarray | StreamedImages) -> np.ndarray:

@@ -120,7 +120,7 @@ def table(found: list[Operation], places: dict[str, str], count: int = 10) -> st
     for operation in found[:count]:
         each = 1000 * operation.seconds / operation.times
         # XLA adds whom it calls: custom-call.3__onednn$convolution.
-        place = places.get(operation.name.partition("__")[0], "")
+        place = places.get(operation.name.partition("__onednn$")[0], "")
         lines.append(
             f"{operation.seconds / total:>9.1%}{each:>10.3f}{operation.times:>8,}  "
             f"{operation.name}  {place}".rstrip()

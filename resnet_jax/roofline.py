@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import data
+from resnet_jax import data, parallel
 from resnet_jax.trainer import Trainer
 
 
@@ -58,15 +58,18 @@ def of_step(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
       macs: multiply-accumulates of one image, forward.
 
     Returns:
-      'flops_per_step'; 'bytes_per_step', or None where a loop hides them; and of known
-      devices 'seconds_by_flops' and 'seconds_by_bytes', what these alone would take.
+      'flops_per_step'; 'bytes_per_step', or None where loops or oneDNN hide them; and
+      of known devices 'seconds_by_flops' and 'seconds_by_bytes', what these alone would
+      take.
     """
     count = trainer.parallel.device_count
     flops = 6 * macs * config.batch_size
     cost = trainer.programs[0].cost_analysis() or {}
     # XLA counts the body of a loop once: right for the loop over steps, not for others.
     loops = trainer.net.scan or config.optimizer.accumulate > 1
-    moved = None if loops else cost.get("bytes accessed")
+    # What oneDNN does it does not count.
+    hidden = loops or (jax.default_backend() == "cpu" and parallel.has_onednn())
+    moved = None if hidden else cost.get("bytes accessed")
     found = {"flops_per_step": flops, "bytes_per_step": moved and int(moved * count)}
     if known := peak(jax.devices()[0].device_kind):
         found["seconds_by_flops"] = flops / count / getattr(known, config.model.dtype)
@@ -88,7 +91,7 @@ def sentence(step: dict[str, Any], device_kind: str) -> str:
     """What `of_step` found, in a line."""
     moved = step["bytes_per_step"]
     told = f"{step['flops_per_step'] / 1e9:,.1f} GFLOP, " + (
-        f"{moved / 1e9:,.2f} GB" if moved else "bytes hidden by a loop"
+        f"{moved / 1e9:,.2f} GB" if moved else "bytes hidden from XLA"
     )
     if "seconds_by_flops" not in step:
         return f"{told} (the peaks of {device_kind} are not known)"

@@ -267,7 +267,8 @@ def test_relu_is_that_of_flax():
             return jax.grad(lambda x: (relu(jnp.sin(x)) ** 3).sum())(x)
 
         slopes = jax.vjp(relu, x)[1](jnp.arange(1.0, 6.0))
-        return relu(x), slopes, jax.jvp(gradient, (x,), (x + 1,))
+        at_zero = jax.hessian(lambda p: (relu(p[0]) + p[1]) ** 2)(x[1:3])
+        return relu(x), slopes, jax.jvp(gradient, (x,), (x + 1,)), at_zero
 
     assert_close(values_and_derivatives(layers.relu), values_and_derivatives(nn.relu))
 

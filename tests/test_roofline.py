@@ -29,6 +29,7 @@ def step_of(monkeypatch, **changes) -> tuple[dict, dict]:
 @pytest.mark.slow
 def test_flops_are_what_xla_counts(monkeypatch):
     """To a few per cent: no gradient of the images, and sums besides products."""
+    monkeypatch.setattr(parallel, "has_onednn", lambda: False)
     step, counted = step_of(monkeypatch)
     assert step["flops_per_step"] == pytest.approx(8 * counted["flops"], rel=0.1)
     assert step["bytes_per_step"] == int(8 * counted["bytes accessed"])
@@ -40,6 +41,12 @@ def test_loops_hide_bytes(monkeypatch):
     step, _ = step_of(monkeypatch, **{"model.depth": 20, "model.scan": True})
     assert step["bytes_per_step"] is None
     assert "bytes hidden" in roofline.sentence(step, "cpu")
+
+
+@pytest.mark.slow
+def test_onednn_hides_bytes(monkeypatch):
+    monkeypatch.setattr(parallel, "has_onednn", lambda: True)
+    assert step_of(monkeypatch)[0]["bytes_per_step"] is None
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_runs_and_shows_what_it_says(tmp_path, monkeypatch):
         if words[:1] in (["residual"], ["plain"])
     }
     assert accuracies["residual"] > 60
-    assert accuracies["plain"] < 30
+    assert accuracies["plain"] < accuracies["residual"] - 30
 
 
 def test_is_committed_small_and_whole():
