@@ -18,7 +18,7 @@ def test_runs_and_shows_what_it_says(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     notebook = nbformat.read(TOUR, as_version=4)
     (training,) = [cell for cell in notebook.cells if "config.epochs" in cell.source]
-    shorter = "config.epochs = 3\nconfig.model.scan = True"  # compiles faster
+    shorter = "config.epochs = 2\nconfig.model.scan = True"  # compiles faster
     training.source = training.source.replace("config.epochs = 8", shorter)
     client = nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
