@@ -109,7 +109,10 @@ class Evaluator:
         positions = parallel.shard(np.arange(self._batch_size, dtype=np.int32))
         bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
         call = parallel.compile(
-            self._function, variables, split, positions, *bounds, sharded=(2,)
+            self._function,
+            *(variables, split, positions, *bounds),
+            sharded=(2,),
+            inference=True,
         )
 
         def run(variables, start: int, stop: int) -> list[dict]:
@@ -125,6 +128,7 @@ class Evaluator:
             self._function,
             *(variables, *feed.empty_block(), feed.positions, *bounds),
             sharded=(1, 2, 3),
+            inference=True,
         )
 
         def run(variables, start: int, stop: int) -> list[dict]:

@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from resnet_jax.parallel import has_onednn
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 # Standard deviation sqrt(2 / (kernel height * kernel width * output channels)):
@@ -37,7 +39,9 @@ def convolve(images, kernel, strides, padding, **settings):
         padding = lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
     padding = tuple(map(tuple, padding))
     if size == (1, 1) and padding == ((0, 0), (0, 0)):
-        return images[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+        chosen = images[:, :: strides[0], :: strides[1]]
+        rows = chosen.reshape(-1, chosen.shape[-1]) @ kernel[0, 0]
+        return rows.reshape(*chosen.shape[:-1], -1)
     return _cpu_convolve(images, kernel, tuple(strides), padding)
 
 
@@ -81,17 +85,23 @@ def _backward(strides, padding, residuals, gradient):
         [(k - 1 - low, size - span + low) for size, k, span, low in spans],
         lhs_dilation=strides,
     )
-    # Both sides upside down, which keeps XLA from handing this one to oneDNN (if it is
-    # float32): with a kernel as large as the images that takes 2 to 5 times as long.
-    height, width = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
+    pads = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
+    if has_onednn():
+        # With a kernel as large as the images oneDNN takes 2 to 5 times as long. XLA
+        # does not hand it a negative padding, which cuts off what is added here.
+        low, high = pads[1]
+        images = lax.optimization_barrier(
+            jnp.pad(images, ((0, 0), (0, 0), (low + 1, 0), (0, 0)))
+        )
+        pads[1] = (-1, high)
     kernel_gradient = _raw_convolve(
-        images.transpose(3, 1, 2, 0)[:, ::-1],
-        gradient.transpose(1, 2, 0, 3)[::-1],
+        images.transpose(3, 1, 2, 0),
+        gradient.transpose(1, 2, 0, 3),
         (1, 1),
-        [height[::-1], width],
+        pads,
         rhs_dilation=strides,
     )
-    return images_gradient, kernel_gradient.transpose(1, 2, 0, 3)[::-1]
+    return images_gradient, kernel_gradient.transpose(1, 2, 0, 3)
 
 
 _cpu_convolve.defvjp(_forward, _backward)
@@ -211,13 +221,15 @@ def _normalize_forward(x, scale, bias, epsilon):
 def _normalize_backward(epsilon, residuals, gradients):
     x, mean, inverse, scale = residuals
     gradient, wide = gradients[0].astype(mean.dtype), x.astype(mean.dtype)
-    total, product = _channel_sums(gradient, gradient * (wide - mean))
+    total, product = _channel_sums(gradient, gradient * wide)
+    product -= mean * total  # the sum of gradient * (x - mean), in one operation less
     count = x.size // x.shape[-1]
-    # Negative, as another vector than the forward pass's factor: see the class.
-    factor = -inverse * scale
-    along = factor * inverse * inverse * (product / count)
-    constant = factor * (total / count) - mean * along
-    x_gradient = wide * along + constant - gradient * factor
+    # Behind a barrier, as another vector than the forward pass's factor: see the class.
+    inverse, scale = lax.optimization_barrier((inverse, scale))
+    factor = inverse * scale
+    along = -factor * inverse * inverse * (product / count)
+    constant = -factor * (total / count) - mean * along
+    x_gradient = gradient * factor + (wide * along + constant)
     of_parameters = (product * inverse).astype(scale.dtype), total.astype(scale.dtype)
     return x_gradient.astype(x.dtype), *of_parameters
 

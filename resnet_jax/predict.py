@@ -56,6 +56,7 @@ class Predictor:
             run.logits,
             *(self._variables, images),
             sharded=(1,),
+            inference=True,
             brief=examples < _MANY,
         )
 

@@ -7,6 +7,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from resnet_jax import layers
+from resnet_jax.parallel import Parallel, has_onednn
 
 # Values are under test, not speed: compile without optimisation.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -101,6 +102,50 @@ def scanned(convolution, strides, padding):
         return jnp.sum(convolution(images, last, strides, padding) ** 2) + means.sum()
 
     return loss
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize(
+    ("kernel_size", "strides", "padding"),
+    [
+        ((3, 3), (1, 1), ((1, 1), (1, 1))),
+        ((3, 3), (2, 2), "SAME"),
+        ((2, 4), (1, 2), "SAME"),
+        ((1, 1), (2, 2), ((1, 1), (2, 0))),
+    ],
+)
+def test_derivatives_do_not_depend_on_onednn(
+    monkeypatch, onednn, kernel_size, strides, padding
+):
+    monkeypatch.setattr(layers, "has_onednn", lambda: onednn)
+    arguments = draw(0, 2, 7, 5, 3), draw(1, *kernel_size, 3, 4)
+    direction = draw(2, 2, 7, 5, 3), draw(3, *kernel_size, 3, 4)
+    actual, expected = (
+        derivatives(convolution, strides, padding)(arguments, direction)
+        for convolution in (project, reference)
+    )
+    assert_close(actual, expected)
+
+
+@pytest.mark.skipif(not has_onednn(), reason="XLA here cannot call oneDNN")
+def test_onednn_computes_all_but_the_gradient_of_kernels():
+    one = Parallel.over(jax.devices()[:1], "jit", 8)
+    images, kernel = draw(0, 8, 8, 8, 16, dtype="f4"), draw(1, 3, 3, 16, 16, dtype="f4")
+
+    def loss(images, kernel):
+        once = project(images, kernel, (1, 1), "SAME")
+        return (project(once, kernel, (1, 1), "SAME") ** 2).sum()
+
+    def program(*wanted):
+        gradient = jax.grad(loss, wanted)
+        return one.compile(gradient, one.replicate(images), one.replicate(kernel))
+
+    def calls(program):
+        return program.as_text().count('custom_call_target="__onednn$convolution"')
+
+    # Two forward, and their images' gradients; of the first's none is asked for below.
+    assert calls(program(0)) == 4
+    assert calls(program(1)) == 3
 
 
 @pytest.mark.parametrize(("kernel_size", "strides"), [(1, (2, 2)), (3, (2, 2))])
