@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_jax.parallel import has_onednn
+from resnet_jax import parallel
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -40,8 +40,9 @@ def convolve(images, kernel, strides, padding, **settings):
     padding = tuple(map(tuple, padding))
     if size == (1, 1) and padding == ((0, 0), (0, 0)):
         chosen = images[:, :: strides[0], :: strides[1]]
-        rows = chosen.reshape(-1, chosen.shape[-1]) @ kernel[0, 0]
-        return rows.reshape(*chosen.shape[:-1], -1)
+        # Of two axes: XLA for CPU takes longer over products of more.
+        product = chosen.reshape(-1, chosen.shape[-1]) @ kernel[0, 0]
+        return product.reshape(*chosen.shape[:-1], kernel.shape[-1])
     return _cpu_convolve(images, kernel, tuple(strides), padding)
 
 
@@ -86,9 +87,10 @@ def _backward(strides, padding, residuals, gradient):
         lhs_dilation=strides,
     )
     pads = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
-    if has_onednn():
-        # With a kernel as large as the images oneDNN takes 2 to 5 times as long. XLA
-        # does not hand it a negative padding, which cuts off what is added here.
+    if parallel.has_onednn():
+        # oneDNN takes 2 to 5 times as long where a kernel is as large as the images. A
+        # negative padding, which XLA does not hand to it, cuts off a column added here:
+        # first, since to add it and transpose in one loop is slower.
         low, high = pads[1]
         images = lax.optimization_barrier(
             jnp.pad(images, ((0, 0), (0, 0), (low + 1, 0), (0, 0)))
@@ -224,8 +226,9 @@ def _normalize_backward(epsilon, residuals, gradients):
     total, product = _channel_sums(gradient, gradient * wide)
     product -= mean * total  # the sum of gradient * (x - mean), in one operation less
     count = x.size // x.shape[-1]
-    # Behind a barrier, as another vector than the forward pass's factor: see the class.
-    inverse, scale = lax.optimization_barrier((inverse, scale))
+    if jax.default_backend() == "cpu":
+        # So that the vectors below are none of the forward pass's: see the class.
+        inverse, scale = lax.optimization_barrier((inverse, scale))
     factor = inverse * scale
     along = -factor * inverse * inverse * (product / count)
     constant = -factor * (total / count) - mean * along

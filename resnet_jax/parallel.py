@@ -29,7 +29,7 @@ _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 _COMPILER_OPTIONS = {
     # Loops by XLA's library of kernels, which are faster than those it compiles, and
-    # convolutions and matrix products by oneDNN.
+    # convolutions and matrix products by oneDNN; see `compile` for what does without.
     "cpu": {
         _YNN: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_ELTWISE",
         _ONEDNN: True,
@@ -174,7 +174,8 @@ class Parallel:
           *args: placed by `replicate` or `shard`.
           sharded: numbers of the arguments that `shard` placed.
           donated: numbers of the arguments whose memory the results may take.
-          inference: it has no backward pass.
+          inference: it is a forward pass alone, which on a CPU is faster without the
+            library's elementwise loops.
           brief: a soon start counts for more than a program's speed, which on a CPU may
             need that it is compiled at each start.
         """
@@ -198,8 +199,8 @@ class Parallel:
         if _ONEDNN in options and (brief or not has_onednn()):
             del options[_ONEDNN]
         if _YNN in options and inference:
-            # Elementwise loops would take the products and convolutions before them
-            # along, in the library's slower form. v2-56: 1.2 to 1.5 times as fast.
+            # They would take the products and convolutions before them along, in a
+            # slower form. v2-56: 1.2 times as fast on jax 0.10.2, 1.5 on 0.12.0.1.
             options[_YNN] = "LIBRARY_FUSION_TYPE_REDUCE"
         if _ONEDNN in options:
             compiled = _compile_once(lowered, options, tuple(self.mesh.devices.flat))

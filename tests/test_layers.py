@@ -6,8 +6,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from resnet_jax import layers
-from resnet_jax.parallel import Parallel, has_onednn
+from resnet_jax import layers, parallel
+from resnet_jax.parallel import Parallel
 
 # Values are under test, not speed: compile without optimisation.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -104,7 +104,6 @@ def scanned(convolution, strides, padding):
     return loss
 
 
-@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize(
     ("kernel_size", "strides", "padding"),
     [
@@ -115,9 +114,11 @@ def scanned(convolution, strides, padding):
     ],
 )
 def test_derivatives_do_not_depend_on_onednn(
-    monkeypatch, onednn, kernel_size, strides, padding
+    monkeypatch, kernel_size, strides, padding
 ):
-    monkeypatch.setattr(layers, "has_onednn", lambda: onednn)
+    """In the form that this machine does not need."""
+    other = not parallel.has_onednn()
+    monkeypatch.setattr(parallel, "has_onednn", lambda: other)
     arguments = draw(0, 2, 7, 5, 3), draw(1, *kernel_size, 3, 4)
     direction = draw(2, 2, 7, 5, 3), draw(3, *kernel_size, 3, 4)
     actual, expected = (
@@ -127,25 +128,32 @@ def test_derivatives_do_not_depend_on_onednn(
     assert_close(actual, expected)
 
 
-@pytest.mark.skipif(not has_onednn(), reason="XLA here cannot call oneDNN")
-def test_onednn_computes_all_but_the_gradient_of_kernels():
-    one = Parallel.over(jax.devices()[:1], "jit", 8)
-    images, kernel = draw(0, 8, 8, 8, 16, dtype="f4"), draw(1, 3, 3, 16, 16, dtype="f4")
+def compiled_kernel_gradient(convolution, strides, *arguments):
+    """As training compiles it, where no gradient of the images is asked for."""
 
-    def loss(images, kernel):
-        once = project(images, kernel, (1, 1), "SAME")
-        return (project(once, kernel, (1, 1), "SAME") ** 2).sum()
+    def loss(kernel, images, weights):
+        return jnp.vdot(weights, convolution(images, kernel, strides, "SAME"))
 
-    def program(*wanted):
-        gradient = jax.grad(loss, wanted)
-        return one.compile(gradient, one.replicate(images), one.replicate(kernel))
+    one = Parallel.over(jax.devices()[:1], "jit", len(arguments[1]))
+    arguments = [one.replicate(argument) for argument in arguments]
+    program = one.compile(jax.grad(loss), *arguments)
+    return program, program(*arguments)
 
-    def calls(program):
-        return program.as_text().count('custom_call_target="__onednn$convolution"')
 
-    # Two forward, and their images' gradients; of the first's none is asked for below.
-    assert calls(program(0)) == 4
-    assert calls(program(1)) == 3
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_kernel_gradient_in_float32_with_all_compiler_options(strides):
+    size = 8 // strides[0]
+    arguments = [
+        draw(seed, *shape).astype(np.float32)
+        for seed, shape in enumerate(((3, 3, 8, 8), (4, 8, 8, 8), (4, size, size, 8)))
+    ]
+    program, actual = compiled_kernel_gradient(project, strides, *arguments)
+    _, expected = compiled_kernel_gradient(
+        reference, strides, *(argument.astype(np.float64) for argument in arguments)
+    )
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+    assert "__onednn$" not in program.as_text()
 
 
 @pytest.mark.parametrize(("kernel_size", "strides"), [(1, (2, 2)), (3, (2, 2))])

@@ -145,6 +145,26 @@ def test_options_that_jaxlib_does_not_know_are_left_out_with_a_note(
     assert "no compiler options here" in capsys.readouterr().out
 
 
+def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
+    seen = []
+
+    def compile_once(lowered, options, *_):
+        seen.append(options)
+        return lowered.compile()
+
+    monkeypatch.setattr(parallel, "_compile", compile_once)
+    monkeypatch.setattr(parallel, "_compile_once", compile_once)
+    one = Parallel.over(devices_of(1), "jit", 1)
+    number = one.replicate(np.float32(1))
+    for inference in (False, True):
+        one.compile(lambda x: x + 1, number, inference=inference)
+    training, forward = seen
+    different = {name for name in training if training[name] != forward[name]}
+    assert different == {"xla_cpu_experimental_ynn_fusion_type"}
+    assert "ELTWISE" in str(training)
+    assert "ELTWISE" not in str(forward)
+
+
 @pytest.mark.parametrize(
     ("available", "brief", "kept"),
     [(True, False, False), (True, True, True), (False, False, True)],
