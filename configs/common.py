@@ -109,7 +109,7 @@ def default() -> ConfigDict:
     config.optimizer.learning_rate = 0.1
     config.optimizer.linear_rate_batch = 0  # the rate is of this batch size; 0: of any
     config.optimizer.momentum = 0.9  # of sgd, lars and rmsprop
-    config.optimizer.nesterov = False
+    config.optimizer.nesterov = False  # of those too, and of adam and adamw: NAdam
     config.optimizer.epsilon = 1e-8  # of adam, adamw and rmsprop
     config.optimizer.weight_decay = 1e-4  # the gradient is weight_decay * parameter
     config.optimizer.decay = "coupled"  # or 'decoupled', as always in adamw and lion
@@ -119,7 +119,8 @@ def default() -> ConfigDict:
     config.optimizer.backbone_factor = 1.0  # of the rate, for all but the classifier
     config.optimizer.bn_bias_factor = 1.0  # of the rate, for BatchNorm's biases
     config.optimizer.ema = 0.0  # decay of the mean of weights that is used; 0: off
-    config.optimizer.accumulate = 1  # gradients of this many parts of a batch are added
+    # Gradients of this many parts of a batch are added; BatchNorm sees one at a time.
+    config.optimizer.accumulate = 1
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # or 'cosine', 'onecycle', 'constant'

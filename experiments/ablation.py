@@ -9,8 +9,9 @@ the others, taken from `strong`. Where the two differ, ingredients do each other
 Method. Version 1 on CIFAR-10. What an ingredient is worth is the last epoch's accuracy
 with it less that without, on a validation split and in points, seed by seed, since
 equal seeds share their first weights and their order of images. The means over seeds
-have 95% intervals (Student's t), for which three seeds are too few to tell each
-ingredient's variance: one is taken of all that are added to, or taken from, a recipe.
+have 95% intervals (Student's t). Three seeds are too few to tell each ingredient's
+variance: all runs of a recipe share one, which is what remains of their accuracies
+behind the means of each ingredient and of each seed (randomised blocks).
 Seconds are those of the updates alone, medians over seeds, as a ratio. At other budgets
 than 200 epochs all that is counted in epochs shrinks with them.
 
@@ -23,7 +24,7 @@ JPEG):
   3.5. Zero init costs 9.5: blocks that begin as the identity have little time to become
   anything else.
 - Growing images take two thirds of the time, at no loss that could be seen.
-- The intervals of all others, of 1.2 to 1.7 points on either side, include 0: six
+- The intervals of all others, of 1.2 to 1.6 points on either side, include 0: six
   epochs say nothing of them, and nothing of what 200 would. Times are of a shared
   machine, and those of equal runs differ by a fifth.
 
@@ -136,7 +137,7 @@ def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], di
     """
     found = {}
     for recipe in ("paper", "strong"):
-        gains = {}
+        gains, runs = {}, [cells[recipe, ""]]
         for name in [name for of, name in cells if of == recipe and name]:
             pair = (cells[recipe, ""], cells[recipe, name])
             without, added = pair if recipe == "paper" else reversed(pair)
@@ -147,7 +148,10 @@ def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], di
             ratio = _seconds(added) / _seconds(without)
             mean = float(np.mean(gains[name]))
             found[recipe, name] = {"mean": mean, "interval": None, "seconds": ratio}
-        half = half_interval(list(gains.values()))
+            runs.append(cells[recipe, name])
+        half = half_interval(
+            [[100 * result["accuracy"] for result in results] for results in runs]
+        )
         for name in gains if half is not None else ():
             mean = found[recipe, name]["mean"]
             found[recipe, name]["interval"] = [mean - half, mean + half]
@@ -155,16 +159,20 @@ def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], di
 
 
 def half_interval(samples: list[list[float]]) -> float | None:
-    """Half of the 95% interval of a mean of each sample; None where all have one value.
+    """Half of the 95% interval of the difference of two samples' means.
 
-    Student's t, with the variance that the samples, equally many values each, share.
+    Student's t for randomised blocks (Fisher 1935, The Design of Experiments, chapter
+    4): the n-th values of all samples share an effect, which differences are free of,
+    and the variance that remains is one of all samples. None where there is no telling.
     """
-    count = len(samples[0]) if samples else 0
-    if count < 2:
+    values = np.array(samples)
+    freedom = (values.shape[0] - 1) * (values.shape[1] - 1)
+    if not freedom:
         return None
-    deviation = np.sqrt(np.var(samples, axis=1, ddof=1).mean())
-    freedom = len(samples) * (count - 1)
-    return float(deviation / np.sqrt(count) * stats.t.ppf(0.975, freedom))
+    effects = values.mean(1, keepdims=True) + values.mean(0) - values.mean()
+    variance = np.square(values - effects).sum() / freedom
+    error = np.sqrt(2 * variance / values.shape[1])
+    return float(error * stats.t.ppf(0.975, freedom))
 
 
 def _seconds(results: list[dict]) -> float:

@@ -99,7 +99,7 @@ def curves(*args) -> dict:
     if diverged:
         return result | {"diverged": diverged}
     costs = ("params", "macs", "images_per_second", "seconds")
-    return result | {name: summary[name] for name in costs}
+    return result | {name: summary[name] for name in costs} | made_by(summary)
 
 
 def shorten(config: ConfigDict, epochs: int) -> None:
@@ -116,7 +116,14 @@ def last_accuracy(config: dict) -> dict:
         return {"accuracy": 1 - CHANCE, "seconds": None, "diverged": diverged}
     images = summary["steps"] * config["batch_size"]
     seconds = images / summary["images_per_second"]
-    return {"accuracy": summary["validation_accuracy"], "seconds": round(seconds, 2)}
+    accuracy = summary["validation_accuracy"]
+    return {"accuracy": accuracy, "seconds": round(seconds, 2)} | made_by(summary)
+
+
+def made_by(summary: dict) -> dict:
+    """For `Study.cell`, since the run may have been made before."""
+    names = ("device", "versions", "git_commit", "seconds")
+    return {"made_by": {name: summary[name] for name in names}}
 
 
 def _by_epoch(rows: list[dict], name: str) -> np.ndarray:

@@ -213,6 +213,8 @@ def run(argv: list[str]) -> None:
     values = command_line.parse(argv, __doc__, define)
     if values.runs < 1:
         raise UserError(f"--runs={values.runs}: give at least 1")
+    out = Path(values.out)
+    workdir.make(out)
     number = signal.Signals[values.signal]
     runs = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -248,8 +250,6 @@ def run(argv: list[str]) -> None:
         f"{result['equal']} of {len(runs)} equal; signals by phase "
         f"{result['signals']}; {result['saves_cut_off']} saves cut off"
     )
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
     workdir.write_json(out / f"{values.signal}.json", result)
     if result["equal"] < len(runs):
         raise UserError("not all runs are equal: see the logs above")

@@ -21,7 +21,7 @@ The famous figures about residual networks, one command each. `--scale=smoke`, t
 default, takes minutes on two CPU cores and shows the effect; `--scale=full` is the
 papers' setting, for one GPU. What has been run is shown here, and nothing else. A run
 that was stopped goes on where it was, and a finished one only draws; `--out=DIR`
-measures anew elsewhere.
+measures anew elsewhere, but does not repeat trainings that are in `runs/experiments`.
 
 Made by `python -m experiments.gallery` from the stored results and the docstrings of
 the modules, which say more: change those, not this page.

@@ -62,6 +62,7 @@ def measure(config: dict) -> dict:
         **{name: summary[name] for name in names},
         "best_test_accuracy": max(row.get("test_accuracy", 0) for row in rows),
         "dataset": dataset_name(json.dumps(config["dataset"])),
+        **curves.made_by(summary),
     }
 
 

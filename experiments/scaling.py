@@ -86,7 +86,7 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
         "device_bytes": reserved,
         "peak_bytes": summary.peak_memory(),
         "device_count": trainer.parallel.device_count,
-        "device": jax.devices()[0].device_kind,
+        "made_by": {"device": jax.devices()[0].device_kind},
     }
 
 

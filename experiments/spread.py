@@ -1,5 +1,6 @@
 """Runs of `resnet_jax.main` spread over the devices: on each, one at a time."""
 
+import json
 import math
 import os
 import signal
@@ -31,7 +32,7 @@ class Job(NamedTuple):
 
 def outcome(job: Job) -> dict | None:
     """The summary of a finished run, {} of one that diverged; None: not done."""
-    if job.log.exists() and "training diverged" in _last_line(job.log):
+    if "training diverged" in _last_line(job.log) and _has_its_config(job):
         return {}
     result, config = workdir.read_summary(job.directory), job.config
     if not result:
@@ -42,7 +43,16 @@ def outcome(job: Job) -> dict | None:
 
 
 def _last_line(path: Path) -> str:
-    return (path.read_text().strip().splitlines() or [""])[-1]
+    text = path.read_text() if path.exists() else ""
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def _has_its_config(job: Job) -> bool:
+    """Whether it was made so: until its first checkpoint a run may be begun anew."""
+    if not workdir.is_run(job.directory):
+        return False
+    made, wanted = workdir.read_config(job.directory), job.config
+    return json.loads(made.to_json()) == json.loads(wanted.to_json())
 
 
 def devices() -> list[dict[str, str]]:

@@ -201,6 +201,8 @@ def main(argv: list[str]) -> None:
     if values.only:
         print(json.dumps(time_one(values.only, values.path, values.image_size)))
         return
+    if values.out:
+        workdir.make(Path(values.out).parent)
     result = measure(values.path, values.image_size, values.rounds)
     base = result["step"]
     print(f"{'':<15}{'images/s':>10}{'of a step':>11}{'a CPU second':>14}")

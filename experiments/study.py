@@ -48,6 +48,8 @@ class Study:
 
     def __init__(self, scale: str, out: Path, redraw: bool = False):
         """With `redraw` nothing is measured: what is not stored is an error."""
+        if not redraw:
+            workdir.make(out)
         self.scale, self._redraw = scale, redraw
         self.out = out
         self._file = out / f"{scale}.jsonl"
@@ -85,8 +87,9 @@ class Study:
     def cell(self, measure: Callable[..., dict], **settings) -> dict:
         """Returns `measure(**settings)`, or what it returned before.
 
-        Settings and result are what JSON can hold; see `numbers`. A result's "device"
-        is what measured it, and is kept beside it.
+        Settings and result are what JSON can hold; see `numbers`. A result's "made_by"
+        says what measured it, if not this process just now, and is kept beside it: any
+        of 'device', 'versions', 'git_commit' and 'seconds'.
 
         Raises:
           UserError: it is not stored, and the study only draws.
@@ -106,17 +109,15 @@ class Study:
             print(f"measuring {told}".strip(), flush=True)
             start = time.perf_counter()
             result = measure(**settings)
-            seconds = round(time.perf_counter() - start, 2)
-            # Named where another process measured: two cannot always share a device.
-            device = result.pop("device", None) or jax.devices()[0].device_kind
-            self._cells[key] = {
-                "settings": settings,
-                "result": result,
-                "seconds": seconds,
-                "device": device,
+            made_by = {
+                "seconds": round(time.perf_counter() - start, 2),
                 **workdir.provenance(),
+                **result.pop("made_by", {}),
             }
-            self.out.mkdir(parents=True, exist_ok=True)
+            if "device" not in made_by:  # two processes cannot always share one
+                made_by["device"] = jax.devices()[0].device_kind
+            cell = {"settings": settings, "result": result, **made_by}
+            self._cells[key] = cell
             lines = [json.dumps(cell, allow_nan=False) for cell in self._cells.values()]
             workdir.write(self._file, "\n".join(lines) + "\n")
         return self._cells[key]["result"]

@@ -227,6 +227,8 @@ class Checkpoints:
         """Tells in a sentence what Orbax, TensorStore or the system raise on saving."""
         try:
             yield
+        except UserError:  # a signal
+            raise
         except Exception as error:
             self._failed = True
             step = self.saved_step

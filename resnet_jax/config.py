@@ -100,6 +100,12 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
     except ValueError as error:
         name = "depth" if "depth" in str(error) else "variant"
         _refuse(f"model.{name}", model[name], str(error))
+    if not model.residual:
+        for name in ("zero_init", "stochastic_depth"):
+            if model[name]:
+                off = type(model[name])(0)
+                fix = f"set it to {off!r}, or model.residual to True: it is of branches"
+                _refuse(f"model.{name}", model[name], fix)
     moves = ("random_resized_crop", "shift", "crop")
     if len(used := [name for name in moves if config.augment[name]]) > 1:
         _refuse(

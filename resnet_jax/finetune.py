@@ -11,7 +11,7 @@ from resnet_jax.weights import Weights
 
 
 def begin_with(
-    init_from: str, state: TrainState, class_names: tuple[str, ...]
+    init_from: str, state: TrainState, class_names: tuple[str, ...], residual: bool
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
 
@@ -22,6 +22,7 @@ def begin_with(
       init_from: a run's directory, or a file that `weights.read` reads.
       state: as `Trainer.new_state` returns it.
       class_names: of the new run.
+      residual: whether its network has shortcuts, which no shape may tell.
 
     Returns:
       The state, and a sentence about what was taken.
@@ -30,6 +31,12 @@ def begin_with(
       UserError: it cannot be read, or its network is another.
     """
     found = _read(init_from)
+    if found.model.get("residual", True) != residual:
+        raise UserError(
+            f"config.init_from={init_from} is of a network "
+            f"{'without' if residual else 'with'} shortcuts: set config.model.residual "
+            f"to {not residual}"
+        )
     if found.inputs:
         same = found.inputs.class_names == class_names
     else:

@@ -45,6 +45,11 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
     def train(state, start: int, stop: int):
         nonlocal calls
         calls += 1
+        if calls == 1 and stop == trainer.plan.total_steps:
+            hosts.tell(
+                f"profile   of no call, since one makes all {stop - start:,} steps: "
+                f"give config.steps_per_call={max(1, (stop - start) // 2)}"
+            )
         if calls != 2:
             return call(state, start, stop)
         size = trainer.plan.image_size(start)

@@ -19,6 +19,8 @@ def print_start(
 ) -> None:
     """Prints the run's banner, what changed in its config, and where it goes on."""
     print(_banner(config, dataset, trainer))
+    for warning in too_short(config, trainer.plan.total_epochs):
+        print(f"warning   {warning}")
     for change in changed:
         print(f"changed   {change}")
     if not newest:
@@ -34,6 +36,20 @@ def print_start(
         )
 
 
+def too_short(config: ConfigDict, epochs: float) -> list[str]:
+    """What a run of so few epochs never comes to."""
+    found, augment = [], config.augment
+    if config.schedule.warmup_epochs >= epochs:
+        found.append("the run ends before its warm-up: lower schedule.warmup_epochs")
+    mixes = next((name for name in ("mixup", "cutmix") if augment[name]), None)
+    if mixes and augment.plain_epochs >= epochs:
+        found.append(
+            f"augment.plain_epochs={augment.plain_epochs:g} leaves no epoch to "
+            f"{mixes}: lower it"
+        )
+    return found
+
+
 def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
     net, plan, model = trainer.net, trainer.plan, config.model
     cost = summary.cost(net, dataset.image_shape)
@@ -46,6 +62,9 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
     sizes.append(f"{len(dataset.eval.labels):,} to test")
     shape = "x".join(map(str, dataset.image_shape))
     optimizer = config.optimizer
+    name = optimizer.name
+    if optimizer.nesterov and name not in ("adagrad", "adadelta", "lion"):
+        name += " with Nesterov's momentum"
     of_batch, rule = optimizer.linear_rate_batch, ""
     if of_batch:
         rule = f" ({optimizer.learning_rate:g} for {of_batch:,} images)"
@@ -60,7 +79,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
             f"{config.batch_size} images a batch, {config.batch_size // count} each; "
             f"{model.dtype}",
             f"training  {plan.total_steps:,} steps, {plan.total_epochs:.4g} epochs; "
-            f"{optimizer.name}, learning rate {optimizers.peak_rate(config):g}{rule}, "
+            f"{name}, learning rate {optimizers.peak_rate(config):g}{rule}, "
             f"{config.schedule.name} schedule",
         ]
     )

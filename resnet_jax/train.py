@@ -128,7 +128,8 @@ def _run(
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
     elif config.init_from:
-        begin = (config.init_from, state, dataset.class_names)
+        model = config.model
+        begin = (config.init_from, state, dataset.class_names, model.residual)
         state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
         hosts.tell(f"weights   of {taken}")
     if done and done.get("steps") == step == plan.total_steps:

@@ -207,6 +207,8 @@ FIELDS = [
     ("optimizer.accumulate=0", "at least 1"),
     ("optimizer.accumulate=3", "a divisor of batch_size (64)"),
     ("model.stochastic_depth=1", "at most 0.999"),
+    ("model.zero_init=True model.residual=False", "or model.residual to True"),
+    ("model.stochastic_depth=0.5 model.residual=False", "set it to 0.0, or"),
     ("augment.cutout=2", "at most 1"),
     ("augment.mixup=-1", "at least 0"),
     ("augment.mixup=1 augment.cutmix=1", "set it or augment.cutmix to 0"),

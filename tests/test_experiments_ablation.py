@@ -70,19 +70,25 @@ def test_worth_is_with_less_without_seed_by_seed():
     assert found["strong", "cutout"]["seconds"] == pytest.approx(1.1)
 
 
-def test_intervals_share_a_variance_and_hold_the_mean_as_often_as_they_say():
+def test_intervals_hold_the_difference_as_often_as_they_say():
+    """Also where all differ from one sample, and equal seeds move all alike."""
     rng = np.random.default_rng(0)
     hits = []
-    for _ in range(400):
-        samples = rng.normal(1.0, 2.0, (6, 3))
+    for _ in range(1000):
+        samples = rng.normal(1.0, 2.0, (6, 3)) + rng.normal(0, 5.0, 3)
         half = ablation.half_interval(samples.tolist())
-        hits += (np.abs(samples.mean(1) - 1.0) <= half).tolist()
+        gains = samples[1:].mean(1) - samples[0].mean()
+        hits += (np.abs(gains) <= half).tolist()
     assert np.mean(hits) == pytest.approx(0.95, abs=0.01)
-    one = rng.normal(size=5)
-    expected = stats.ttest_1samp(one, 0).confidence_interval(0.95)
-    half = ablation.half_interval([one.tolist()])
+
+
+def test_interval_of_one_difference_is_that_of_pairs():
+    one, other = np.random.default_rng(0).normal(size=(2, 5))
+    expected = stats.ttest_rel(one, other).confidence_interval(0.95)
+    half = ablation.half_interval([one.tolist(), other.tolist()])
     assert half == pytest.approx((expected.high - expected.low) / 2)
-    assert ablation.half_interval([[1.0]]) is None
+    assert ablation.half_interval([[1.0], [2.0]]) is None
+    assert ablation.half_interval([[1.0, 2.0]]) is None
 
 
 def test_a_run_that_diverged_counts_as_a_guess(monkeypatch):

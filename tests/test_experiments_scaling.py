@@ -41,7 +41,7 @@ def counted(monkeypatch):
             "device_bytes": cost * 2**20,
             "peak_bytes": 2**30,
             "device_count": settings["devices"] or 2,
-            "device": "pocket calculator",
+            "made_by": {"device": "pocket calculator"},
         }
 
     monkeypatch.setattr(scaling, "measure", measure)
@@ -59,7 +59,7 @@ def test_table_and_figure_come_from_cells_that_are_measured_once(
     cells = [json.loads(row) for row in rows]
     assert len(cells) == len(counted) == 4 + 12 + 10 - 2  # two are on two axes
     assert {cell["device"] for cell in cells} == {"pocket calculator"}
-    assert "device" not in cells[0]["result"]
+    assert "made_by" not in cells[0]["result"]
     assert all((tmp_path / f"smoke.{kind}").exists() for kind in ("png", "svg"))
     told = capsys.readouterr().out
     assert "depth    v1-1202     32      2 jit" in told
@@ -75,7 +75,7 @@ def test_table_and_figure_come_from_cells_that_are_measured_once(
 def test_cell_is_measured_in_a_process_with_its_own_devices():
     cell = scaling.measure(**CELL, dataset="digits", seconds=0.05)
     assert cell["device_count"] == 2
-    assert cell["device"] == "cpu"
+    assert cell["made_by"]["device"] == "cpu"
     assert cell["step_seconds"] > 0
     assert cell["peak_bytes"] > cell["device_bytes"] > 600_000  # its parameters alone
 

@@ -179,7 +179,11 @@ def test_a_run_that_may_go_on_is_not_done(tmp_path):
     job.config.epochs = 3
     assert spread.outcome(job) is None
     job.log.write_text("x\nerror: training diverged: loss is no longer finite\n")
+    assert spread.outcome(job) is None  # the log may be of another config
+    (job.directory / "config.json").write_text(job.config.to_json())
     assert spread.outcome(job) == {}
+    job.config.optimizer.clip_norm = 1.0
+    assert spread.outcome(job) is None
 
 
 def cell(name: str, accuracies: list[float], diverged: int = 0) -> dict:

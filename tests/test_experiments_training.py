@@ -80,6 +80,17 @@ def test_a_run_that_diverged_counts_as_a_guess():
     assert "1 of 2 diverged" in curves.table({"net": results}, ("test_error",))
 
 
+def test_a_cell_names_what_computed_it(tmp_path):
+    """Also where its run had been made before."""
+    run = {"device": "card", "versions": {}, "git_commit": "f00", "seconds": 3.0}
+    own = study.Study("smoke", tmp_path / "out")
+    assert own.cell(lambda seed: {"error": 0.1, "made_by": run}, seed=0) == {
+        "error": 0.1
+    }
+    stored = json.loads((tmp_path / "out" / "smoke.jsonl").read_text())
+    assert stored == {"settings": {"seed": 0}, "result": {"error": 0.1}, **run}
+
+
 @pytest.mark.slow
 def test_divergence_is_a_result(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
@@ -131,7 +142,7 @@ class Recording(study.Study):
     """Measures nothing, and knows which configs it was asked for."""
 
     def __init__(self):
-        super().__init__("full", Path("nowhere"))
+        super().__init__("full", Path("nowhere"), redraw=True)
         self.configs = []
 
     def cell(self, measure, **settings):

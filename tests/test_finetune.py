@@ -223,7 +223,9 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as error:
-            finetune.begin_with(str(tmp_path / name), state, tuple("0123456789"))
+            finetune.begin_with(
+                str(tmp_path / name), state, tuple("0123456789"), residual=True
+            )
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -249,4 +251,8 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
         error = sentence("x.safetensors", content)
         assert f"is of another network than config.model (v1-{model['depth']})" in error
         assert named in error
+    model = {"version": 1, "depth": 8, "width": 8, "residual": False}
+    plain = weights.Weights(model, variables)
+    error = sentence("x.safetensors", weights.to_bytes(plain))
+    assert "without shortcuts: set config.model.residual to False" in error
     assert net.num_classes == 10

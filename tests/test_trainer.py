@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from resnet_jax import data, parallel
+from resnet_jax import data, parallel, results
 from resnet_jax.parallel import Parallel
 from resnet_jax.trainer import Trainer
 
@@ -114,3 +114,19 @@ def test_later_calls_compile_nothing(trained):
         assert compiled, "the listener hears of no compilation"
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"),
+    [
+        (200.0, []),
+        (16.0, []),
+        (15.0, ["plain_epochs=15 leaves no epoch to mixup"]),
+        (5.0, ["ends before its warm-up", "plain_epochs=15"]),
+    ],
+)
+def test_what_a_short_run_never_comes_to_is_told(epochs, told):
+    config = common.get_config("strong", version=1, depth=8)
+    found = results.too_short(config, epochs)
+    assert len(found) == len(told)
+    assert all(part in line for part, line in zip(told, found, strict=True))

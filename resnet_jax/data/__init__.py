@@ -119,6 +119,13 @@ def load(config) -> Dataset:
         splits.check_disjoint(train, *validation, source.sizes)
     for note in source.notes:
         print(note)
+    *others, (field, test) = selections.items()
+    for other, seen in others:
+        if shared := splits.shared(seen, test):
+            print(
+                f"warning   {field} shares {shared:,} examples with {other}: the test "
+                "accuracy is not one on new images"
+            )
     chosen, size = list(selections.values()), config.image_size
     streams = _streams(config, source, chosen)
     read = reading.to_know if streams else reading.into_memory

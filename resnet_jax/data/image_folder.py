@@ -21,6 +21,7 @@ from resnet_jax.data.source import Source
 
 TEST_FRACTION = 0.2
 _SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPELLINGS = (*_SPLITS, "train", "training", "testing")
 _CHUNK = 1024  # pictures that the threads read ahead
 _LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # of operating systems
 
@@ -58,11 +59,12 @@ def source(path: str, size: int, split_seed: int) -> Source:
 
     Raises:
       UserError: There are no two classes with pictures, a class is in the test set
-        alone, or a folder cannot be read.
+        alone, splits have other names than above, or a folder cannot be read.
     """
     root, notes = check(path), []
     folders = {name: root / name for name in _SPLITS if _has_folders(root / name)}
     if not _has_folders(root / "train"):
+        _require_names(path, root)
         folders = {"train": root}
     else:
         folders = {"train": root / "train"} | folders
@@ -125,6 +127,20 @@ def source(path: str, size: int, split_seed: int) -> Source:
         key=_key(splits, root, size),
         notes=tuple(notes),
     )
+
+
+def _require_names(path: str, root: Path) -> None:
+    """Sees that no split, as `Train`, is taken for a class."""
+    splits = [
+        name
+        for name in _folders(root)
+        if name.lower() in _SPELLINGS and _has_folders(root / name)
+    ]
+    if splits:
+        raise UserError(
+            f"config.dataset.path={path} has {_listed(splits)} with folders of "
+            "pictures, but no train: name the splits train, val and test"
+        )
 
 
 def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:

@@ -92,6 +92,16 @@ def _index(bound: str, size: int) -> int:
     return index + size if number < 0 else index
 
 
+def shared(one: list[tuple[str, range]], other: list[tuple[str, range]]) -> int:
+    """The number of examples that are in both of what `select` returned."""
+    return sum(
+        max(0, min(a.stop, b.stop) - max(a.start, b.start))
+        for name, a in one
+        for second, b in other
+        if name == second
+    )
+
+
 def check_disjoint(
     train: list[tuple[str, range]],
     validation: list[tuple[str, range]],
@@ -109,9 +119,8 @@ def check_disjoint(
     """
     for name, held_out in validation:
         for other, indices in train:
-            first = max(held_out.start, indices.start)
-            last = min(held_out.stop, indices.stop)
-            if name != other or first >= last:
+            count = shared([(name, held_out)], [(other, indices)])
+            if not count:
                 continue
             rest = [f"{name}[:{held_out.start}]"] if held_out.start else []
             if held_out.stop < sizes[name]:
@@ -124,5 +133,5 @@ def check_disjoint(
             )
             raise UserError(
                 "config.dataset.train_split and config.dataset.validation_split share "
-                f"{last - first} examples of {name!r}: give for example {fix}."
+                f"{count} examples of {name!r}: give for example {fix}."
             )

@@ -79,6 +79,8 @@ def _builder(directory: Path):
     logging.getLogger("absl").addFilter(_is_news)
     try:
         return tfds.builder_from_directory(directory, file_format="array_record")
+    except UserError:  # a signal
+        raise
     except Exception as error:  # Whatever TFDS's readers of JSON and protobuf raise.
         raise _damaged(directory, f"TFDS cannot read it: {error}") from None
 

@@ -45,6 +45,8 @@ def write(directory: Path) -> Path:
     """
     result = _finished(directory)
     run = trained.load(directory)
+    if run.step != result["steps"]:  # it goes on for more epochs
+        raise _unfinished(directory)
     found = analyse(run)
     rows = metrics.read_rows(directory)
     net, batch = run.net, run.config.batch_size
@@ -158,11 +160,15 @@ def _finished(directory: Path) -> dict:
     workdir.read_config(directory)
     result = workdir.read_summary(directory)
     if result is None:
-        raise UserError(
-            f"--workdir={directory} has not finished: give its training's command "
-            "again, and it goes on"
-        )
+        raise _unfinished(directory)
     return result
+
+
+def _unfinished(directory: Path) -> UserError:
+    return UserError(
+        f"--workdir={directory} has not finished: give its training's command again, "
+        "and it goes on"
+    )
 
 
 def _points(rows: list[dict], name: str) -> tuple[list, list] | None:

@@ -325,6 +325,10 @@ def two_validations(root):
     write(root, train={"a": 2, "b": 2}, val={"a": 1, "b": 1}, valid={"a": 1, "b": 1})
 
 
+def other_names(root):
+    write(root, Train={"a": 2, "b": 2}, Testing={"a": 1, "b": 1})
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -342,6 +346,7 @@ def two_validations(root):
         (third_damaged, r"over 10% of 22 pictures cannot be read \(as train/cat/"),
         (damaged_test, r"no picture of a split can be read \(first test/"),
         (two_validations, "several folders for validation"),
+        (other_names, "has Testing, Train with .*name the splits train, val and test"),
     ],
 )
 @pytest.mark.parametrize("stream", ["never", "always"])

@@ -69,6 +69,24 @@ def test_three_splits_are_cut_where_they_should(config):
     assert len(parts.eval.labels) == 8
 
 
+def test_test_examples_that_were_seen_are_told(config, capsys):
+    validation = {"train_split": "train[:50]", "validation_split": "train[50:60]"}
+    data.load(config("digits", **validation, eval_split="test"))
+    assert "warning" not in capsys.readouterr().out
+    data.load(config("digits", **validation, eval_split="test+train[45:60]"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "eval_split shares 5 examples with config.dataset.train_split" in first
+    assert "eval_split shares 10 examples with config.dataset.valid" in second
+
+
+def test_random_pixels_can_be_streamed(config):
+    splits = {"train_split": "train[10:20]", "eval_split": "test[:1]"}
+    whole = data.load(config("fake", **splits)).train
+    streamed = data.load(config("fake", **splits, stream="always")).train
+    assert isinstance(streamed.images, data.StreamedImages)
+    np.testing.assert_array_equal(streamed.images[np.arange(10)], whole.images)
+
+
 def test_overlap_is_an_error(config):
     with pytest.raises(UserError, match=r"dataset.train_split=train\[:1293\]"):
         data.load(config("digits", validation_split="train[90%:]"))

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from resnet_jax import UserError, data
 from resnet_jax.augment import statistics
 from resnet_jax.data import reading
 from resnet_jax.data import tfds as sets
+from resnet_jax.preemption import StoppedError
 from tests.data.conftest import CIFAR10_NAMES
 
 VERSION = Path("cifar10") / "3.0.2"
@@ -85,6 +87,15 @@ def test_damaged(config, prepared, damage, what):
     assert str(error.value).startswith(f"{prepared} is damaged or half-written (")
     assert what in str(error.value)
     assert str(error.value).endswith("delete it and run again.")
+
+
+def test_a_signal_is_no_damage(config, prepared, monkeypatch):
+    def interrupted(*_, **__):
+        raise StoppedError(signal.SIGTERM, "while starting")
+
+    monkeypatch.setattr("tensorflow_datasets.builder_from_directory", interrupted)
+    with pytest.raises(StoppedError):
+        data.load(config("cifar10"))
 
 
 def test_other_format(config, prepared):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from resnet_jax import command_line, main, report, train, trained
+from resnet_jax import UserError, command_line, main, report, train, trained
 from resnet_jax.report import __main__ as command
 from resnet_jax.report import analysis, page
 from tests.test_train import digits_config
@@ -149,6 +149,10 @@ def test_training_leaves_a_report_and_keeps_it(tmp_path):
     os.utime(path, (0, 0))  # older than the results
     report.update(tmp_path / "run")
     assert path.stat().st_mtime > 1
+    result = tmp_path / "run" / "summary.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"steps": 5}))
+    with pytest.raises(UserError, match="has not finished"):  # it went on from step 5
+        page.write(tmp_path / "run")
 
 
 def test_comparison(runs, tmp_path, capsys):
