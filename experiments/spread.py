@@ -1,7 +1,6 @@
 """Runs of `resnet_jax.main` spread over the devices: on each, one at a time."""
 
 import json
-import math
 import os
 import signal
 import socket
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, workdir
+from resnet_jax import UserError, results, workdir
 from resnet_jax.preemption import StoppedError
 
 
@@ -34,12 +33,8 @@ def outcome(job: Job) -> dict | None:
     """The summary of a finished run, {} of one that diverged; None: not done."""
     if "training diverged" in _last_line(job.log) and _has_its_config(job):
         return {}
-    result, config = workdir.read_summary(job.directory), job.config
-    if not result:
-        return None
-    examples = round(result["steps"] * config.batch_size / result["epochs"])
-    steps = config.steps or math.ceil(config.epochs * examples / config.batch_size)
-    return result if result["steps"] == steps else None
+    result = workdir.read_summary(job.directory)
+    return result if result and results.is_whole(result, job.config) else None
 
 
 def _last_line(path: Path) -> str:

@@ -75,11 +75,13 @@ def measure(config: dict) -> dict:
 
 def first_updates(config: dict) -> dict:
     """'loss' and 'gradient_norm' behind each call's last 'update'."""
-    rows = [row for row in curves.run(config).rows if "train_loss" in row]
+    made = curves.run(config)
+    rows = [row for row in made.rows if "train_loss" in row]
     return {
         "update": [row["step"] for row in rows],
         "loss": study.numbers([row["train_loss"] for row in rows]),
         "gradient_norm": study.numbers([row["train_gradient_norm"] for row in rows]),
+        **(curves.made_by(made.summary) if made.summary else {}),
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet_jax import UserError, bucket, workdir
+from resnet_jax.preemption import StoppedError
 
 # Orbax logs the tracebacks of what WriteError and the line on damage tell.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -227,7 +228,7 @@ class Checkpoints:
         """Tells in a sentence what Orbax, TensorStore or the system raise on saving."""
         try:
             yield
-        except UserError:  # a signal
+        except StoppedError:
             raise
         except Exception as error:
             self._failed = True

@@ -46,9 +46,10 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
         nonlocal calls
         calls += 1
         if calls == 1 and stop == trainer.plan.total_steps:
+            half = (stop - start) // 2
+            fix = f": give config.steps_per_call={half}" if half else ""
             hosts.tell(
-                f"profile   of no call, since one makes all {stop - start:,} steps: "
-                f"give config.steps_per_call={max(1, (stop - start) // 2)}"
+                f"profile   of no call, as one makes all {stop - start:,} steps{fix}"
             )
         if calls != 2:
             return call(state, start, stop)

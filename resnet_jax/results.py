@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import data, hosts, optimizers, roofline, summary
+from resnet_jax.plan import Plan
 from resnet_jax.trainer import Trainer
 
 
@@ -19,7 +20,7 @@ def print_start(
 ) -> None:
     """Prints the run's banner, what changed in its config, and where it goes on."""
     print(_banner(config, dataset, trainer))
-    for warning in too_short(config, trainer.plan.total_epochs):
+    for warning in too_short(config, trainer.plan):
         print(f"warning   {warning}")
     for change in changed:
         print(f"changed   {change}")
@@ -36,9 +37,10 @@ def print_start(
         )
 
 
-def too_short(config: ConfigDict, epochs: float) -> list[str]:
+def too_short(config: ConfigDict, plan: Plan) -> list[str]:
     """What a run of so few epochs never comes to."""
     found, augment = [], config.augment
+    epochs = plan.total_epochs if config.steps else config.epochs
     if config.schedule.warmup_epochs >= epochs:
         found.append("the run ends before its warm-up: lower schedule.warmup_epochs")
     mixes = next((name for name in ("mixup", "cutmix") if augment[name]), None)
@@ -83,6 +85,13 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
             f"{config.schedule.name} schedule",
         ]
     )
+
+
+def is_whole(result: dict, config: ConfigDict) -> bool:
+    """Whether a `summary.json` is of all the updates that its run's config now asks."""
+    examples = round(result["steps"] * config.batch_size / result["epochs"])
+    steps = config.steps or math.ceil(config.epochs * examples / config.batch_size)
+    return result["steps"] == steps
 
 
 def sentence(result: dict) -> str:

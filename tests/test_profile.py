@@ -64,7 +64,10 @@ def test_a_run_traces_its_second_call(tmp_path, capsys):
     assert any("stage" in row[-1] or "stem" in row[-1] for row in rows)
     config.update(steps=8, steps_per_call=10)
     train.train_and_evaluate(config, tmp_path / "one_call")
-    assert "no call, since one makes all 8 steps" in capsys.readouterr().out
+    assert (
+        "no call, as one makes all 8 steps: give config.steps_per_call=4"
+        in capsys.readouterr().out
+    )
     config.update(steps_per_call=2, profile=False)  # may differ when the run goes on
     assert train.train_and_evaluate(config, tmp_path)["steps"] == 8
     assert json.loads((tmp_path / "config.json").read_text())["profile"] is False

@@ -9,6 +9,7 @@ import pytest
 from configs import common
 from resnet_jax import data, parallel, results
 from resnet_jax.parallel import Parallel
+from resnet_jax.plan import Plan
 from resnet_jax.trainer import Trainer
 
 
@@ -117,16 +118,18 @@ def test_later_calls_compile_nothing(trained):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "told"),
+    ("given", "told"),
     [
-        (200.0, []),
-        (16.0, []),
-        (15.0, ["plain_epochs=15 leaves no epoch to mixup"]),
-        (5.0, ["ends before its warm-up", "plain_epochs=15"]),
+        ({"epochs": 200.0}, []),
+        ({"epochs": 16.0}, []),
+        ({"epochs": 15.0}, ["plain_epochs=15 leaves no epoch to mixup"]),
+        ({"epochs": 5.0}, ["ends before its warm-up", "plain_epochs=15"]),
+        ({"steps": 100}, ["ends before its warm-up", "plain_epochs=15"]),
     ],
 )
-def test_what_a_short_run_never_comes_to_is_told(epochs, told):
+def test_what_a_short_run_never_comes_to_is_told(given, told):
     config = common.get_config("strong", version=1, depth=8)
-    found = results.too_short(config, epochs)
+    config.update(given)
+    found = results.too_short(config, Plan.of(config, examples=45_000))
     assert len(found) == len(told)
     assert all(part in line for part, line in zip(told, found, strict=True))

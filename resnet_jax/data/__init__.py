@@ -68,7 +68,7 @@ def check(config) -> None:
     Raises:
       UserError: The set is unknown, or cannot be read or prepared; `data_dir` or `path`
         is given and not there; a split is not in TFDS's syntax; the mirror is no
-        address; or the image size is negative.
+        address; the image size is negative; or random pixels are to be streamed.
     """
     for field, spec in _specs(config).items():
         splits.parse(spec, field)
@@ -88,6 +88,11 @@ def check(config) -> None:
         raise UserError(
             f"config.dataset.path={config.path} is for pictures of your own: give "
             "config.dataset.name=image_folder, too"
+        )
+    if config.name == "fake" and config.stream == "always":
+        raise UserError(
+            "config.dataset.stream='always': random pixels are made in memory, for "
+            "speed: set it to 'auto'"
         )
     if config.name not in _BUNDLED:
         tfds.locate(config.name, config.data_dir)

@@ -139,7 +139,8 @@ def _require_names(path: str, root: Path) -> None:
     if splits:
         raise UserError(
             f"config.dataset.path={path} has {_listed(splits)} with folders of "
-            "pictures, but no train: name the splits train, val and test"
+            "pictures, but no such train: name the splits train, val and test, and a "
+            "class otherwise"
         )
 
 

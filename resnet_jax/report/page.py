@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
-from resnet_jax import UserError, bucket, metrics, summary, trained, workdir
+from resnet_jax import UserError, bucket, metrics, results, summary, trained, workdir
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
 from resnet_jax.report.command import flat, reproduce
@@ -45,8 +45,6 @@ def write(directory: Path) -> Path:
     """
     result = _finished(directory)
     run = trained.load(directory)
-    if run.step != result["steps"]:  # it goes on for more epochs
-        raise _unfinished(directory)
     found = analyse(run)
     rows = metrics.read_rows(directory)
     net, batch = run.net, run.config.batch_size
@@ -157,18 +155,13 @@ def compare(directories: list[Path], path: Path) -> None:
 
 def _finished(directory: Path) -> dict:
     """A run's results. Raises UserError where it is no run, or has none yet."""
-    workdir.read_config(directory)
-    result = workdir.read_summary(directory)
-    if result is None:
-        raise _unfinished(directory)
+    config, result = workdir.read_config(directory), workdir.read_summary(directory)
+    if result is None or not results.is_whole(result, config):
+        raise UserError(
+            f"--workdir={directory} has not finished: give its training's command "
+            "again, and it goes on"
+        )
     return result
-
-
-def _unfinished(directory: Path) -> UserError:
-    return UserError(
-        f"--workdir={directory} has not finished: give its training's command again, "
-        "and it goes on"
-    )
 
 
 def _points(rows: list[dict], name: str) -> tuple[list, list] | None:

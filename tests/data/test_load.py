@@ -79,12 +79,9 @@ def test_test_examples_that_were_seen_are_told(config, capsys):
     assert "eval_split shares 10 examples with config.dataset.valid" in second
 
 
-def test_random_pixels_can_be_streamed(config):
-    splits = {"train_split": "train[10:20]", "eval_split": "test[:1]"}
-    whole = data.load(config("fake", **splits)).train
-    streamed = data.load(config("fake", **splits, stream="always")).train
-    assert isinstance(streamed.images, data.StreamedImages)
-    np.testing.assert_array_equal(streamed.images[np.arange(10)], whole.images)
+def test_random_pixels_are_not_streamed(config):
+    with pytest.raises(UserError, match=r"stream='always'.*set it to 'auto'"):
+        data.load(config("fake", stream="always"))
 
 
 def test_overlap_is_an_error(config):

@@ -149,10 +149,11 @@ def test_training_leaves_a_report_and_keeps_it(tmp_path):
     os.utime(path, (0, 0))  # older than the results
     report.update(tmp_path / "run")
     assert path.stat().st_mtime > 1
-    result = tmp_path / "run" / "summary.json"
-    result.write_text(json.dumps(json.loads(result.read_text()) | {"steps": 5}))
-    with pytest.raises(UserError, match="has not finished"):  # it went on from step 5
-        page.write(tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": 12}))
+    for write in (page.write, lambda run: page.compare([run], tmp_path / "out.html")):
+        with pytest.raises(UserError, match="has not finished"):  # it goes on
+            write(tmp_path / "run")
 
 
 def test_comparison(runs, tmp_path, capsys):
