@@ -120,10 +120,10 @@ def test_later_calls_compile_nothing(trained):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"epochs": 200.0}, []),
-        ({"epochs": 16.0}, []),
-        ({"epochs": 15.0}, ["plain_epochs=15 leaves no epoch to mixup"]),
-        ({"epochs": 5.0}, ["ends before its warm-up", "plain_epochs=15"]),
+        ({"epochs": 200}, []),
+        ({"epochs": 16}, []),
+        ({"epochs": 15}, ["plain_epochs=15 leaves no epoch to mixup"]),
+        ({"epochs": 5}, ["ends before its warm-up", "plain_epochs=15"]),
         ({"steps": 100}, ["ends before its warm-up", "plain_epochs=15"]),
     ],
 )
