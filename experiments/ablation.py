@@ -137,24 +137,22 @@ def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], di
     """
     found = {}
     for recipe in ("paper", "strong"):
-        gains, runs = {}, [cells[recipe, ""]]
-        for name in [name for of, name in cells if of == recipe and name]:
-            pair = (cells[recipe, ""], cells[recipe, name])
+        points = {
+            name: [100 * result["accuracy"] for result in results]
+            for (of, name), results in cells.items()
+            if of == recipe
+        }
+        half = half_interval(list(points.values()))
+        for name in filter(None, points):
+            pair = ("", name)
             without, added = pair if recipe == "paper" else reversed(pair)
-            gains[name] = [
-                100 * (a["accuracy"] - b["accuracy"])
-                for a, b in zip(added, without, strict=True)
-            ]
-            ratio = _seconds(added) / _seconds(without)
-            mean = float(np.mean(gains[name]))
-            found[recipe, name] = {"mean": mean, "interval": None, "seconds": ratio}
-            runs.append(cells[recipe, name])
-        half = half_interval(
-            [[100 * result["accuracy"] for result in results] for results in runs]
-        )
-        for name in gains if half is not None else ():
-            mean = found[recipe, name]["mean"]
-            found[recipe, name]["interval"] = [mean - half, mean + half]
+            mean = float(np.mean(points[added]) - np.mean(points[without]))
+            found[recipe, name] = {
+                "mean": mean,
+                "interval": None if half is None else [mean - half, mean + half],
+                "seconds": _seconds(cells[recipe, added])
+                / _seconds(cells[recipe, without]),
+            }
     return found
 
 

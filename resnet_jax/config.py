@@ -104,7 +104,7 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
         for name in ("zero_init", "stochastic_depth"):
             if model[name]:
                 off = type(model[name])(0)
-                fix = f"set it to {off!r}, or model.residual to True: it is of branches"
+                fix = f"set it to {off!r}, or model.residual to True, which it needs"
                 _refuse(f"model.{name}", model[name], fix)
     moves = ("random_resized_crop", "shift", "crop")
     if len(used := [name for name in moves if config.augment[name]]) > 1:

@@ -9,6 +9,11 @@ from ml_collections import ConfigDict
 from resnet_jax import UserError
 
 
+def total_steps(config: ConfigDict, examples: int) -> int:
+    """The updates of a whole run, with a training split of this many examples."""
+    return config.steps or math.ceil(config.epochs * examples / config.batch_size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How many updates, and where calls end: a function of the config alone.
@@ -37,7 +42,7 @@ class Plan:
                 f"config.batch_size={config.batch_size} is larger than the training "
                 f"split, which has {examples:,} examples: choose a smaller one"
             )
-        total = config.steps or math.ceil(config.epochs * examples / config.batch_size)
+        total = total_steps(config, examples)
         if total * config.batch_size >= 2**31:
             raise UserError(
                 f"{total:,} steps of {config.batch_size} examples are over 2^31 "

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import data, hosts, optimizers, roofline, summary
-from resnet_jax.plan import Plan
+from resnet_jax.plan import Plan, total_steps
 from resnet_jax.trainer import Trainer
 
 
@@ -90,8 +90,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
 def is_whole(result: dict, config: ConfigDict) -> bool:
     """Whether a `summary.json` is of all the updates that its run's config now asks."""
     examples = round(result["steps"] * config.batch_size / result["epochs"])
-    steps = config.steps or math.ceil(config.epochs * examples / config.batch_size)
-    return result["steps"] == steps
+    return result["steps"] == total_steps(config, examples)
 
 
 def sentence(result: dict) -> str:

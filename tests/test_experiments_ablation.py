@@ -87,6 +87,7 @@ def test_interval_of_one_difference_is_that_of_pairs():
     expected = stats.ttest_rel(one, other).confidence_interval(0.95)
     half = ablation.half_interval([one.tolist(), other.tolist()])
     assert half == pytest.approx((expected.high - expected.low) / 2)
+    assert ablation.half_interval([[1.0]]) is None
     assert ablation.half_interval([[1.0], [2.0]]) is None
     assert ablation.half_interval([[1.0, 2.0]]) is None
 

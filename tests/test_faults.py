@@ -154,6 +154,17 @@ def test_second_signal_ends_at_once():
     assert time.perf_counter() - start < 20
 
 
+def test_a_signal_while_saving_is_no_write_error(tmp_path, monkeypatch):
+    def interrupted():
+        raise preemption.StoppedError(signal.SIGTERM, "while starting")
+
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    monkeypatch.setattr(checkpoints._manager, "check_for_errors", interrupted)
+    with pytest.raises(preemption.StoppedError):
+        checkpoints.poll()
+    checkpoints.close()
+
+
 def test_read_error_is_not_told_as_a_write_error(tmp_path, monkeypatch):
     def unreadable(_):
         raise PermissionError(13, "Permission denied", "sets/digits")
