@@ -44,19 +44,13 @@ def default() -> ConfigDict:
     config.epochs = 164
     config.steps = 0  # 0: `epochs` decides; positive: this many updates instead
     config.batch_size = 128  # over all devices
-    config.steps_per_call = (
-        0  # updates in one call to the device; 0: 10 on CPU, else 100
-    )
-    config.eval_every = 1  # epochs; the last one is always evaluated
+    config.steps_per_call = 0  # updates in one call; 0: 10 on a CPU, else 100
+    # Epochs; besides, the last one and what checkpoint.every saves are evaluated.
+    config.eval_every = 1
     config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': on each device
     config.label_smoothing = 0.0
-    config.test_time_flip = (
-        False  # evaluate the mean over an image and its mirror image
-    )
-    config.init_from = (
-        ""  # a run's directory or .safetensors file to fine-tune; '': off
-    )
-
+    config.test_time_flip = False  # True: evaluate an image and its mirror image
+    config.init_from = ""  # to fine-tune: a run's directory or .safetensors file
     config.profile = False  # trace the second call; prints what takes its time
 
     config.model = ConfigDict()
@@ -88,9 +82,7 @@ def default() -> ConfigDict:
     config.dataset.eval_split = "test"  # reported at the end
 
     config.augment = ConfigDict()
-    config.augment.normalization = (
-        "pixel_mean"  # or 'mean', 'mean_std': of the channels
-    )
+    config.augment.normalization = "pixel_mean"  # or by channel: 'mean', 'mean_std'
     config.augment.crop = 0.125  # padding on each side by image size (4 of 32); 0: off
     config.augment.random_resized_crop = 0.0  # smallest part of the area; 0: off
     config.augment.shift = 0.0  # Keras's shift, by image size; 0: off
@@ -158,7 +150,11 @@ def completed(stored: dict) -> ConfigDict:
 
 
 def paper(config: ConfigDict) -> None:
-    """He et al. 2015, section 4.2, and 2016, appendix: about 64,000 updates."""
+    """He et al. 2015, section 4.2, and 2016, appendix: about 64,000 updates.
+
+    Whether it warms up goes by the config file's depth, as 2015 has it (2016 always
+    does); a depth that a command gives comes too late for that.
+    """
     if config.model.depth >= 110:
         # "We use 0.01 to warm up the training ... (about 400 iterations)".
         config.schedule.warmup_epochs = 400 * 128 / 50000

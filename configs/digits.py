@@ -11,4 +11,7 @@ from configs import common
 def get_config(recipe="smoke"):
     config = common.get_config(recipe, version=2, depth=56)
     config.dataset.name = "digits"
+    # A digit's mirror image is none.
+    config.augment.update(flip=False, alternating_flip=False)
+    config.test_time_flip = False
     return config

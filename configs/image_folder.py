@@ -18,7 +18,11 @@ def get_config(recipe="paper"):
 
 
 def imagenet(config):
-    """ResNet-18 at 224 pixels as fb.resnet.torch trains it, in batches of 128."""
+    """ResNet-18 at 224 pixels by fb.resnet.torch's schedule, in batches of 128.
+
+    Not its colour jitter and lighting; and crops are of the middle square at 224
+    pixels, not of the whole picture, so that published accuracies are out of reach.
+    """
     config.epochs = 90
     config.model.update(depth=18, stem="imagenet")
     config.dataset.image_size = 224

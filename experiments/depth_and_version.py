@@ -14,25 +14,25 @@ Memory is what XLA counts for the program of one update (state, batch and tempor
 all devices together), time the median of three updates; remat keeps the blocks' inputs
 alone for the backward pass.
 
-Cost. Smoke: digits, width 8, five epochs at rate 0.1; nine minutes, the sum of its
+Cost. Smoke: digits, width 8, five epochs at rate 0.1; five minutes, the sum of its
 cells, on two cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24
 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
-- v1, 20, 56, 110 layers: training error 5.9 (5.2-5.9), 20.3 (12.3-70.1), 78.5
-  (65.0-83.8); test error 4.4 (3.3-5.3), 10.6 (6.1-69.2), 68.9 (51.7-84.4).
-- v2: training error 8.3 (7.3-8.8), 13.2 (12.9-13.8), 15.8 (14.0-21.2); test error 5.6
-  (4.7-6.4), 7.5 (6.1-9.4), 11.4 (10.3-15.0).
+- v1, 20, 56, 110 layers: training error 4.8 (4.7-5.9), 21.8 (10.9-32.9), 76.0
+  (69.2-78.0); test error 3.6 (3.1-5.8), 12.8 (8.1-22.8), 68.6 (56.1-76.7).
+- v2: training error 8.9 (8.2-10.5), 13.9 (13.9-18.5), 16.7 (15.1-18.9); test error 5.6
+  (5.3-5.8), 9.7 (9.7-12.5), 12.5 (11.9-14.7).
 - So that deeper is better does not show: the digits are learnt by 20 layers. What shows
   is which version bears depth: with 110 layers v1 has learnt little after five epochs,
-  in any seed, and v2 most of the digits. With 56, one seed of v1 has not begun either.
-- Memory, MiB, at 20, 56, 110 layers: v1 387, 953, 1802, v2 853, 1820, 3473: it is by
-  depth, and v2 takes twice as much, with 0.8 to 0.65 of the parameters and MACs, since
-  its blocks' ends have four times the channels. With remat a quarter is left at 110
-  layers: v1 443, v2 958.
-- Time of an update on two cores, s: v1 0.56, 1.99, 3.78, v2 0.69, 2.50, 4.26: v2 is
-  slower with two thirds of the MACs. Remat, which computes more, takes less time from
-  56 layers on (v1-110 3.07, v2-110 2.91): on this CPU memory is what costs.
+  in any seed, and v2 most of the digits.
+- Memory, MiB, at 20, 56, 110 layers: v1 275, 715, 1375, v2 402, 1440, 2883: it is by
+  depth, and v2 takes 1.5 to 2 times as much, with 0.8 to 0.65 of the parameters and
+  MACs, since its blocks' ends have four times the channels. With remat less than a
+  third is left at 110 layers: v1 392, v2 810.
+- Time of an update on two cores, s: v1 0.46, 1.37, 2.77, v2 0.42, 1.79, 4.23: from 56
+  layers on v2 is slower, with two thirds of the MACs. Remat, which computes more, takes
+  about as long (v1-110 2.66, v2-110 3.87): on this CPU memory is what costs.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Training as a Flax tutorial writes it: the peer of `step_benchmark`.
+"""Training as a Flax tutorial writes it: a peer of `benchmark`.
 
 The same networks (v1 with shortcut A, v2 with B) and the same update as ours, with
 `nn.Conv` and `nn.BatchNorm` as they come, one jitted step a call, and batches cropped

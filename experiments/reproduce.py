@@ -46,7 +46,9 @@ def training(
     model = {"scan": deep, "remat": deep} | (table.networks[network].model or {})
     config = common.get_config(table.recipe, version, depth, dtype=dtype, **model)
     config.update_from_flattened_dict(table.changes or {})
-    config.update(seed=seed, epochs=epochs or config.epochs)
+    config.seed = seed
+    if epochs:
+        curves.shorten(config, epochs)
     config.checkpoint.keep = 1
     return json.loads(config.to_json())
 
@@ -210,6 +212,12 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"--networks={unknown[0]}: --table={values.table} has "
             f"{', '.join(table.networks)}"
+        )
+    others = [name for name in networks if table.networks[name].model]
+    if values.recipe == "keras" and others:
+        raise UserError(
+            f"--recipe=keras trains networks of its own, not {others[0]} of "
+            f"--table={values.table}: leave it out, or give other --networks"
         )
     for name, least in (("seeds", 1), ("epochs", 0)):
         if values[name].value < least:

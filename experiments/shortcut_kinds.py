@@ -3,8 +3,8 @@
     python -m experiments.shortcut_kinds [--scale=full]
 
 Claim. Whatever is done to the shortcut, be it scaled, gated, convolved or dropped out,
-multiplies over the blocks and makes a deep network harder to train, although all but
-the scaling can represent the identity (He et al. 2016, arXiv 1603.05027, section 3,
+multiplies over the blocks and makes a deep network harder to train, although gates and
+convolutions can represent the identity (He et al. 2016, arXiv 1603.05027, section 3,
 figure 2 and table 1).
 
 Method. Every block of one network has one of `arrangements.SHORTCUTS`; a gate's bias is

@@ -21,8 +21,8 @@ _IMAGENET = {
 
 Images = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width features"]
-# The chance that a block's branch is computed.
-Survival = float | Float[Array, ""]
+# What a block's branch is multiplied by, see `layers.stochastic_depth`.
+Factor = Float[Array, ""]
 # A branch's convolutions: (kernel size, features, stride) each.
 Branch = tuple[tuple[int, int, int], ...]
 
@@ -38,8 +38,7 @@ class PostActivationBlock(nn.Module):
     """conv-BN-ReLU, ..., conv-BN, add the shortcut, ReLU (He 2015, figures 2 and 5).
 
     With `zero_init` the branch's last BN begins with scale 0, and the block as the
-    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1). `survival`: see
-    `layers.stochastic_depth`.
+    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
     """
 
     branch: Branch
@@ -50,9 +49,7 @@ class PostActivationBlock(nn.Module):
     zero_init: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Images, train: bool, survival: Survival | None = None
-    ) -> Output:
+    def __call__(self, x: Images, train: bool, factor: Factor | None = None) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             y = self.conv(features, size, stride, name=f"conv{i}")(y)
@@ -63,8 +60,8 @@ class PostActivationBlock(nn.Module):
             y = self.norm(name=f"bn{i}", **scale)(y, use_running_average=not train)
             if not last:
                 y = layers.relu(y)
-        if train and survival is not None:
-            y = layers.stochastic_depth(y, survival, self.make_rng("dropout"))
+        if factor is not None:
+            y = (y * factor).astype(y.dtype)
         if self.shortcut:
             features, stride = _output(self.branch)
             if not _changes_shape(x, features, stride):
@@ -102,9 +99,7 @@ class PreActivationBlock(nn.Module):
     zero_init: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Images, train: bool, survival: Survival | None = None
-    ) -> Output:
+    def __call__(self, x: Images, train: bool, factor: Factor | None = None) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             if i > 1 or self.first_preactivation:
@@ -120,8 +115,8 @@ class PreActivationBlock(nn.Module):
                 else {}
             )
             y = self.conv(features, size, stride, name=f"conv{i}", **kernel)(y)
-        if train and survival is not None:
-            y = layers.stochastic_depth(y, survival, self.make_rng("dropout"))
+        if factor is not None:
+            y = (y * factor).astype(y.dtype)
         if not self.shortcut:
             return y
         features, stride = _output(self.branch)

@@ -16,7 +16,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet_jax import UserError, bucket, workdir
-from resnet_jax.preemption import StoppedError
 
 # Orbax logs the tracebacks of what WriteError and the line on damage tell.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -228,8 +227,6 @@ class Checkpoints:
         """Tells in a sentence what Orbax, TensorStore or the system raise on saving."""
         try:
             yield
-        except StoppedError:
-            raise
         except Exception as error:
             self._failed = True
             step = self.saved_step

@@ -161,7 +161,7 @@ def _validate_mixing(augment: ConfigDict) -> None:
     if augment.mixup and augment.cutmix:
         _refuse("augment.mixup", augment.mixup, "set it or augment.cutmix to 0")
     if augment.alternating_flip and not augment.flip:
-        _refuse("augment.flip", False, "set it to True for augment.alternating_flip")
+        _refuse("augment.flip", False, "set augment.alternating_flip to False, too")
     sizes, ends = tuple(augment.sizes), tuple(augment.size_ends)
     if not all(isinstance(size, int) and size >= 8 for size in sizes):
         _refuse("augment.sizes", sizes, "give whole numbers of pixels from 8 up")

@@ -148,8 +148,8 @@ class Evaluator:
     ) -> dict | None:
         """Returns accuracy, loss, the number of examples, and each class's accuracy.
 
-        With more than ten classes, the accuracy of the five highest logits too. None
-        if `stop`, asked between calls, says so.
+        A class without examples has NaN. With more than ten classes, the accuracy of
+        the five highest logits too. None if `stop`, asked between calls, says so.
         """
         parts = []
         for start in range(0, self._batches, self._batches_per_call):
@@ -158,12 +158,12 @@ class Evaluator:
             end = min(start + self._batches_per_call, self._batches)
             parts += self._run(variables, start, end)
         sums = jax.tree.map(lambda *values: sum(values), *parts)
-        correct = sums["correct"]
+        correct, sizes = sums["correct"], self._class_sizes
         metrics = {
             "accuracy": int(correct.sum()) / self._examples,
             "loss": float(sums["loss"]) / self._examples,
             "examples": self._examples,
-            "class_accuracy": correct / np.maximum(self._class_sizes, 1),
+            "class_accuracy": np.where(sizes, correct / np.maximum(sizes, 1), np.nan),
         }
         if len(correct) > 10:
             metrics["top5_accuracy"] = int(sums["top5"]) / self._examples
@@ -175,7 +175,7 @@ def main(argv: list[str]) -> None:
     values = command_line.parse(argv, __doc__, trained.define_flags)
     run = trained.load(values.workdir, values.checkpoint)
     config = run.config
-    dataset = data.load(config.dataset)
+    dataset = trained.load_data(run)
     devices = jax.devices()
     # Exact at any size, so that it need not be the one that was trained with.
     batch_size = -(-config.batch_size // len(devices)) * len(devices)
@@ -198,7 +198,10 @@ def main(argv: list[str]) -> None:
     if "top5_accuracy" in metrics:
         rows += [("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")]
     accuracies = zip(dataset.class_names, metrics["class_accuracy"], strict=True)
-    rows += [(name, f"{accuracy:.2%}") for name, accuracy in accuracies]
+    rows += [
+        (name, "none" if np.isnan(accuracy) else f"{accuracy:.2%}")
+        for name, accuracy in accuracies
+    ]
     print("\n".join(f"  {name:<{width}}  {value:>8}" for name, value in rows))
 
 

@@ -101,7 +101,7 @@ def card(run: Trained) -> str:
             f"the split `{config.dataset.eval_split}`"
         )
     else:
-        accuracy = "not measured: the run had not ended"
+        accuracy = f"not measured at step {run.step:,}"
     shape = "x".join(map(str, inputs.image_shape))
     changed = workdir.differences(
         json.loads(common.default().to_json()), json.loads(config.to_json())

@@ -23,6 +23,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from resnet_jax import UserError
+from resnet_jax.preemption import Interrupt
 
 T = TypeVar("T")
 
@@ -173,7 +174,7 @@ def from_first(make: Callable[[], T]) -> T:
     The others wait, however long it takes. What is returned must be picklable.
 
     Raises:
-      UserError: `make` raised one.
+      UserError: `make` raised one, or a signal came meanwhile.
     """
     if _count == 1:
         return make()
@@ -181,7 +182,8 @@ def from_first(make: Callable[[], T]) -> T:
     if is_first():
         try:
             made = make()
-        except UserError as error:
+        except (UserError, Interrupt) as raised:
+            error = raised.error if isinstance(raised, Interrupt) else raised
             failed = str(error), error.exit_status, error.label
     # The devices' own ways of waiting give up after half a minute.
     everyone = {"timeout": _MAKE_SECONDS, "processes": set(range(_count))}

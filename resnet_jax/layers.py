@@ -120,16 +120,16 @@ def zero_padded_shortcut(images, features, stride):
     return jnp.pad(subsampled, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
 
 
-def stochastic_depth(branch, survival, key):
-    """Leaves a block's branch out of a whole batch, but for a chance of `survival`.
+def stochastic_depth(
+    survival: Float[Array, "blocks"], key: Array
+) -> Float[Array, "blocks"]:
+    """Draws what blocks' branches are multiplied by, 1 / survival or, left out, 0.
 
     Huang et al. 2016 (arXiv 1603.09382), section 3. They scale the branch by `survival`
     in evaluation; here it is divided by it in training, which is the same on average
     and leaves a trained network an ordinary one.
     """
-    return jnp.where(jax.random.bernoulli(key, survival), branch / survival, 0).astype(
-        branch.dtype
-    )
+    return jax.random.bernoulli(key, survival) / survival
 
 
 def relu(x: Array) -> Array:

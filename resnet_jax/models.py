@@ -64,20 +64,20 @@ class ResNet(nn.Module):
             x = layers.relu(x)
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        factors = self._factors(train)
         for stage, blocks in enumerate(self.blocks_per_stage):
             name = f"stage{stage + 1}_block"
-            survival = self._survival(stage)
             x = self._block(stage, first=True)(name=f"{name}1")(
-                x, train, *(rates[0] for rates in survival)
+                x, train, *(each[0] for each in factors[stage])
             )
             block = self._block(stage, first=False)
             if self.scan and blocks > 1:
-                rest = [rates[1:] for rates in survival]
+                rest = [each[1:] for each in factors[stage]]
                 x = _scan(block(name=f"{name}s"), x, train, blocks - 1, *rest)
             else:
                 for b in range(1, blocks):
                     x = block(name=f"{name}{b + 1}")(
-                        x, train, *(rates[b] for rates in survival)
+                        x, train, *(each[b] for each in factors[stage])
                     )
             x = FeatureMaps(name=f"stage{stage + 1}")(x)
         if self.activation == "pre":
@@ -123,19 +123,21 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
 
-    def _survival(self, stage: int) -> list[Float[Array, "blocks"]]:
-        """The chances that a stage's blocks are computed, as one more argument of each.
+    def _factors(self, train: bool) -> list[list[Float[Array, "blocks"]]]:
+        """By stage, what is one more argument of each of its blocks, if anything.
 
-        They fall linearly with depth from the first block's (Huang et al. 2016, eq. 4).
+        The chances that blocks are computed fall linearly with depth from the first
+        block's (Huang et al. 2016, eq. 4). They are drawn all at once, so that what is
+        drawn does not depend on `scan`.
         """
-        if not self.stochastic_depth:
-            return []
-        before, blocks = (
-            sum(self.blocks_per_stage[:stage]),
-            self.blocks_per_stage[stage],
-        )
-        place = np.arange(before + 1, before + blocks + 1) / sum(self.blocks_per_stage)
-        return [jnp.asarray(1 - self.stochastic_depth * place, jnp.float32)]
+        if not (train and self.stochastic_depth):
+            return [[] for _ in self.blocks_per_stage]
+        count = sum(self.blocks_per_stage)
+        place = np.arange(1, count + 1, dtype=np.float32) / count
+        survival = jnp.asarray(1 - self.stochastic_depth * place)
+        factors = layers.stochastic_depth(survival, self.make_rng("dropout"))
+        ends = np.cumsum(self.blocks_per_stage)[:-1]
+        return [[each] for each in jnp.split(factors, ends)]
 
     def _block(self, stage: int, first: bool):
         """The constructor of a stage's first block, or of its others."""

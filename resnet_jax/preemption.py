@@ -22,6 +22,17 @@ class StoppedError(UserError):
         self.exit_status = 128 + received  # as shells have it
 
 
+class Interrupt(BaseException):
+    """A signal during the start-up, for `Preemption` to turn into its `error`.
+
+    No `except Exception` on the way, here or in a library, takes it for a failure.
+    """
+
+    def __init__(self, received: signal.Signals):
+        super().__init__()
+        self.error = StoppedError(received, "while starting")
+
+
 class Preemption:
     """While entered, a first SIGTERM or SIGINT asks for an end, a second one ends.
 
@@ -48,7 +59,7 @@ class Preemption:
             self._watcher.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _, raised: BaseException | None, __) -> None:
         self._starting = False  # a timer may still be running
         if self._installed:
             for number, handler in self._handlers.items():
@@ -57,6 +68,8 @@ class Preemption:
             self._writer.close()
             self._watcher.join()
             self._reader.close()
+        if isinstance(raised, Interrupt):
+            raise raised.error from None
 
     def started(self) -> None:
         """From here on there is something to save: a signal waits for `received`."""
@@ -66,7 +79,7 @@ class Preemption:
 
     def _handle(self, number: int, _) -> None:
         if self._starting:
-            raise StoppedError(signal.Signals(number), "while starting")
+            raise Interrupt(signal.Signals(number))
 
     def _watch(self) -> None:
         """A thread, as Python's handlers wait for a call to the device to return."""

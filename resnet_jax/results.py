@@ -10,6 +10,8 @@ from resnet_jax import data, hosts, optimizers, roofline, summary
 from resnet_jax.plan import Plan, total_steps
 from resnet_jax.trainer import Trainer
 
+_UNLIKE_THEIR_MIRROR_IMAGES = ("digits", "svhn_cropped", "mnist", "emnist", "kmnist")
+
 
 def print_start(
     config: ConfigDict,
@@ -20,20 +22,33 @@ def print_start(
 ) -> None:
     """Prints the run's banner, what changed in its config, and where it goes on."""
     print(_banner(config, dataset, trainer))
-    for warning in too_short(config, trainer.plan):
+    for warning in (*too_short(config, trainer.plan), *unlikely(config)):
         print(f"warning   {warning}")
     for change in changed:
         print(f"changed   {change}")
     if not newest:
         return
-    (step, record), total = newest, trainer.plan.total_steps
+    (step, record), plan, augment = newest, trainer.plan, config.augment
+    total, before = plan.total_steps, record["total_steps"]
     print(f"resumed   at step {step:,} of {total:,}")
-    before = record["total_steps"]
-    if total != before and config.schedule.name != "constant":
+    if total == before:
+        return
+    if config.schedule.name != "constant":
         print(
             f"warning   the {config.schedule.name} schedule is over {total:,} steps "
             f"from here, not {before:,}: its learning rate at step {step:,} is "
             f"{float(trainer.learning_rate(step)):g}"
+        )
+    if plan.sizes:
+        size = plan.image_size(step)
+        print(
+            f"warning   augment.size_ends are parts of {total:,} steps from here: "
+            f"images are {f'of {size} pixels' if size else 'whole'} at step {step:,}"
+        )
+    if (augment.mixup or augment.cutmix) and augment.plain_epochs:
+        print(
+            f"warning   augment.plain_epochs={augment.plain_epochs:g} are the last of "
+            f"{total:,} steps from here: before them images are mixed"
         )
 
 
@@ -48,6 +63,27 @@ def too_short(config: ConfigDict, plan: Plan) -> list[str]:
         found.append(
             f"augment.plain_epochs={augment.plain_epochs:g} leaves no epoch to "
             f"{mixes}: lower it"
+        )
+    return found
+
+
+def unlikely(config: ConfigDict) -> list[str]:
+    """What no recipe for these data or this depth would have, or only by mistake."""
+    found, augment, schedule = [], config.augment, config.schedule
+    if config.dataset.name.partition("/")[0] in _UNLIKE_THEIR_MIRROR_IMAGES:
+        flips = ("flip", "alternating_flip")
+        named = [f"augment.{name}" for name in flips if augment[name]]
+        named += ["test_time_flip"] if config.test_time_flip else []
+        if named:
+            found.append(
+                f"digits and letters are mirrored: set {' and '.join(named)} to False"
+            )
+    warm = schedule.warmup_epochs or schedule.name == "onecycle"
+    if config.optimizer.name == "sgd" and config.model.depth >= 110 and not warm:
+        found.append(
+            f"{config.model.depth} layers without a warm-up, which the papers give "
+            "from 110 on: set schedule.warmup_epochs=1, or take the config of that "
+            "depth"
         )
     return found
 
@@ -116,10 +152,11 @@ def of_run(
     results = {}
     for name, value in metrics.items():
         if name.endswith("_class_accuracy"):
-            accuracies = np.round(value, 6).tolist()
-            results[name] = dict(zip(dataset.class_names, accuracies, strict=True))
+            # None where there is no example of a class; JSON has no NaN.
+            shares = (None if np.isnan(share) else round(share, 6) for share in value)
+            results[name] = dict(zip(dataset.class_names, shares, strict=True))
         else:
-            results[name] = value if math.isfinite(value) else None  # JSON has no NaN
+            results[name] = value if math.isfinite(value) else None
     cost = summary.cost(trainer.net, dataset.image_shape)
     step = {}
     if not plan.sizes:  # steps on smaller images cost less

@@ -112,6 +112,6 @@ def of_config(
     labels = np.zeros(config.batch_size, np.int32)
     split = data.Split(np.zeros((len(labels), *image_shape), np.uint8), labels)
     names = tuple(map(str, range(num_classes)))
-    trainer = Trainer(config, data.Dataset("zeros", names, split, None, split))
+    trainer = Trainer(config, data.Dataset("zeros", names, split, None, None))
     trainer.compile(trainer.place(trainer.new_state()))
     return of_step(trainer, config, macs)

@@ -194,13 +194,14 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         command_line.define_config(values, argv)
-        for name, default, what in (
-            ("num_classes", 10, "Classes to tell apart."),
-            ("image_size", None, "Pixels a side; as in the config, else 32."),
-            ("channels", 3, "Channels of an image."),
-            ("examples", 60_000, "Examples of all splits, as CIFAR-10 has."),
+        for name, what in (
+            ("num_classes", "Classes to tell apart."),
+            ("image_size", "Pixels a side."),
+            ("channels", "Channels of an image."),
+            ("examples", "Examples of all splits."),
         ):
-            flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
+            what += " Left out: as of the config's data set, or CIFAR-10's."
+            flags.DEFINE_integer(name, None, what, lower_bound=1, flag_values=values)
         flags.DEFINE_bool(
             "roofline",
             False,
@@ -210,15 +211,24 @@ def main(argv: list[str]) -> None:
 
     values = command_line.parse(argv, __doc__, define)
     config = command_line.checked_config(values, with_data=False)
-    size = values.image_size or config.dataset.image_size or 32
-    shape = (size, size, values.channels)
-    print(table(config, values.num_classes, shape, values.examples))
+    known = data.KNOWN.get(config.dataset.name)
+    num_classes, (size, _, channels), examples = known or data.KNOWN["cifar10"]
+    num_classes = values.num_classes or num_classes
+    size = values.image_size or config.dataset.image_size or size
+    shape = (size, size, values.channels or channels)
+    examples = values.examples or examples
+    print(
+        f"{config.dataset.name}{'' if known else ', not looked at'}: "
+        f"{num_classes} classes, {'x'.join(map(str, shape))} pixels, "
+        f"{examples:,} examples\n"
+    )
+    print(table(config, num_classes, shape, examples))
     if values.roofline:
         from resnet_jax import parallel, roofline
 
         parallel.split_cpu(config.batch_size)
-        macs = cost(build_network(config, values.num_classes), shape)["macs"]
-        step = roofline.of_config(config, values.num_classes, shape, macs)
+        macs = cost(build_network(config, num_classes), shape)["macs"]
+        step = roofline.of_config(config, num_classes, shape, macs)
         kind = jax.devices()[0].device_kind
         told = roofline.sentence(step, kind)
         print(f"{f'a step of {config.batch_size} images':<30} {told}")

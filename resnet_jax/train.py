@@ -39,7 +39,8 @@ def train_and_evaluate(
 ) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
-    Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
+    Goes on from the newest checkpoint there; a finished run is left as it is, or
+    evaluated again where `config.dataset` names another split to report. SIGTERM
     or SIGINT end it behind the call that is under way, with a checkpoint. Of several
     processes (`hosts`), the first alone uses the directory, and, where they are not
     streamed, the data set's files.
@@ -132,7 +133,8 @@ def _run(
         begin = (config.init_from, state, dataset.class_names, model.residual)
         state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
         hosts.tell(f"weights   of {taken}")
-    if done and done.get("steps") == step == plan.total_steps:
+    other_data = any(told.startswith("dataset.") for told in changed)
+    if done and done.get("steps") == step == plan.total_steps and not other_data:
         hosts.tell(f"finished  at step {step:,} of {step:,}: {results.sentence(done)}")
         return done
     if hosts.is_first():

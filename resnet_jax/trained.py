@@ -53,6 +53,7 @@ class Trained:
       net: the network, with `scan`: it compiles in seconds at any depth.
       variables: what `net.apply` takes, as NumPy arrays; `models.unstack` gives the
         blocks the names that they have in files.
+      examples: how many images it was trained on; None: an old run, which did not say.
     """
 
     directory: Path
@@ -61,6 +62,7 @@ class Trained:
     inputs: Inputs
     net: models.ResNet
     variables: dict
+    examples: int | None
 
     def logits(
         self, variables: dict, images: UInt8[Array, "batch height width channels"]
@@ -106,6 +108,7 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     parallel.use_compilation_cache()
     best = checkpoint == "best"
     step, checkpoints = best_step(read_rows(directory)) if best else None, None
+    newest = None
     if (directory / "checkpoints").is_dir():
         checkpoints = Checkpoints(directory / "checkpoints", keep=None)
         newest = checkpoints.newest()
@@ -121,8 +124,27 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     checkpoints.require_intact(step)
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()
-    net = net.clone(scan=True)
-    return Trained(directory, step, config, inputs, net, models.stack(variables))
+    net, variables = net.clone(scan=True), models.stack(variables)
+    examples = newest[1].get("examples") if newest else None
+    return Trained(directory, step, config, inputs, net, variables, examples)
+
+
+def load_data(run: Trained) -> data.Dataset:
+    """The data set of a run, for what comes after training; warns if it has grown.
+
+    Raises:
+      UserError: it is not there, or has other classes or another shape of images.
+    """
+    dataset = data.load(run.config.dataset)
+    now = len(dataset.train.labels)
+    if what := _differing(run.inputs, dataset):
+        raise _other_data(run.directory, what)
+    if run.examples not in (None, now):
+        print(
+            f"warning   {run.examples:,} training examples then, {now:,} now: the test "
+            "split may have changed with them, and hold what was trained on"
+        )
+    return dataset
 
 
 def write_inputs(
@@ -162,19 +184,28 @@ def require_same_data(
         return
     inputs = _parse_inputs(directory / _INPUTS)
     now = len(dataset.train.labels)
+    what = _differing(inputs, dataset)
+    if not what and seen != now:
+        what = f"{seen:,} training examples then, {now:,} now"
+    if not what and not all(map(np.allclose, inputs.normalization, normalization)):
+        what = "the training images have another mean or deviation now"
+    if what:
+        raise _other_data(directory, what)
+
+
+def _differing(inputs: Inputs, dataset: data.Dataset) -> str:
+    """What a network cannot read of a data set; '': it can."""
     if inputs.class_names != tuple(dataset.class_names):
         pairs = itertools.zip_longest(inputs.class_names, dataset.class_names)
         differing = next((old, new) for old, new in pairs if old != new)
-        what = "class {!r} then, {!r} now".format(*differing)
-    elif inputs.image_shape != tuple(dataset.image_shape):
-        what = f"image shape {inputs.image_shape} then, {dataset.image_shape} now"
-    elif seen != now:
-        what = f"{seen:,} training examples then, {now:,} now"
-    elif not all(map(np.allclose, inputs.normalization, normalization)):
-        what = "the training images have another mean or deviation now"
-    else:
-        return
-    raise UserError(
+        return "class {!r} then, {!r} now".format(*differing)
+    if inputs.image_shape != tuple(dataset.image_shape):
+        return f"image shape {inputs.image_shape} then, {dataset.image_shape} now"
+    return ""
+
+
+def _other_data(directory: Path, what: str) -> UserError:
+    return UserError(
         f"--workdir={directory} holds a run on other data ({what}): give the data of "
         "then, or another --workdir"
     )

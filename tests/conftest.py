@@ -9,7 +9,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -18,10 +17,31 @@ install_import_hook("resnet_jax", "beartype.beartype")
 
 
 @pytest.fixture
-def quick_training(monkeypatch):
+def quick_training():
     """Trainings on one device that compile fast, where they are not what is tested."""
-    from resnet_jax import parallel
+    from tests import quick
 
-    one, options = jax.devices()[:1], {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(jax, "devices", lambda *_: one)
-    monkeypatch.setitem(parallel._COMPILER_OPTIONS, "cpu", options)
+    with quick.quick_training():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_trainings():
+    """The same for a module, and the fixtures that ask for it."""
+    from tests import quick
+
+    with quick.quick_training():
+        yield
+
+
+# Their long tests, or what is trained for them, come first: at the end of a run one
+# process would be left alone with them.
+_LONG = (
+    *("test_tour", "test_train", "test_hosts", "test_seeds", "test_streaming"),
+    *("test_bucket", "test_experiments_", "test_faults", "test_page", "test_explain"),
+    *("test_export", "test_predict", "test_finetune", "test_evaluate"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.name.startswith(_LONG))

@@ -12,6 +12,10 @@ from tests.quick import quick_jit
 
 SHAPE = (16, 16, 3)
 LABELS = jnp.array([0, 3, 1])
+grad_cam = quick_jit(attribution.grad_cam, static_argnums=0, static_argnames="layer")
+integrated_gradients = quick_jit(
+    attribution.integrated_gradients, static_argnums=0, static_argnames="steps"
+)
 
 
 @pytest.fixture(scope="module", params=["v1-8", "v2-11"])
@@ -36,7 +40,7 @@ def test_grad_cam_is_cam_on_pooled_features(network):
     area = features.shape[1] * features.shape[2]
     cam = np.maximum(np.einsum("nhwc,nc->nhw", features, weights) / area, 0)
     expected = jax.image.resize(cam, (3, 16, 16), "bilinear")
-    found = attribution.grad_cam(net, variables, images, LABELS)
+    found = grad_cam(net, variables, images, LABELS)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
     assert np.max(found) > 0
 
@@ -75,7 +79,7 @@ def test_grad_cam_of_a_stage_follows_finite_differences(network):
     )
     heat = np.maximum(np.einsum("nhwc,cn->nhw", maps, weights), 0)
     expected = np.asarray(jax.image.resize(heat, (3, 16, 16), "bilinear"))
-    found = attribution.grad_cam(net, variables, images, LABELS, layer="stage2")
+    found = grad_cam(net, variables, images, LABELS, layer="stage2")
     np.testing.assert_allclose(found, expected, atol=0.05 * expected.max())
 
 
@@ -83,15 +87,16 @@ def test_grad_cam_of_a_stage_follows_finite_differences(network):
 @pytest.mark.parametrize("network", ["v2-11"], indirect=True)
 def test_integrated_gradients_are_complete(network):
     net, variables, images = network
-    explain = jax.jit(
-        attribution.integrated_gradients, static_argnums=0, static_argnames="steps"
+    both = quick_jit(net.apply)(
+        variables, jnp.concatenate([images, jnp.zeros_like(images)])
     )
-    both = net.apply(variables, jnp.concatenate([images, jnp.zeros_like(images)]))
     scores = np.asarray(both)[np.arange(6), np.tile(LABELS, 2)]
     difference = scores[:3] - scores[3:]
     worst = []
     for steps in (4, 256):
-        found, errors = explain(net, variables, images, LABELS, steps=steps)
+        found, errors = integrated_gradients(
+            net, variables, images, LABELS, steps=steps
+        )
         sums = np.asarray(found).sum((1, 2, 3))
         expected = np.abs(sums - difference) / np.abs(difference)
         np.testing.assert_allclose(errors, expected, rtol=0.02, atol=1e-4)
@@ -107,10 +112,10 @@ def test_integrated_gradients_are_the_mean_gradient_times_the_image(network):
     def score(images):
         return net.apply(variables, images)[jnp.arange(3), LABELS].sum()
 
-    gradient = jax.jit(jax.grad(score))
+    gradient = quick_jit(jax.grad(score))
     gradients = [gradient(images * k / 2) for k in range(3)]
     mean = (gradients[0] / 2 + gradients[1] + gradients[2] / 2) / 2
-    found, _ = attribution.integrated_gradients(net, variables, images, LABELS, steps=2)
+    found, _ = integrated_gradients(net, variables, images, LABELS, steps=2)
     np.testing.assert_allclose(found, images * mean, rtol=1e-3, atol=1e-5)
 
 

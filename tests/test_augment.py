@@ -20,6 +20,7 @@ from resnet_jax.augment import (
     statistics,
     symmetric_beta,
 )
+from tests.quick import quick_jit
 
 SHAPES = [(8, 1), (8, 3), (32, 1), (32, 3)]
 
@@ -47,7 +48,7 @@ def run(config, images, seed=0, step=0, positions=None):
 
 @functools.cache
 def compiled(items):
-    return jax.jit(functools.partial(augment, ConfigDict(dict(items))))
+    return quick_jit(functools.partial(augment, ConfigDict(dict(items))))
 
 
 def all_crops(image, pad, flips):

@@ -34,7 +34,7 @@ ARCHIVE = "cifar-10-binary.tar.gz"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, quick_trainings):
     """A finished run, a prepared set of 40 and 10 images, and files of other kinds."""
     world = tmp_path_factory.mktemp("world")
     argv = ["main", *SMALL, f"--workdir={world / 'run'}"]
@@ -213,7 +213,7 @@ FIELDS = [
     ("augment.mixup=-1", "at least 0"),
     ("augment.mixup=1 augment.cutmix=1", "set it or augment.cutmix to 0"),
     ("augment.plain_epochs=-1", "at least 0"),
-    ("augment.flip=False augment.alternating_flip=true", "set it to True"),
+    ("augment.flip=False augment.alternating_flip=true", "to False, too"),
     ("augment.sizes=(4,)", "pixels from 8 up"),
     ("augment.size_ends=() augment.sizes=(16,)", "for each of the 1 sizes"),
     ("augment.sizes=(8,) augment.size_ends=(0.5,)", "below the 8 pixels"),

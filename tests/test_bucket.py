@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 from fsspec.registry import _registry as registered
 
-from resnet_jax import UserError, bucket, command_line, main, predict, workdir
+from resnet_jax import (
+    UserError,
+    bucket,
+    command_line,
+    main,
+    predict,
+    report,
+    workdir,
+)
 from resnet_jax.metrics import read_rows
+from tests.quick import ENVIRONMENT
 from tests.stand_in_bucket import stand_in
 from tests.test_hosts import ARGUMENTS, Pair
 from tests.test_train import ROOT, digits_config
@@ -193,7 +202,7 @@ def test_training_in_a_bucket_is_interrupted_goes_on_and_serves(tmp_path):
         return subprocess.Popen(
             [*command, module, *given],
             cwd=ROOT,
-            env=os.environ | temporary,
+            env=os.environ | ENVIRONMENT | temporary,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -258,7 +267,10 @@ def test_of_two_processes_the_first_alone_uses_the_bucket(tmp_path):
 
 
 @pytest.mark.slow
-def test_checkpoint_whose_sending_was_cut_off_is_passed_over(cloud, capsys):
+def test_checkpoint_whose_sending_was_cut_off_is_passed_over(
+    cloud, capsys, monkeypatch, quick_training
+):
+    monkeypatch.setattr(report, "update", lambda _: None)  # not what is tested
     arguments = [f"--workdir={URL}", *ARGUMENTS, "--config.checkpoint.every_minutes=0"]
     run = cloud.root / "lab" / "runs" / "a"
     assert call(main, *arguments, "--config.steps=23") == 0

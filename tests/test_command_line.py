@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from resnet_jax import UserError, command_line, main, summary
+from configs import common
+from resnet_jax import UserError, command_line, data, evaluate, main, summary
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py"
@@ -159,17 +160,36 @@ def test_help_prints_the_command_and_its_flags(capsys, place, arguments):
 def test_summary_needs_no_data(capsys):
     config = f"--config={ROOT}/configs/image_folder.py"
     assert command_line.call(summary.main, ["summary", config]) == 0
-    assert "269,722" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "image_folder, not looked at: 10 classes, 32x32x3 pixels, 60,000" in told
+    assert "269,722" in told
+
+
+def test_summary_knows_the_data_that_can_be_had_here(capsys):
+    config = f"--config={ROOT}/configs/digits.py"
+    for given, told in (
+        ((), ("digits: 10 classes, 8x8x1 pixels, 1,797 examples", "590,138")),
+        (("--channels=3",), ("8x8x3 pixels",)),
+        (("--config.dataset.name=cifar100",), ("100 classes, 32x32x3 pixels",)),
+    ):
+        assert command_line.call(summary.main, ["summary", config, *given]) == 0
+        output = capsys.readouterr().out
+        assert all(text in output for text in told)
+    for name in ("digits", "fake"):
+        config = common.default().dataset
+        config.name = name
+        loaded = data.load(config)
+        count = len(loaded.train.labels) + len(loaded.eval.labels)
+        known = (loaded.num_classes, loaded.image_shape, count)
+        assert data.KNOWN[name] == known
 
 
 def test_help_tells_defaults(capsys):
     with pytest.raises(SystemExit):
-        command_line.call(summary.main, ["summary", "--help"])
+        command_line.call(evaluate.main, ["evaluate", "--help"])
     output = capsys.readouterr().out
-    assert (
-        "--examples: Examples of all splits, as CIFAR-10 has. (default: 60000)\n"
-        in output
-    )
+    told = "The newest checkpoint, or the best by validation. (default: latest)\n"
+    assert told in output
     assert "--help: Show this and exit.\n" in output
 
 

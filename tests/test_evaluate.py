@@ -1,13 +1,18 @@
+import re
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from configs import digits
+from configs import digits, image_folder
 from resnet_jax import command_line, data, evaluate, models, train
 from resnet_jax.augment import normalize, statistics
 from resnet_jax.evaluate import Evaluator
 from resnet_jax.parallel import Parallel
+from resnet_jax.report import __main__ as report
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,55 @@ def test_command_repeats_what_the_run_reported(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_command_without_a_run_is_a_sentence(tmp_path, capsys):
+def test_data_that_have_changed_since_are_told(tmp_path, capsys, quick_training):
+    pictures = tmp_path / "pictures"
+    for number in range(32):
+        for split, counts in (("train", 32), ("test", 2)):
+            folder = pictures / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            if number < counts:
+                noise = np.full((8, 8, 3), 8 * number, np.uint8)
+                Image.fromarray(noise).save(folder / f"{number}.png")
+    config = image_folder.get_config()
+    config.model.depth = 8
+    config.update(steps=1, batch_size=8)
+    config.dataset.update(path=str(pictures), image_size=8)
+    run = tmp_path / "run"
+    train.train_and_evaluate(config, run)
+
+    def call(command) -> tuple[int, str]:
+        capsys.readouterr()
+        argv = [*command[1:], f"--workdir={run}"]
+        status = command_line.call(command[0], argv)
+        return status, "".join(capsys.readouterr())
+
+    evaluation = (evaluate.main, "evaluate")
+    assert call(evaluation)[0] == 0
+    # Other pictures to report are another split, which a finished run is evaluated on.
+    config.dataset.eval_split = "test[:1]"
+    changed = train.train_and_evaluate(config, run)
+    assert changed["test_examples"] == 1
+    assert changed["changes"][-1]["changed"] == [
+        "dataset.eval_split 'test' -> 'test[:1]'"
+    ]
+    classes = changed["test_class_accuracy"]
+    assert classes == {"a": changed["test_accuracy"], "b": None}
+    assert re.search(r"  b +none\n", call(evaluation)[1])
+    # More to train on, and then other classes.
+    shutil.copy(pictures / "train" / "a" / "0.png", pictures / "train" / "a" / "x.png")
+    status, told = call(evaluation)
+    assert status == 0
+    assert "warning   32 training examples then, 33 now" in told
+    for split in ("train", "test"):
+        (pictures / split / "a").rename(pictures / split / "z")
+    for command in (evaluation, (report.main, "report")):
+        status, told = call(command)
+        assert status == 2
+        assert "holds a run on other data (class 'a' then, 'b' now)" in told
+
+
+@pytest.mark.slow
+def test_command_without_a_run_is_a_sentence(tmp_path, capsys, quick_training):
     def error(*arguments: str) -> str:
         assert command_line.call(evaluate.main, ["evaluate", *arguments]) == 2
         return capsys.readouterr().err

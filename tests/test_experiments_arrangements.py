@@ -9,17 +9,14 @@ from configs import common
 from experiments import arrangements
 from experiments.arrangements import OrderedResNet, ShortcutResNet, like
 from resnet_jax import models, summary
-from tests.quick import quick_jit
+from tests.quick import quick_jit, random_variables
 
 
-def drawn(net, key: int = 0):
+def drawn(net):
     """Variables whose BatchNorms scale and shift, and images."""
-    variables = models.initialize(net, jax.random.key(key), (8, 8, 1))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) ** 2,
-        variables,
-    )
+    variables, rng = random_variables(net, (8, 8, 1)), np.random.default_rng(0)
+    if net.scan:
+        variables = models.stack(variables)
     return variables, jnp.asarray(rng.standard_normal((4, 8, 8, 1)), jnp.float32)
 
 
@@ -99,7 +96,8 @@ def test_a_gate_that_is_shut_leaves_the_shortcut_and_an_open_one_the_branch():
     base = models.resnet(1, 8, 10, width=4)
     nets = {bias: like(base, ShortcutResNet, kind=kind) for bias, kind in kinds.items()}
     for bias, net in nets.items():
-        variables, images = drawn(net)
+        _, images = drawn(net)
+        variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
         shared = like(base, ShortcutResNet, kind=("constant", bias < 0, bias > 0))
         found, expected = (
             quick_jit(each.apply)(variables, images) for each in (net, shared)
@@ -131,10 +129,15 @@ def test_dropout_drops_half_of_the_shortcut_in_training_alone_and_in_a_loop():
 def test_relu_only_preactivation_ends_with_a_relu():
     net = arrangements.ordered("ReLU-only pre-activation", config(14, width=4), 10)
     variables, images = drawn(net)
-    _, state = net.apply(
-        variables,
-        images,
-        capture_intermediates=lambda module, _: module.name == "stage3_block2",
-        mutable="intermediates",
-    )
-    assert state["intermediates"]["stage3_block2"]["__call__"][0].min() >= 0
+
+    @quick_jit
+    def last(variables, images):
+        _, state = net.apply(
+            variables,
+            images,
+            capture_intermediates=lambda module, _: module.name == "stage3_block2",
+            mutable="intermediates",
+        )
+        return state["intermediates"]["stage3_block2"]["__call__"][0]
+
+    assert last(variables, images).min() >= 0

@@ -5,12 +5,22 @@ import signal
 import pytest
 
 from experiments import fault_injection
+from resnet_jax import train, workdir
+from tests.quick import ENVIRONMENT
 
 SHORT = ("--config.epochs=3",)
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
+def quick_processes():
+    """What starts in this module compiles fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", ENVIRONMENT["XLA_FLAGS"])
+        yield
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory, quick_processes):
     directory = tmp_path_factory.mktemp("runs") / "untouched"
     assert fault_injection.start(directory, arguments=SHORT) == {"status": 0}
     return directory
@@ -35,7 +45,7 @@ def test_interrupted_run_is_equal_to_the_bit(untouched, tmp_path, number, aims):
 
 
 @pytest.mark.slow
-def test_differences_are_found(untouched, tmp_path):
+def test_differences_are_found(untouched, tmp_path, quick_training):
     changed = shutil.copytree(untouched, tmp_path / "run")
     with (changed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "epoch": 6.4, "test_accuracy": 1.0}\n')
@@ -43,9 +53,10 @@ def test_differences_are_found(untouched, tmp_path):
     (changed / "summary.json").write_text(json.dumps(summary | {"test_loss": 0.0}))
     found = fault_injection.differences(untouched, changed)
     assert found == ["metrics.jsonl", "summary.json"]
-    other = tmp_path / "other" / "run"
-    other.parent.mkdir()
-    fault_injection.start(other, arguments=(*SHORT, "--config.seed=1"))
+    config = workdir.read_config(untouched)
+    config.seed = 1
+    other = tmp_path / "other"
+    train.train_and_evaluate(config, other)
     assert "arrays" in fault_injection.differences(untouched, other)
 
 

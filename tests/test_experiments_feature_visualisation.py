@@ -1,6 +1,5 @@
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,13 +7,14 @@ import pytest
 from experiments import feature_visualisation, trained
 from experiments.trained import Trained
 from resnet_jax import models
+from tests.quick import random_variables
 
 
 @pytest.mark.slow
 def test_grad_cam_of_the_last_block_is_the_class_activation_map():
     """Behind it come only a mean and a linear layer (Zhou et al. 2016)."""
     net = models.resnet(1, 8, 10, width=4)
-    variables = models.initialize(net, jax.random.key(0), (16, 16, 1))
+    variables = random_variables(net, (16, 16, 1))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((6, 16, 16, 1)), jnp.float32)
     labels = rng.integers(0, 10, 6)
@@ -49,7 +49,7 @@ def test_area():
 
 
 @pytest.mark.slow
-def test_end_to_end(tmp_path, monkeypatch):
+def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     tiny = {"depth": 8, "image_size": 8, "epochs": 1}
     monkeypatch.setitem(feature_visualisation.SCALES, "smoke", tiny)

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import blockwise, gradient_flow, study
 from resnet_jax import models
-from tests.quick import quick_jit
+from tests.quick import quick_jit, random_variables
 
 TINY = {
     "dataset": {"name": "digits", "image_size": 8},
@@ -21,7 +21,7 @@ TINY = {
 def drawn(network: str, depth: int):
     model, _ = blockwise.NETWORKS[network]
     net = models.resnet(depth=depth, num_classes=10, **model)
-    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
+    variables = random_variables(net, (8, 8, 1))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((8, 8, 8, 1)), jnp.float32)
     return net, variables, images, rng.integers(0, 10, 8)

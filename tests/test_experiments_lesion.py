@@ -9,17 +9,13 @@ import pytest
 from experiments import lesion, trained
 from experiments.trained import Trained
 from resnet_jax import models
+from tests.quick import random_variables
 
 
 def drawn(depth: int, **model) -> Trained:
     """A network that is not trained, but whose BatchNorms scale and shift."""
     net = models.resnet(1, depth, 10, **model)
-    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) ** 2,
-        variables,
-    )
+    variables, rng = random_variables(net, (8, 8, 1)), np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((8, 8, 8, 1)), jnp.float32)
     return Trained({}, net, variables, images, rng.integers(0, 10, 8))
 

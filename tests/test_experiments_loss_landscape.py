@@ -10,17 +10,13 @@ from jax.flatten_util import ravel_pytree
 
 from experiments import loss_landscape, trained
 from resnet_jax import layers, models
+from tests.quick import quick_jit, random_variables
 
 
 def small_loss():
     """A loss of 372 parameters, in which nothing is zero, and where it is taken."""
     net = models.resnet(1, 8, 10, width=1)
-    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: leaf + 0.2 * rng.standard_normal(leaf.shape, np.float32) ** 2,
-        variables,
-    )
+    variables, rng = random_variables(net, (8, 8, 1)), np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((16, 8, 8, 1)), jnp.float32)
     labels = rng.integers(0, 10, 16)
     loss = loss_landscape.make_loss(net, variables["batch_stats"], images, labels)
@@ -37,7 +33,7 @@ def test_lanczos_gives_the_eigenvalues_of_a_dense_hessian(monkeypatch):
     monkeypatch.setattr(layers, "convolve", lax.conv_general_dilated)
     loss, *_ = small_loss()
     flat, unravel = ravel_pytree(variables["params"])
-    dense = jax.jit(jax.hessian(lambda flat: loss(unravel(flat))))(flat)
+    dense = quick_jit(jax.hessian(lambda flat: loss(unravel(flat))))(flat)
     expected = np.linalg.eigvalsh(np.asarray(dense, np.float64))
     np.testing.assert_allclose(values[-5:], expected[-5:], rtol=1e-3)
     np.testing.assert_allclose(values[:2], expected[:2], rtol=1e-3)
@@ -58,9 +54,8 @@ def test_lanczos_on_a_matrix():
 
 
 def test_directions_have_the_norm_of_each_filter():
-    params = models.initialize(
-        models.resnet(1, 8, 10, width=4), jax.random.key(0), (8, 8, 1)
-    )["params"]
+    net = models.resnet(1, 8, 10, width=4)
+    params = random_variables(net, (8, 8, 1))["params"]
     direction = loss_landscape.filter_normalized(np.random.default_rng(0), params)
     kernel, drawn = (
         tree["stage2_block1"]["conv1"]["kernel"] for tree in (params, direction)
@@ -81,7 +76,7 @@ def test_surface_is_the_loss_at_moved_parameters():
     losses = loss_landscape.surface(loss, params, (x, y), 3)
     assert losses.shape == (3, 3)
     moved = jax.tree.map(lambda p, x, y: p - x + y, params, x, y)
-    logits = net.apply(variables | {"params": moved}, images, train=False)
+    logits = quick_jit(net.apply)(variables | {"params": moved}, images)
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     assert losses[0, 2] == pytest.approx(float(expected), rel=1e-4)
 

@@ -3,6 +3,7 @@ import importlib.util
 import pytest
 
 from experiments import minutes
+from tests.quick import ENVIRONMENT
 
 # v1-8 of four channels on random images of CIFAR-10's shape.
 SMALL = {
@@ -39,7 +40,9 @@ def test_fast_takes_as_many_steps_as_fit(monkeypatch):
 
 
 @pytest.mark.slow
-def test_command_of_fast_tells_its_times(tmp_path):
+def test_command_of_fast_tells_its_times(tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     found = minutes._trained(0, SMALL, 12, tmp_path / "run")
     assert found["images"] == 12 * 16
     assert 0 < found["training"] < found["seconds"]

@@ -92,6 +92,7 @@ def test_other_pixels_are_told():
         (["--table=keras", "--seeds=0"], "--seeds=0: give at least 1"),
         (["--table=keras", "--epochs=-1"], "--epochs=-1: give at least 0"),
         (["--table=keras", "--redraw", "--out=new"], "new holds nothing of keras"),
+        (["--table=he2016", "--recipe=keras"], "its own, not v1-110-pre of"),
     ],
 )
 def test_mistakes_are_sentences(given, told, capsys, tmp_path, monkeypatch):

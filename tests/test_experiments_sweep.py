@@ -15,6 +15,7 @@ from resnet_jax import UserError, command_line
 from resnet_jax.preemption import StoppedError
 from resnet_jax.report.command import flat
 from resnet_jax.seeds import statistics
+from tests.quick import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 FIELDS = flat(common.default())
@@ -201,7 +202,7 @@ def test_the_best_is_of_those_that_train_surely():
 
 @pytest.mark.slow
 def test_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(spread, "devices", lambda: [{}])
+    monkeypatch.setattr(spread, "devices", lambda: [ENVIRONMENT])
     out = f"--out={tmp_path / 'out'}"
     arguments = ["--grid=optimizer.learning_rate=0.1,1e6", "--seeds=1", out]
     assert call(*CONFIG, *arguments) == 0

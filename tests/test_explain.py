@@ -9,7 +9,7 @@ from resnet_jax import command_line, data, explain, train, trained
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_trainings):
     """A run that has learned, and three test images as files beside it."""
     config = digits.get_config()
     config.model.update(version=1, depth=8, width=8)

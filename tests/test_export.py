@@ -1,5 +1,6 @@
 """What is exported runs without this package, and says what it is."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ images = numpy.load("images.npy")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_trainings):
     """A run's directory, its summary, and the test images and labels."""
     config = digits.get_config()
     config.model.update(version=1, depth=8, width=4)
@@ -112,6 +113,11 @@ def test_card_says_what_was_measured(run, exported):
     assert f"| parameters | {summary['params']:,} |" in card
     assert "optimizer.weight_decay 0.0001 -> 0.0005" in card
     assert "zipfile.ZipFile('model.zip')" in card
+
+
+def test_card_of_another_step_claims_no_accuracy(run):
+    earlier = dataclasses.replace(trained.load(run[0]), step=1)
+    assert "| test accuracy | not measured at step 1 |" in export.card(earlier)
 
 
 def test_bad_use_is_a_sentence(run, tmp_path, capsys):

@@ -24,6 +24,8 @@ from resnet_jax.trainer import Trainer
 from resnet_jax.workdir import WriteError
 from tests.test_train import digits_config, same_bits, saved_arrays
 
+pytestmark = pytest.mark.usefixtures("quick_trainings")
+
 
 def config(**changes):
     """Two epochs of 23 steps, each saved."""
@@ -156,11 +158,12 @@ def test_second_signal_ends_at_once():
 
 def test_a_signal_while_saving_is_no_write_error(tmp_path, monkeypatch):
     def interrupted():
-        raise preemption.StoppedError(signal.SIGTERM, "while starting")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
     monkeypatch.setattr(checkpoints._manager, "check_for_errors", interrupted)
-    with pytest.raises(preemption.StoppedError):
+    stopped = pytest.raises(preemption.StoppedError, match="while starting")
+    with stopped, preemption.Preemption():
         checkpoints.poll()
     checkpoints.close()
 
@@ -383,3 +386,16 @@ def test_change_of_length_warns_and_is_recorded(tmp_path, capsys):
         capsys.readouterr().out
     )
     assert summary["changes"] == [{"step": 8, "changed": ["steps 8 -> 12"]}]
+
+
+@pytest.mark.slow
+def test_change_of_length_tells_what_else_follows_it(tmp_path, capsys):
+    growing = {"augment.sizes": (8,), "augment.size_ends": (0.7,)}
+    growing["dataset.image_size"] = 16
+    mixing = {"augment.mixup": 0.2, "augment.plain_epochs": 0.1}
+    for steps in (4, 8):
+        train.train_and_evaluate(config(steps=steps, **growing, **mixing), tmp_path)
+    told = capsys.readouterr().out
+    assert "schedule is over" not in told
+    assert "size_ends are parts of 8 steps from here: images are of 8 pixels" in told
+    assert "plain_epochs=0.1 are the last of 8 steps from here" in told

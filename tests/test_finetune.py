@@ -22,6 +22,9 @@ from resnet_jax import (
 )
 from resnet_jax.augment import normalize
 from resnet_jax.step import Batch, TrainState, make_train_step
+from tests.quick import quick_jit, random_variables
+
+pytestmark = pytest.mark.usefixtures("quick_trainings")
 
 NORMALIZATION = np.full(1, 0.5, np.float32), np.ones(1, np.float32)
 FROZEN = "^stem|^stage1|^stage2_block1/(conv1|bn1)"
@@ -112,12 +115,7 @@ def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
 def network():
     """v1-8, its variables and 32 digits, normalised as `step` does."""
     net = models.resnet(1, 8, 10, width=8)
-    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
-    draws = np.random.default_rng(0)
-    variables["batch_stats"] = jax.tree.map(
-        lambda x: draws.uniform(0.5, 1.5, x.shape).astype(np.float32),
-        variables["batch_stats"],
-    )
+    variables = random_variables(net, (8, 8, 1))
     split = data.load(digits.get_config().dataset).eval
     return net, variables, data.Split(split.images[:32], split.labels[:32])
 
@@ -132,7 +130,7 @@ def one_update(network, chosen) -> tuple[dict, dict]:
         jnp.int32(0), **variables, opt_state=tx.init(variables["params"])
     )
     batch = Batch(split.images, split.labels, np.arange(32, dtype=np.int32))
-    new, metrics = jax.jit(step)(state, batch, jax.random.key(1))
+    new, metrics = quick_jit(step)(state, batch, jax.random.key(1))
     change = jax.tree.map(lambda a, b: a - b, new.params, variables["params"])
     return weights.flatten(change), metrics
 

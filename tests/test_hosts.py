@@ -16,6 +16,7 @@ import pytest
 from configs import common
 from resnet_jax import UserError, hosts, train
 from resnet_jax.metrics import read_rows
+from tests.quick import ENVIRONMENT
 from tests.test_parallel import devices_of, float64_run
 from tests.test_train import saved_arrays
 
@@ -56,7 +57,9 @@ class Pair:
                     subprocess.Popen(
                         [sys.executable, "-u", *command, *given],
                         cwd=ROOT,
-                        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                        env=os.environ
+                        | ENVIRONMENT
+                        | {"JAX_NUM_CPU_DEVICES": str(devices)},
                         stdout=file,
                         stderr=subprocess.STDOUT,
                     )
@@ -162,6 +165,27 @@ def test_error_of_the_first_is_told_by_both(tmp_path):
     assert pair.wait() == [2, 2]
     for log in pair.logs:
         assert "holds other files: give a new or empty directory" in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_first_while_it_prepares_ends_both(tmp_path):
+    script = (
+        "import os, signal, sys, time\n"
+        "from resnet_jax import command_line, hosts\n"
+        "from resnet_jax.preemption import Preemption\n"
+        "def make():\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "    except Exception: print('taken for a failure')\n"
+        "def main(argv):\n"
+        "    address, count, number = (a.partition('=')[2] for a in argv[1:])\n"
+        "    hosts.join(address, int(count), int(number))\n"
+        "    with Preemption(): hosts.from_first(make)\n"
+        "command_line.run(main)\n"
+    )
+    pair = Pair(tmp_path, ["-c", script], devices=1)
+    assert pair.wait(120) == [143, 143]
+    for log in pair.logs:
+        assert "\nstopped: by SIGTERM while starting: the same" in log.read_text()
 
 
 @pytest.mark.slow

@@ -8,9 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from resnet_jax import layers, parallel
 from resnet_jax.parallel import Parallel
+from tests.quick import OPTIONS, quick_jit
 
-# Values are under test, not speed: compile without optimisation.
-QUICK = {"xla_backend_optimization_level": 0}
 DIMENSIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 
@@ -60,7 +59,7 @@ def derivatives(convolution, strides, padding):
             jax.grad(slope)(arguments, direction),
         )
 
-    return jax.jit(all_orders, compiler_options=QUICK)
+    return quick_jit(all_orders)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ def test_derivatives_in_a_loop_are_those_of_lax(kernel_size, strides):
 
         both = jax.jit(
             lambda *x: (gradient(*x), jax.grad(slope, argnums=(0, 1, 2))(*x)),
-            compiler_options=QUICK,
+            compiler_options=OPTIONS,
         )
         return both(*arguments)
 
@@ -286,9 +285,8 @@ def test_batch_norm_is_that_of_flax(dtype):
             )
             return (weights * y**2).sum(), (y, changed)
 
-        values, (y, changed) = jax.grad(loss, (0, 1), has_aux=True)(
-            variables["params"], x
-        )
+        gradient = quick_jit(jax.grad(loss, (0, 1), has_aux=True))
+        values, (y, changed) = gradient(variables["params"], x)
         return values, y, changed["batch_stats"]
 
     tolerance = {jnp.float64: 1e-12, jnp.float32: 1e-5, jnp.bfloat16: 0.03}[dtype]

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from resnet_jax import layers, models, summary
-from tests.quick import quick_jit
+from tests import quick
+from tests.quick import declared_shapes, quick_jit
 
 BOTH = {"scan": True, "remat": True}
 CIFAR = (32, 32, 3)
@@ -136,32 +137,13 @@ def build(kind: dict, depth: int, num_classes: int = 10, **changes) -> models.Re
     return models.resnet(kind.pop("version"), depth, num_classes, **kind)
 
 
-def declared_shapes(net: models.ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """The shapes and types that the network itself declares, in its own form."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(net.init, jax.random.key(0), images)
-
-
 def shallowest(kind: dict) -> int:
     """The depth with one block a stage."""
     return 8 if build(kind, 20).block == "basic" else 11
 
 
 def random_variables(net: models.ResNet, image_shape=TINY, dtype=np.float64) -> dict:
-    """Values unlike any initial ones, so that no two leaves can be taken for another's.
-
-    NumPy arrays, in the unrolled form.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, leaf.shape).astype(dtype)
-        fan_in = max(np.prod(leaf.shape[:-1]), 8)
-        return rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape).astype(dtype)
-
-    shapes = declared_shapes(net.clone(scan=False), image_shape)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return quick.random_variables(net, image_shape, dtype)
 
 
 def random_images(batch: int, image_shape=TINY, dtype=np.float64) -> jax.Array:
@@ -867,7 +849,7 @@ def test_summary_agrees_with_the_variables_layer_by_layer(kind):
 @pytest.mark.parametrize("scan", [False, True])
 def test_stochastic_depth_falls_linearly_from_block_to_block(scan, monkeypatch):
     """Branches scaled by what is given as their chance: a network of known weights."""
-    monkeypatch.setattr(layers, "stochastic_depth", lambda y, survival, _: y * survival)
+    monkeypatch.setattr(layers, "stochastic_depth", lambda survival, _: survival)
     net = build(V1, 20, stochastic_depth=0.5, scan=scan)
     plain = build(V1, 20)
     variables = models.initialize(plain, jax.random.key(0), TINY)
@@ -907,14 +889,41 @@ def test_stochastic_depth_is_drawn_in_training_alone(kind):
     assert 3 <= len(outcomes) <= 2**3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [V1, V2, KERAS_V2], ids=label)
+def test_scan_and_remat_draw_the_same_blocks(kind):
+    net = build(kind, shallowest(kind), stochastic_depth=0.7)
+    net = net.clone(blocks_per_stage=(3, 2, 2))
+    variables = models.initialize(net, jax.random.key(0), TINY)
+    images = jax.random.normal(jax.random.key(1), (2, *TINY))
+    loop = net.clone(scan=True, remat=True)
+
+    @quick_jit
+    def draws(keys):
+        unrolled, stacked = variables, models.stack(variables)
+        return jax.lax.map(
+            lambda key: (
+                apply(net, unrolled, images, rngs={"dropout": key})[0],
+                apply(loop, stacked, images, rngs={"dropout": key})[0],
+            ),
+            keys,
+        )
+
+    expected, found = draws(jax.random.split(jax.random.key(2), 12))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert len({logits.tobytes() for logits in np.asarray(expected)}) > 6
+
+
 def test_stochastic_depth_keeps_the_mean_and_leaves_out_whole_batches():
-    branch = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    survival = jnp.asarray([0.8, 1.0, 0.3])
     keys = jax.random.split(jax.random.key(0), 4000)
-    results = jax.vmap(lambda key: layers.stochastic_depth(branch, 0.8, key))(keys)
-    left_out = (np.asarray(results) == 0).all((1, 2, 3, 4))
-    kept = np.asarray(results)[~left_out]
-    np.testing.assert_allclose(kept, np.broadcast_to(branch / 0.8, kept.shape), 1e-6)
-    assert abs(left_out.mean() - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 4000)
+    factors = jax.vmap(lambda key: layers.stochastic_depth(survival, key))(keys)
+    assert factors.shape == (4000, 3)  # one of each block, for all images
+    for chance, drawn in zip(survival, np.asarray(factors).T, strict=True):
+        kept = drawn[drawn != 0]
+        np.testing.assert_allclose(kept, 1 / chance, 1e-6)
+        error = 4 * np.sqrt(chance * (1 - chance) / 4000)
+        assert abs(len(kept) / 4000 - chance) <= error + 1e-9
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from resnet_jax import models, optimizers
+from tests.quick import quick_jit
 
 RATES = (0.1, 0.1, 0.03, 0.2)
 
@@ -39,9 +40,14 @@ def trained(config, params, gradients, rates=RATES):
     """The parameters after each update."""
     tx = optimizers.optimizer(config, lambda step: jnp.asarray(rates)[step])
     state, history = tx.init(params), []
+
+    @quick_jit
+    def update(gradient, state, params):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
     for gradient in gradients:
-        updates, state = jax.jit(tx.update)(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = update(gradient, state, params)
         history.append(jax.device_get(params))
     return history
 
@@ -300,7 +306,7 @@ def test_linear_rule_multiplies_the_rate_by_the_batch(of_batch, peak):
 def rates(config, steps, total, per_epoch=1.0, peak=0.1):
     """The learning rate of each of some updates."""
     schedule = optimizers.schedule(config, peak, total, per_epoch)
-    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps)))
+    return np.asarray(quick_jit(jax.vmap(schedule))(jnp.asarray(steps)))
 
 
 def schedule_of(name, **changes) -> ConfigDict:

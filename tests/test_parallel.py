@@ -1,3 +1,4 @@
+import functools
 import os
 import subprocess
 import sys
@@ -18,8 +19,12 @@ from resnet_jax.step import Batch, create_state, make_train_step
 from resnet_jax.trainer import Trainer
 
 
-def train(devices: int, mode: str = "jit", dtype: str = "float32", steps: int = 2):
-    """Some updates of v1-8 on digits at a low rate: the state, and each step's loss."""
+@functools.cache
+def train(devices: int, mode: str = "jit"):
+    """Two updates of v1-8 on digits at a low rate.
+
+    Returns the state after each of them, their losses, and the trainer.
+    """
     config = digits.get_config()
     config.update(parallel=mode, batch_size=64, steps=100)
     config.model.update(version=1, depth=8)
@@ -30,11 +35,12 @@ def train(devices: int, mode: str = "jit", dtype: str = "float32", steps: int = 
         run = Trainer(config, data.load(config.dataset))
     state = run.place(run.new_state())
     run.compile(state)
-    losses = []
-    for step in range(steps):
+    states, losses = [], []
+    for step in range(2):
         state, means = run.train(state, step, step + 1)
+        states.append(run.fetch(state))
         losses.append(means["loss"])
-    return run.fetch(state), losses, run
+    return states, losses, run
 
 
 def devices_of(count: int) -> list:
@@ -125,10 +131,10 @@ def test_augmented_batch_does_not_depend_on_the_devices():
 @pytest.mark.slow
 def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
     """In one step: already the next one amplifies float32's rounding."""
-    state, losses, _ = train(devices=1, steps=1)
+    (state, _), losses, _ = train(devices=1)
     monkeypatch.setattr(parallel, "_COMPILER_OPTIONS", {})
-    other, other_losses, _ = train(devices=1, steps=1)
-    np.testing.assert_allclose(losses, other_losses, rtol=1e-6)
+    (other, _), other_losses, _ = train.__wrapped__(devices=1)
+    np.testing.assert_allclose(losses[0], other_losses[0], rtol=1e-6)
     for a, b in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True
     ):
@@ -189,8 +195,8 @@ def test_programs_that_call_onednn_are_not_kept(monkeypatch, available, brief, k
 
 @pytest.mark.slow
 def test_pmap_of_one_device_is_jit_of_one():
-    state, losses, _ = train(devices=1)
-    other, other_losses, _ = train(devices=1, mode="pmap")
+    (_, state), losses, _ = train(devices=1)
+    (_, other), other_losses, _ = train(devices=1, mode="pmap")
     np.testing.assert_allclose(losses, other_losses, rtol=1e-4)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -199,7 +205,7 @@ def test_pmap_of_one_device_is_jit_of_one():
 @pytest.mark.slow
 def test_pmap_keeps_devices_equal_and_normalises_apart():
     _, losses, _ = train(devices=1)
-    state, other_losses, run = train(devices=4, mode="pmap")
+    (_, state), other_losses, run = train(devices=4, mode="pmap")
     assert not np.allclose(losses[0], other_losses[0], rtol=1e-6)
     placed = run.place(state)
     for leaf in jax.tree.leaves(placed):

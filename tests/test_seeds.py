@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from resnet_jax import UserError, command_line, main, seeds, train
+from resnet_jax import UserError, command_line, main, report, seeds, train
 from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
+from tests.quick import ENVIRONMENT
 from tests.test_hosts import training
 from tests.test_train import digits_config, same_bits, saved_arrays
 
@@ -19,6 +20,8 @@ DIGITS = [
     f"--config={ROOT}/configs/digits.py",
     *("--config.model.version=1", "--config.model.depth=8", "--config.model.width=4"),
     "--config.checkpoint.every=1",
+    # A rate that does not depend on the number of steps, which is a program's then.
+    *("--config.schedule.name=constant", "--config.schedule.warmup_epochs=0"),
 ]
 
 
@@ -31,7 +34,9 @@ def names(directory: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_seed_of_several_is_the_single_run_with_that_seed(tmp_path, capsys):
+def test_a_seed_of_several_is_the_single_run_with_that_seed(
+    tmp_path, capsys, quick_training
+):
     result = seeds.run_all(
         small(seed=3, seeds=2), tmp_path / "all", train.train_and_evaluate
     )
@@ -50,7 +55,9 @@ def test_a_seed_of_several_is_the_single_run_with_that_seed(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_finished_ones_are_skipped_and_a_stopped_one_goes_on(tmp_path, capsys):
+def test_finished_ones_are_skipped_and_a_stopped_one_goes_on(
+    tmp_path, capsys, quick_training
+):
     made = []
 
     def run(config, directory):
@@ -104,7 +111,9 @@ def test_one_that_diverges_leaves_the_others(tmp_path):
     assert result["mean"] == pytest.approx(0.6)
 
 
-def test_what_would_end_a_later_seed_is_refused_before_the_first(tmp_path):
+def test_what_would_end_a_later_seed_is_refused_before_the_first(
+    tmp_path, quick_training
+):
     train.train_and_evaluate(small(seed=1), tmp_path / "all" / "seed1")
     changed = small(**{"seeds": 2, "optimizer.momentum": 0.5})
     with pytest.raises(UserError, match=r"seed1 holds a run of another config"):
@@ -132,7 +141,9 @@ def test_seeds_that_cannot_be(given, told, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_by_default_they_are_where_single_runs_would_be(tmp_path, monkeypatch):
+def test_by_default_they_are_where_single_runs_would_be(
+    tmp_path, monkeypatch, quick_training
+):
     monkeypatch.chdir(tmp_path)
     argv = ["main", *DIGITS, "--config.steps=2"]
     assert command_line.call(main.main, [*argv, "--config.seed=1"]) == 0
@@ -144,13 +155,15 @@ def test_by_default_they_are_where_single_runs_would_be(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_whole_and_the_same_command_goes_on(tmp_path):
+def test_a_signal_ends_the_whole_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, quick_training
+):
     command = [sys.executable, "-u", "-m", "resnet_jax.main", *DIGITS]
     command += ["--config.seeds=2", f"--workdir={tmp_path}", "--config.epochs=400"]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -162,6 +175,7 @@ def test_a_signal_ends_the_whole_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 143
     assert names(tmp_path) == {"seed0"}
     step = read_rows(tmp_path / "seed0")[-1]["step"]
+    monkeypatch.setattr(report, "update", lambda _: None)  # not what is tested
     argv = ["main", *DIGITS, f"--config.steps={step + 2}", f"--workdir={tmp_path}"]
     assert command_line.call(main.main, [*argv, "--config.seeds=2"]) == 0
     assert names(tmp_path) == {"seed0", "seed1", "seeds.json"}

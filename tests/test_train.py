@@ -18,6 +18,7 @@ from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 from resnet_jax.preemption import StoppedError
 from resnet_jax.trainer import Trainer
+from tests.quick import one_device
 
 ROOT = Path(__file__).parents[1]
 
@@ -172,7 +173,7 @@ def test_run_leaves_a_complete_summary(tmp_path, capsys):
     assert "finished" in capsys.readouterr().out
 
 
-def test_rows_are_finite_numbers_with_rising_steps(tmp_path):
+def test_rows_are_finite_numbers_with_rising_steps(tmp_path, quick_training):
     train.train_and_evaluate(digits_config(steps=25), tmp_path)
     rows = read_rows(tmp_path)
     steps = [row["step"] for row in rows if "train_loss" in row]
@@ -181,7 +182,7 @@ def test_rows_are_finite_numbers_with_rising_steps(tmp_path):
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
-def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path):
+def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path, quick_training):
     config = digits_config(**{"optimizer.learning_rate": 1e6, "steps": 40})
     with pytest.raises(DivergedError, match=r"between steps .* and") as raised:
         train.train_and_evaluate(config, tmp_path)
@@ -191,7 +192,9 @@ def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path):
 
 
 @pytest.mark.slow
-def test_infinite_test_loss_leaves_valid_files(tmp_path, monkeypatch, capsys):
+def test_infinite_test_loss_leaves_valid_files(
+    tmp_path, monkeypatch, capsys, quick_training
+):
     """The running statistics of the first steps can be too far off to evaluate by."""
     evaluate = Trainer.evaluate
 
@@ -212,7 +215,7 @@ def test_infinite_test_loss_leaves_valid_files(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_best_by_validation_is_kept_beside_the_newest(tmp_path):
+def test_best_by_validation_is_kept_beside_the_newest(tmp_path, quick_training):
     config = digits_config(steps=0, epochs=4, **{"checkpoint.keep": 1})
     config.dataset.update(train_split="train[:1024]", validation_split="train[1024:]")
     summary = train.train_and_evaluate(config, tmp_path)
@@ -225,7 +228,9 @@ def test_best_by_validation_is_kept_beside_the_newest(tmp_path):
     assert kept == {str(best["step"]), "64"}
 
 
-def test_other_config_is_refused_and_longer_run_goes_on(tmp_path, capsys):
+def test_other_config_is_refused_and_longer_run_goes_on(
+    tmp_path, capsys, quick_training
+):
     config = digits_config(steps=8)
     train.train_and_evaluate(config, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -240,7 +245,7 @@ def test_other_config_is_refused_and_longer_run_goes_on(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_scan_may_change_when_a_run_goes_on(tmp_path):
+def test_scan_may_change_when_a_run_goes_on(tmp_path, quick_training):
     rolled = digits_config(steps=8, **{"model.depth": 14, "model.scan": True})
     train.train_and_evaluate(rolled, tmp_path)
     unrolled = digits_config(steps=12, **{"model.depth": 14})
@@ -279,7 +284,9 @@ def test_training_and_verbs_never_load_tensorflow(tmp_path):
 @pytest.mark.slow
 def test_digits_recipe_learns(tmp_path):
     config = common.get_config("smoke", version=1, depth=8)
-    assert train.train_and_evaluate(config, tmp_path)["test_accuracy"] > 0.95
+    with one_device():
+        summary = train.train_and_evaluate(config, tmp_path)
+    assert summary["test_accuracy"] > 0.95
 
 
 @pytest.mark.slow
@@ -287,7 +294,7 @@ def test_digits_recipe_learns(tmp_path):
     not Path(os.environ.get("TFDS_DATA_DIR", "/nowhere"), "cifar10").is_dir(),
     reason="needs CIFAR-10 in $TFDS_DATA_DIR",
 )
-def test_cifar10_trains_and_counts_every_test_image(tmp_path):
+def test_cifar10_trains_and_counts_every_test_image(tmp_path, quick_training):
     config = common.get_config("paper", version=1, depth=8)
     config.update(steps=20, batch_size=64)
     config.dataset.train_split = "train[:2000]"

@@ -13,7 +13,7 @@ from resnet_jax.augment import normalize, statistics
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_trainings):
     """A run with a validation split, and its summary."""
     config = digits.get_config()
     config.model.update(version=1, depth=14, width=4)

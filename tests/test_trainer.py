@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, digits
 from resnet_jax import data, parallel, results
+from resnet_jax.config import validate
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
 from resnet_jax.trainer import Trainer
@@ -115,6 +116,38 @@ def test_later_calls_compile_nothing(trained):
         assert compiled, "the listener hears of no compilation"
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "told"),
+    [
+        ("paper", {}, ""),
+        ("paper", {"model.depth": 110}, "110 layers without a warm-up"),
+        ("keras", {"model.depth": 110}, ""),  # Adam's steps are small at first
+        ("strong", {"model.depth": 110}, ""),
+        ("fast", {"model.depth": 110}, ""),
+        ("smoke", {}, ""),
+        ("paper", {"dataset.name": "svhn_cropped"}, "set augment.flip to False"),
+        (
+            "fast",
+            {"dataset.name": "mnist"},
+            "set augment.flip and augment.alternating_flip and test_time_flip to False",
+        ),
+    ],
+)
+def test_what_no_recipe_would_have_is_told(recipe, given, told):
+    config = common.get_config(recipe, version=1, depth=20)
+    config.update_from_flattened_dict(given)
+    found = results.unlikely(config)
+    assert len(found) == bool(told)
+    assert told in "".join(found)
+
+
+def test_recipes_for_digits_mirror_nothing():
+    for recipe in ("smoke", "paper", "keras", "strong", "fast"):
+        config = digits.get_config(recipe)
+        validate(config)
+        assert not results.unlikely(config)
 
 
 @pytest.mark.parametrize(

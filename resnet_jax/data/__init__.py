@@ -20,6 +20,15 @@ from resnet_jax.data.stream import StreamedImages, fit
 # Decoded images up to this many bytes live on the device; more of them are streamed.
 RESIDENT_BYTES = 2 * 2**30
 _BUNDLED = {"digits": digits.source, "fake": fake.source}
+# Classes, image shape, and examples of all splits, of what can be had here.
+KNOWN = {
+    "cifar10": (10, (32, 32, 3), 60_000),
+    "cifar100": (100, (32, 32, 3), 60_000),
+    "fashion_mnist": (10, (28, 28, 1), 70_000),
+    "svhn_cropped": (10, (32, 32, 3), 99_289),
+    "digits": (10, (8, 8, 1), 1_797),
+    "fake": (10, (32, 32, 3), 60_000),
+}
 
 
 class Split(NamedTuple):
@@ -39,14 +48,14 @@ class Dataset:
       class_names: One name a label.
       train: What is trained on.
       validation: What is for choosing; None where `validation_split` is ''.
-      eval: What is reported at the end.
+      eval: What is reported at the end; None where training alone is measured.
     """
 
     name: str
     class_names: tuple[str, ...]
     train: Split
     validation: Split | None
-    eval: Split
+    eval: Split | None
 
     @property
     def num_classes(self) -> int:
@@ -105,9 +114,9 @@ def load(config) -> Dataset:
       config: `name`; `path` and `split_seed` of image_folder; `data_dir` ('':
         $TFDS_DATA_DIR or ~/tensorflow_datasets); `mirror` ('': the official host, else
         the base URL to download from); `image_size` (0: as stored, else pixels a side
-        to resize to, bilinear); `stream` ('always', 'never', or 'auto': if it is larger
-        than `RESIDENT_BYTES`); and `train_split`, `validation_split` (may be '') and
-        `eval_split` in TFDS's syntax.
+        of a square, to which an image's middle is resized, bilinear); `stream`
+        ('always', 'never', or 'auto': if it is larger than `RESIDENT_BYTES`); and
+        `train_split`, `validation_split` (may be '') and `eval_split` in TFDS's syntax.
 
     Raises:
       UserError: As for `check`; and where the set cannot be had, is damaged, has no
@@ -116,7 +125,7 @@ def load(config) -> Dataset:
     check(config)
     source = _source(config)
     selections = {
-        field: splits.select(spec, field, source.sizes)
+        field: splits.select(spec, field, source.sizes, source.aliases)
         for field, spec in _specs(config).items()
     }
     train, *validation, _ = selections.values()
@@ -135,7 +144,7 @@ def load(config) -> Dataset:
     streams = _streams(config, source, chosen)
     read = reading.to_know if streams else reading.into_memory
     arrays = cached(
-        source.key and f"{source.key} {chosen} {size} {read.__name__}",
+        source.key and f"{source.key} {chosen} middle {size} {read.__name__}",
         lambda: read(source, chosen, size),
     )
     reading.tell_skipped(arrays["skipped"])

@@ -61,7 +61,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
       UserError: There are no two classes with pictures, a class is in the test set
         alone, splits have other names than above, or a folder cannot be read.
     """
-    root, notes = check(path), []
+    root, notes, aliases = check(path), [], ()
     folders = {name: root / name for name in _SPLITS if _has_folders(root / name)}
     if not _has_folders(root / "train"):
         _require_names(path, root)
@@ -113,7 +113,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
         if single := [n for n, t in zip(names, ordered["test"], strict=True) if not t]:
             notes.append(f"warning   a single picture, none to test: {_listed(single)}")
     elif "test" not in ordered:
-        ordered["test"] = ordered["val"]
+        aliases = (("test", "val"),)
         notes.append(
             "test      is the validation folder, since there is no test folder"
         )
@@ -126,6 +126,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
         examples=lambda split, indices: _read(splits[split], indices, root, size),
         key=_key(splits, root, size),
         notes=tuple(notes),
+        aliases=aliases,
     )
 
 

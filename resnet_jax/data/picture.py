@@ -69,12 +69,16 @@ def decode(
     except Exception as error:  # Pillow's plugins raise all kinds at damaged files.
         raise UnreadableError(_reason(error)) from None
     if size:
-        height, width = size if isinstance(size, tuple) else (size, size)
-        box = _middle(image.size, (width, height))
-        image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+        image = resized(image, *(size if isinstance(size, tuple) else (size, size)))
     if channels == 1:
         return np.array(image.convert("L"))[..., None]
     return np.array(image)
+
+
+def resized(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The middle of a picture, bilinear, over all pixels that a new one covers."""
+    box = _middle(image.size, (width, height))
+    return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
 
 def _middle(

@@ -20,6 +20,7 @@ class Source(NamedTuple):
         error, beginning with the file, that says why there is none.
       key: Changes whenever a pixel may; '' where reading again is as quick as keeping.
       notes: What the user should know of, a line each.
+      aliases: (Another name, split) pairs.
     """
 
     name: str
@@ -30,3 +31,4 @@ class Source(NamedTuple):
     ]
     key: str = ""
     notes: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()

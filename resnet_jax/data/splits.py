@@ -41,13 +41,19 @@ def parse(spec: str, field: str) -> list[tuple[str, str, str]]:
     return parts
 
 
-def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, range]]:
+def select(
+    spec: str,
+    field: str,
+    sizes: dict[str, int],
+    aliases: tuple[tuple[str, str], ...] = (),
+) -> list[tuple[str, range]]:
     """Says which examples of which splits a split means.
 
     Args:
       spec: The split as the user wrote it.
       field: The config field it comes from, for the errors.
       sizes: The number of examples in each split of the source.
+      aliases: (Another name, split) pairs.
 
     Returns:
       (split, indices) for each term.
@@ -58,12 +64,14 @@ def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, rang
     """
     selections = []
     for name, start, stop in parse(spec, field):
+        name = dict(aliases).get(name, name)
         if name not in sizes:
-            near = difflib.get_close_matches(name, sizes, 1)
+            names = [*sizes, *dict(aliases)]
+            near = difflib.get_close_matches(name, names, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
                 f"{field}={spec!r}: there is no split {name!r}.{hint} "
-                f"The splits are {', '.join(sizes)}."
+                f"The splits are {', '.join(names)}."
             )
         size = sizes[name]
         try:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
 from resnet_jax import UserError
-from resnet_jax.data.picture import UnreadableError
+from resnet_jax.data.picture import UnreadableError, resized
 from resnet_jax.data.source import Source
 
 THREADS = 16  # that read ahead
@@ -83,13 +84,11 @@ class StreamedImages:
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """An image with channels, resized (bilinear) to a square unless `size` is 0."""
+    """An image with channels; unless `size` is 0, its middle resized to that square."""
     if size and image.shape[:2] != (size, size):
-        from PIL import Image
-
         grey = image.ndim == 3 and image.shape[-1] == 1
-        picture = Image.fromarray(image[..., 0] if grey else image)
-        image = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+        whole = Image.fromarray(image[..., 0] if grey else image)
+        image = np.asarray(resized(whole, size, size))
     return image[..., None] if image.ndim == 2 else image
 
 

@@ -18,7 +18,6 @@ from resnet_jax import UserError
 from resnet_jax.data import prepare
 from resnet_jax.data.cache import cached
 from resnet_jax.data.source import Source
-from resnet_jax.preemption import StoppedError
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
 _NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
@@ -80,8 +79,6 @@ def _builder(directory: Path):
     logging.getLogger("absl").addFilter(_is_news)
     try:
         return tfds.builder_from_directory(directory, file_format="array_record")
-    except StoppedError:
-        raise
     except Exception as error:  # Whatever TFDS's readers of JSON and protobuf raise.
         raise _damaged(directory, f"TFDS cannot read it: {error}") from None
 

@@ -9,10 +9,11 @@ import numpy as np
 import optax
 from scipy.stats import binomtest
 
-from resnet_jax import data, explain, models
+from resnet_jax import UserError, data, explain, finetune, models, trained
 from resnet_jax.augment import normalize
 from resnet_jax.predict import Predictor, softmax
 from resnet_jax.report import calibration
+from resnet_jax.step import TrainState
 from resnet_jax.trained import Trained
 
 _MISTAKES = 12
@@ -27,7 +28,8 @@ class Analysis:
       confusion: int [true class, predicted class], numbers of images.
       mistakes: the most confident ones, see `_mistakes`.
       calibration: see `_calibration`.
-      gradients: layer to the norms of its kernel's gradient, (at the start, now).
+      gradients: layer to the norms of its kernel's gradient, (at the start, now);
+        NaN at the start where that is not known.
       gradient_images: how many training images they are of.
     """
 
@@ -40,7 +42,7 @@ class Analysis:
 
 def analyse(run: Trained) -> Analysis:
     """Measures a run's network. Raises UserError where its data set is not there."""
-    dataset = data.load(run.config.dataset)
+    dataset = trained.load_data(run)
     images, labels = dataset.eval
     predictor = Predictor(run, len(labels))
     logits = predictor(images)
@@ -136,7 +138,8 @@ def gradient_norms(
 
     Returns:
       Of each convolution and the classifier the norm of its kernel's gradient, with the
-      weights that the run began with and with those it has now.
+      weights that the run began with and with those it has now; NaN for the first if
+      `config.init_from` is not there any more.
     """
     config, net = run.config, run.net.clone(stochastic_depth=0.0)
 
@@ -160,10 +163,24 @@ def gradient_norms(
             if path[-1].key == "kernel"
         }
 
-    key = jax.random.key(config.seed)
-    first = models.initialize(net, key, run.inputs.image_shape)
-    start, now = (norms(v, images, labels) for v in (first, run.variables))
-    return {name: (float(start[name]), float(now[name])) for name in _ordered(start)}
+    now, first = norms(run.variables, images, labels), _first(run)
+    start = norms(first, images, labels) if first else dict.fromkeys(now, jnp.nan)
+    return {name: (float(start[name]), float(now[name])) for name in _ordered(now)}
+
+
+def _first(run: Trained) -> dict | None:
+    """The variables that a run began with, None if they are not there any more."""
+    config, key = run.config, jax.random.key(run.config.seed)
+    first = models.initialize(run.net, key, run.inputs.image_shape)
+    if not config.init_from:
+        return first
+    state = TrainState(0, **models.unstack(first), opt_state=())
+    names, residual = run.inputs.class_names, config.model.residual
+    try:
+        state, _ = finetune.begin_with(config.init_from, state, names, residual)
+    except UserError:
+        return None
+    return models.stack(state.trained)
 
 
 def _ordered(names) -> list[str]:

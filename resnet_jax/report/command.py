@@ -42,7 +42,7 @@ def _starts() -> dict[str, dict]:
         build = importlib.import_module(f"configs.{module.name}").get_config
         if module.name == "common":
             continue
-        for recipe in ("", "paper", "keras", "strong", "fast", "smoke"):
+        for recipe in ("", "paper", "keras", "strong", "fast", "smoke", "imagenet"):
             name = f"configs/{module.name}.py" + (f":{recipe}" if recipe else "")
             try:
                 found[name] = flat(build(recipe) if recipe else build())

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import io
+import math
 from pathlib import Path
 
 import jinja2
@@ -76,6 +77,7 @@ def write(directory: Path) -> Path:
         ],
         gradients=_gradients(found.gradients),
         gradient_images=found.gradient_images,
+        start_known=not any(math.isnan(start) for start, _ in found.gradients.values()),
         fields=flat(run.config),
         command=reproduce(run.config),
     )
@@ -197,6 +199,7 @@ def _gradients(norms: dict[str, tuple[float, float]]):
     series = [
         (name, x[values > 0], values[values > 0])
         for name, values in (("at the start", start), ("at the end", now))
+        if not np.isnan(values).all()
     ]
     return figures.lines(series, ("layer, from the input", "gradient norm"), log=True)
 

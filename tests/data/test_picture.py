@@ -1,6 +1,8 @@
 """Pictures of every kind against pixels that are known without our code."""
 
 import io
+import os
+import signal
 import struct
 import zlib
 
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data import picture
+from resnet_jax.preemption import Preemption, StoppedError
 
 RNG = np.random.default_rng(0)
 
@@ -224,6 +227,15 @@ def test_what_is_no_whole_picture_says_why(name):
     assert message
     assert "\n" not in message
     assert "BytesIO" not in message
+
+
+def test_a_signal_while_decoding_is_no_damage(monkeypatch):
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(picture.Image, "open", interrupted)
+    with pytest.raises(StoppedError, match="while starting"), Preemption():
+        picture.decode(io.BytesIO(photograph("JPEG")))
 
 
 def test_folders_missing_files_and_forbidden_ones_say_why(tmp_path):

@@ -12,7 +12,7 @@ from resnet_jax import UserError, data
 from resnet_jax.augment import statistics
 from resnet_jax.data import reading
 from resnet_jax.data import tfds as sets
-from resnet_jax.preemption import StoppedError
+from resnet_jax.preemption import Preemption, StoppedError
 from tests.data.conftest import CIFAR10_NAMES
 
 VERSION = Path("cifar10") / "3.0.2"
@@ -91,10 +91,10 @@ def test_damaged(config, prepared, damage, what):
 
 def test_a_signal_is_no_damage(config, prepared, monkeypatch):
     def interrupted(*_, **__):
-        raise StoppedError(signal.SIGTERM, "while starting")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("tensorflow_datasets.builder_from_directory", interrupted)
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match="while starting"), Preemption():
         data.load(config("cifar10"))
 
 

@@ -2,7 +2,7 @@ import shlex
 
 import pytest
 
-from configs import common, digits, v1_110, v2_56
+from configs import common, digits, image_folder, v1_110, v2_56
 from resnet_jax import command_line
 from resnet_jax.report.command import flat, reproduce
 
@@ -18,6 +18,10 @@ def changed(config, **fields):
         (v2_56.get_config(), "--config=configs/v2_56.py"),
         (v2_56.get_config("keras"), "--config=configs/v2_56.py:keras"),
         (digits.get_config(), "--config=configs/digits.py"),
+        (
+            image_folder.get_config("imagenet"),
+            "--config=configs/image_folder.py:imagenet",
+        ),
         (changed(v1_110.get_config(), seed=3), "configs/v1_110.py --config.seed=3"),
         (
             changed(

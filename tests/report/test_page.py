@@ -74,7 +74,7 @@ def small(**changes):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, quick_trainings):
     """Three short runs: a and b differ in the seed, c in more."""
     root = tmp_path_factory.mktemp("report")
     changed = small(batch_size=96)
@@ -112,6 +112,28 @@ def test_gradients_are_of_all_blocks_with_stochastic_depth(runs):
     dropping = dataclasses.replace(run, net=run.net.clone(stochastic_depth=0.9))
     expected = analysis.gradient_norms(run, images, labels)
     assert analysis.gradient_norms(dropping, images, labels) == expected
+
+
+@pytest.mark.slow
+def test_gradients_at_the_start_are_with_the_weights_it_began_with(runs, tmp_path):
+    first = tmp_path / "first"
+    shutil.copytree(runs / "a", first)
+    tuned = digits_config(steps=1, init_from=str(first), **{"model.width": 4})
+    train.train_and_evaluate(tuned, tmp_path / "tuned")
+    images, labels = np.arange(256).reshape(4, 8, 8, 1).astype(np.uint8), np.arange(4)
+    found, expected = (
+        analysis.gradient_norms(trained.load(directory), images, labels)
+        for directory in (tmp_path / "tuned", first)
+    )
+    for name, (start, _) in found.items():
+        assert start == pytest.approx(expected[name][1], rel=1e-3)
+    first.rename(tmp_path / "moved")
+    found = analysis.gradient_norms(trained.load(tmp_path / "tuned"), images, labels)
+    assert np.isnan([start for start, _ in found.values()]).all()
+    assert call(f"--workdir={tmp_path / 'tuned'}") == 0
+    page = (tmp_path / "tuned" / "report.html").read_text()
+    assert "those it began with, config.init_from, are not there any more" in page
+    assert "at the start" not in page
 
 
 @pytest.mark.slow
