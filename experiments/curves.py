@@ -103,9 +103,13 @@ def curves(*args) -> dict:
 
 
 def shorten(config: ConfigDict, epochs: int) -> None:
-    """Sets `epochs`, and all that is counted in epochs in proportion."""
+    """Sets `epochs`, and all that is counted in epochs in proportion.
+
+    But for a constant warm-up, which the paper counts in updates.
+    """
     config.augment.plain_epochs *= epochs / config.epochs
-    config.schedule.warmup_epochs *= epochs / config.epochs
+    if config.schedule.warmup != "constant":
+        config.schedule.warmup_epochs *= epochs / config.epochs
     config.epochs = epochs
 
 

@@ -86,7 +86,7 @@ class PreActivationBlock(nn.Module):
     (`opens`) the first BN-ReLU stands before both paths (section 4.1).
 
     With `zero_init` the branch's last convolution begins as 0, since behind a BN of
-    scale 0 a ReLU passes no gradient. `survival`: see `layers.stochastic_depth`.
+    scale 0 a ReLU passes no gradient.
     """
 
     branch: Branch

@@ -1,6 +1,6 @@
 """Exact evaluation: every example counts once, whatever the batch size and devices.
 
-python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0
+python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0 [--split='test[:1000]']
 """
 
 from collections.abc import Callable
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
-from resnet_jax import bucket, command_line, data, models, trained
+from resnet_jax import UserError, bucket, command_line, data, models, trained
 from resnet_jax.augment import averaged_over_flip, normalize
 from resnet_jax.feed import Feed
 from resnet_jax.parallel import Parallel
@@ -171,11 +172,24 @@ class Evaluator:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates a run's network on the split that its config reports, and prints it."""
-    values = command_line.parse(argv, __doc__, trained.define_flags)
+    """Evaluates a run's network on a split, and prints it."""
+
+    def define(values: flags.FlagValues) -> None:
+        trained.define_flags(values)
+        what = "What to evaluate on, as 'test[:1000]'; '': the config's eval_split."
+        flags.DEFINE_string("split", "", what, flag_values=values)
+
+    values = command_line.parse(argv, __doc__, define)
     run = trained.load(values.workdir, values.checkpoint)
     config = run.config
-    dataset = trained.load_data(run)
+    if values.split:
+        config.dataset.eval_split = values.split
+    try:
+        dataset = trained.load_data(run)
+    except UserError as error:
+        own = "--split" if values.split else "config.dataset.eval_split"
+        sentence = str(error).replace("config.dataset.eval_split", own)
+        raise UserError(sentence) from None
     devices = jax.devices()
     # Exact at any size, so that it need not be the one that was trained with.
     batch_size = -(-config.batch_size // len(devices)) * len(devices)

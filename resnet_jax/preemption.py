@@ -44,7 +44,7 @@ class Preemption:
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self._starting = True
+        self._starting = False
 
     def __enter__(self) -> "Preemption":
         self._installed = threading.current_thread() is threading.main_thread()
@@ -57,6 +57,7 @@ class Preemption:
             }
             self._watcher = threading.Thread(target=self._watch, daemon=True)
             self._watcher.start()
+        self._starting = True
         return self
 
     def __exit__(self, _, raised: BaseException | None, __) -> None:

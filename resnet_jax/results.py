@@ -70,7 +70,7 @@ def too_short(config: ConfigDict, plan: Plan) -> list[str]:
 def unlikely(config: ConfigDict) -> list[str]:
     """What no recipe for these data or this depth would have, or only by mistake."""
     found, augment, schedule = [], config.augment, config.schedule
-    if config.dataset.name.partition("/")[0] in _UNLIKE_THEIR_MIRROR_IMAGES:
+    if data.base_name(config.dataset.name) in _UNLIKE_THEIR_MIRROR_IMAGES:
         flips = ("flip", "alternating_flip")
         named = [f"augment.{name}" for name in flips if augment[name]]
         named += ["test_time_flip"] if config.test_time_flip else []
@@ -79,7 +79,8 @@ def unlikely(config: ConfigDict) -> list[str]:
                 f"digits and letters are mirrored: set {' and '.join(named)} to False"
             )
     warm = schedule.warmup_epochs or schedule.name == "onecycle"
-    if config.optimizer.name == "sgd" and config.model.depth >= 110 and not warm:
+    deep = config.model.depth >= 110 and config.model.stem == "cifar"
+    if deep and config.optimizer.name == "sgd" and not warm:
         found.append(
             f"{config.model.depth} layers without a warm-up, which the papers give "
             "from 110 on: set schedule.warmup_epochs=1, or take the config of that "

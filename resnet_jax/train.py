@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -39,8 +40,7 @@ def train_and_evaluate(
 ) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
-    Goes on from the newest checkpoint there; a finished run is left as it is, or
-    evaluated again where `config.dataset` names another split to report. SIGTERM
+    Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
     or SIGINT end it behind the call that is under way, with a checkpoint. Of several
     processes (`hosts`), the first alone uses the directory, and, where they are not
     streamed, the data set's files.
@@ -133,9 +133,15 @@ def _run(
         begin = (config.init_from, state, dataset.class_names, model.residual)
         state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
         hosts.tell(f"weights   of {taken}")
-    other_data = any(told.startswith("dataset.") for told in changed)
-    if done and done.get("steps") == step == plan.total_steps and not other_data:
+    if done and done.get("steps") == step == plan.total_steps:
         hosts.tell(f"finished  at step {step:,} of {step:,}: {results.sentence(done)}")
+        if any(told.startswith("dataset.eval_split") for told in changed):
+            split = config.dataset.eval_split
+            hosts.tell(
+                "note      not of that split, which takes another command: "
+                f"python -m resnet_jax.evaluate --workdir={bucket.shown(directory)} "
+                f"--split={shlex.quote(split)}"
+            )
         return done
     if hosts.is_first():
         workdir.write_json(directory / "config.json", json.loads(config.to_json()))

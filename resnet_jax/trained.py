@@ -108,7 +108,6 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     parallel.use_compilation_cache()
     best = checkpoint == "best"
     step, checkpoints = best_step(read_rows(directory)) if best else None, None
-    newest = None
     if (directory / "checkpoints").is_dir():
         checkpoints = Checkpoints(directory / "checkpoints", keep=None)
         newest = checkpoints.newest()
@@ -125,12 +124,12 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()
     net, variables = net.clone(scan=True), models.stack(variables)
-    examples = newest[1].get("examples") if newest else None
+    examples = newest[1].get("examples")
     return Trained(directory, step, config, inputs, net, variables, examples)
 
 
 def load_data(run: Trained) -> data.Dataset:
-    """The data set of a run, for what comes after training; warns if it has grown.
+    """The data set of a run, for what comes after training; warns if it has changed.
 
     Raises:
       UserError: it is not there, or has other classes or another shape of images.

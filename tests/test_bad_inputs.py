@@ -14,6 +14,7 @@ from resnet_jax import command_line, evaluate, main, summary
 from resnet_jax.data import download, prepare
 from resnet_jax.trainer import Trainer
 from tests.data.conftest import Tiny
+from tests.quick import quick_training
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py"
@@ -34,11 +35,12 @@ ARCHIVE = "cifar-10-binary.tar.gz"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, quick_trainings):
+def world(tmp_path_factory):
     """A finished run, a prepared set of 40 and 10 images, and files of other kinds."""
     world = tmp_path_factory.mktemp("world")
     argv = ["main", *SMALL, f"--workdir={world / 'run'}"]
-    assert command_line.call(main.main, argv) == 0
+    with quick_training():
+        assert command_line.call(main.main, argv) == 0
     with pytest.MonkeyPatch.context() as patch:
         temporary = tmp_path_factory.mktemp("tmp")  # TFDS leaves directories in it
         patch.setattr(tempfile, "tempdir", str(temporary))

@@ -5,7 +5,6 @@ import signal
 import pytest
 
 from experiments import fault_injection
-from resnet_jax import train, workdir
 from tests.quick import ENVIRONMENT
 
 SHORT = ("--config.epochs=3",)
@@ -45,7 +44,7 @@ def test_interrupted_run_is_equal_to_the_bit(untouched, tmp_path, number, aims):
 
 
 @pytest.mark.slow
-def test_differences_are_found(untouched, tmp_path, quick_training):
+def test_differences_are_found(untouched, tmp_path):
     changed = shutil.copytree(untouched, tmp_path / "run")
     with (changed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "epoch": 6.4, "test_accuracy": 1.0}\n')
@@ -53,10 +52,9 @@ def test_differences_are_found(untouched, tmp_path, quick_training):
     (changed / "summary.json").write_text(json.dumps(summary | {"test_loss": 0.0}))
     found = fault_injection.differences(untouched, changed)
     assert found == ["metrics.jsonl", "summary.json"]
-    config = workdir.read_config(untouched)
-    config.seed = 1
-    other = tmp_path / "other"
-    train.train_and_evaluate(config, other)
+    other = tmp_path / "other" / "run"
+    other.parent.mkdir()
+    fault_injection.start(other, arguments=(*SHORT, "--config.seed=1"))
     assert "arrays" in fault_injection.differences(untouched, other)
 
 

@@ -75,6 +75,11 @@ def test_tables_train_valid_configs_of_the_networks(name):
         assert 80 < TABLES[name].networks[network].percent < 98
     short = reproduce.training(TABLES[name], network, 2, 15, "bfloat16")
     assert (short["epochs"], short["model"]["dtype"]) == (15, "bfloat16")
+    assert short["augment"]["plain_epochs"] < 2
+    if short["schedule"]["warmup"] == "constant":  # the paper's 400 updates
+        assert short["schedule"]["warmup_epochs"] == 400 * 128 / 50_000
+    else:
+        assert short["schedule"]["warmup_epochs"] < 1
 
 
 def test_other_pixels_are_told():

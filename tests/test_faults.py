@@ -24,8 +24,6 @@ from resnet_jax.trainer import Trainer
 from resnet_jax.workdir import WriteError
 from tests.test_train import digits_config, same_bits, saved_arrays
 
-pytestmark = pytest.mark.usefixtures("quick_trainings")
-
 
 def config(**changes):
     """Two epochs of 23 steps, each saved."""
@@ -195,7 +193,9 @@ def test_best_checkpoint_that_is_damaged_is_a_sentence(run):
         checkpoints.require_intact(23)
 
 
-def test_signal_while_starting_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_signal_while_starting_leaves_nothing(
+    tmp_path, monkeypatch, capsys, quick_training
+):
     compile_programs = Trainer.compile
 
     def signalled(self, state):
@@ -351,7 +351,9 @@ def test_lock_that_was_removed_since_it_was_opened_does_not_count(
         assert lock.exists()
 
 
-def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(tmp_path):
+def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(
+    tmp_path, quick_training
+):
     with (tmp_path / ".lock").open("w") as file:
         file.write("process 1 on host")
         file.flush()
@@ -363,7 +365,7 @@ def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch):
+def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch, quick_training):
     fetch = Trainer.fetch
 
     def overflown(self, state):
@@ -377,7 +379,7 @@ def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_change_of_length_warns_and_is_recorded(tmp_path, capsys):
+def test_change_of_length_warns_and_is_recorded(tmp_path, capsys, quick_training):
     first = config(steps=8, **{"schedule.name": "cosine"})
     train.train_and_evaluate(first, tmp_path)
     longer = config(steps=12, **{"schedule.name": "cosine"})
@@ -389,7 +391,7 @@ def test_change_of_length_warns_and_is_recorded(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_change_of_length_tells_what_else_follows_it(tmp_path, capsys):
+def test_change_of_length_tells_what_else_follows_it(tmp_path, capsys, quick_training):
     growing = {"augment.sizes": (8,), "augment.size_ends": (0.7,)}
     growing["dataset.image_size"] = 16
     mixing = {"augment.mixup": 0.2, "augment.plain_epochs": 0.1}

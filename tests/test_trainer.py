@@ -127,7 +127,8 @@ def test_later_calls_compile_nothing(trained):
         ("strong", {"model.depth": 110}, ""),
         ("fast", {"model.depth": 110}, ""),
         ("smoke", {}, ""),
-        ("paper", {"dataset.name": "svhn_cropped"}, "set augment.flip to False"),
+        ("paper", {"model.depth": 152, "model.stem": "imagenet"}, ""),
+        ("paper", {"dataset.name": "svhn_cropped:3.1.0"}, "set augment.flip to False"),
         (
             "fast",
             {"dataset.name": "mnist"},

@@ -7,6 +7,7 @@ downloaded and prepared here. TensorFlow is never imported.
 """
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,11 @@ KNOWN = {
     "digits": (10, (8, 8, 1), 1_797),
     "fake": (10, (32, 32, 3), 60_000),
 }
+
+
+def base_name(name: str) -> str:
+    """A set's name without TFDS's config and version."""
+    return re.split("[/:]", name)[0]
 
 
 class Split(NamedTuple):

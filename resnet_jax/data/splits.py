@@ -62,11 +62,11 @@ def select(
       UserError: The syntax is wrong, there is no such split, a bound lies beyond its
         end, or nothing is left.
     """
-    selections = []
+    selections, other_names = [], dict(aliases)
     for name, start, stop in parse(spec, field):
-        name = dict(aliases).get(name, name)
+        name = other_names.get(name, name)
         if name not in sizes:
-            names = [*sizes, *dict(aliases)]
+            names = [*sizes, *other_names]
             near = difflib.get_close_matches(name, names, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(

@@ -9,11 +9,10 @@ import numpy as np
 import optax
 from scipy.stats import binomtest
 
-from resnet_jax import UserError, data, explain, finetune, models, trained
+from resnet_jax import data, explain, models, trained
 from resnet_jax.augment import normalize
 from resnet_jax.predict import Predictor, softmax
 from resnet_jax.report import calibration
-from resnet_jax.step import TrainState
 from resnet_jax.trained import Trained
 
 _MISTAKES = 12
@@ -28,15 +27,14 @@ class Analysis:
       confusion: int [true class, predicted class], numbers of images.
       mistakes: the most confident ones, see `_mistakes`.
       calibration: see `_calibration`.
-      gradients: layer to the norms of its kernel's gradient, (at the start, now);
-        NaN at the start where that is not known.
+      gradients: see `gradient_norms`.
       gradient_images: how many training images they are of.
     """
 
     confusion: np.ndarray
     mistakes: list[dict]
     calibration: dict
-    gradients: dict[str, tuple[float, float]]
+    gradients: dict[str, dict[str, float]]
     gradient_images: int
 
 
@@ -133,13 +131,13 @@ def _calibration(
 
 def gradient_norms(
     run: Trained, images: np.ndarray, labels: np.ndarray
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, dict[str, float]]:
     """Norms of the loss's gradient on a batch, by layer from the input to the output.
 
     Returns:
-      Of each convolution and the classifier the norm of its kernel's gradient, with the
-      weights that the run began with and with those it has now; NaN for the first if
-      `config.init_from` is not there any more.
+      'at the start', unless the run began with other weights (`config.init_from`), and
+      'at the end': of each convolution and the classifier the norm of its kernel's
+      gradient.
     """
     config, net = run.config, run.net.clone(stochastic_depth=0.0)
 
@@ -163,24 +161,16 @@ def gradient_norms(
             if path[-1].key == "kernel"
         }
 
-    now, first = norms(run.variables, images, labels), _first(run)
-    start = norms(first, images, labels) if first else dict.fromkeys(now, jnp.nan)
-    return {name: (float(start[name]), float(now[name])) for name in _ordered(now)}
-
-
-def _first(run: Trained) -> dict | None:
-    """The variables that a run began with, None if they are not there any more."""
-    config, key = run.config, jax.random.key(run.config.seed)
-    first = models.initialize(run.net, key, run.inputs.image_shape)
+    found = {"at the end": run.variables}
     if not config.init_from:
-        return first
-    state = TrainState(0, **models.unstack(first), opt_state=())
-    names, residual = run.inputs.class_names, config.model.residual
-    try:
-        state, _ = finetune.begin_with(config.init_from, state, names, residual)
-    except UserError:
-        return None
-    return models.stack(state.trained)
+        key = jax.random.key(config.seed)
+        first = models.initialize(net, key, run.inputs.image_shape)
+        found = {"at the start": first} | found
+    found = {when: norms(each, images, labels) for when, each in found.items()}
+    return {
+        when: {name: float(each[name]) for name in _ordered(each)}
+        for when, each in found.items()
+    }
 
 
 def _ordered(names) -> list[str]:

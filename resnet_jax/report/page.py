@@ -3,7 +3,6 @@
 import base64
 import datetime
 import io
-import math
 from pathlib import Path
 
 import jinja2
@@ -77,7 +76,6 @@ def write(directory: Path) -> Path:
         ],
         gradients=_gradients(found.gradients),
         gradient_images=found.gradient_images,
-        start_known=not any(math.isnan(start) for start, _ in found.gradients.values()),
         fields=flat(run.config),
         command=reproduce(run.config),
     )
@@ -192,15 +190,13 @@ def _curves(rows: list[dict]) -> list:
     return found
 
 
-def _gradients(norms: dict[str, tuple[float, float]]):
-    x = np.arange(1, len(norms) + 1)
-    start, now = np.array(list(norms.values())).T
-    # Zeros, which a log axis cannot show, come from units that are dead.
-    series = [
-        (name, x[values > 0], values[values > 0])
-        for name, values in (("at the start", start), ("at the end", now))
-        if not np.isnan(values).all()
-    ]
+def _gradients(norms: dict[str, dict[str, float]]):
+    series = []
+    for when, by_layer in norms.items():
+        values = np.array(list(by_layer.values()))
+        # Zeros, which a log axis cannot show, come from units that are dead.
+        shown = np.flatnonzero(values > 0)
+        series.append((when, shown + 1, values[shown]))
     return figures.lines(series, ("layer, from the input", "gradient norm"), log=True)
 
 
