@@ -193,7 +193,9 @@ def main(argv: list[str]) -> None:
     devices = jax.devices()
     # Exact at any size, so that it need not be the one that was trained with.
     batch_size = -(-config.batch_size // len(devices)) * len(devices)
-    parallel = Parallel.over(devices, config.parallel, batch_size)
+    parallel = Parallel.over(
+        devices, config.parallel, batch_size, image_shape=dataset.image_shape
+    )
     variables = parallel.replicate(run.variables)
     evaluator = Evaluator(
         *(run.net, dataset.eval, run.inputs.normalization, batch_size),

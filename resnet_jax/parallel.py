@@ -7,6 +7,7 @@ of the batch, with BatchNorm over that part, and averages by `axis_name`.
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +27,8 @@ from resnet_jax import UserError
 
 _AXIS = "data"
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
+# On images of 8 pixels a side it gains nothing, and 13 to 16% of a step on 12 to 24.
+_ONEDNN_PIXELS = 12
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 _COMPILER_OPTIONS = {
     # Loops by XLA's library of kernels, which are faster than those it compiles, and
@@ -89,14 +92,31 @@ class Parallel:
     Attributes:
       mode: 'jit' or 'pmap'.
       mesh: all devices, along one axis.
+      onednn: whether programs may call oneDNN.
     """
 
     mode: str
     mesh: Mesh
+    onednn: bool
 
     @classmethod
-    def over(cls, devices: list, mode: str, batch_size: int) -> "Parallel":
+    def over(
+        cls,
+        devices: list,
+        mode: str,
+        batch_size: int,
+        image_shape: tuple[int, int, int] | None = None,
+        brief: bool = False,
+    ) -> "Parallel":
         """Uses `devices`, each of which takes an equal part of a batch.
+
+        Args:
+          devices: all, in order.
+          mode: 'jit' or 'pmap'.
+          batch_size: over all of them.
+          image_shape: of the images that programs are for, if they are for images.
+          brief: a soon start counts for more than speed, which on a CPU may need that
+            programs are compiled at each start.
 
         Raises:
           UserError: the batch does not divide.
@@ -112,12 +132,19 @@ class Parallel:
         mesh = jax.make_mesh(
             (count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices
         )
-        return cls(mode, mesh)
+        small = image_shape is not None and max(image_shape[:2]) < _ONEDNN_PIXELS
+        return cls(mode, mesh, onednn=not small and not brief)
 
     @property
     def axis_name(self) -> str | None:
         """Axis to average over in a function; None where it sees the whole batch."""
         return _AXIS if self.mode == "pmap" else None
+
+    @property
+    def calls_onednn(self) -> bool:
+        """Whether programs do call oneDNN."""
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return on_cpu and self.onednn and has_onednn()
 
     @property
     def device_count(self) -> int:
@@ -163,7 +190,6 @@ class Parallel:
         sharded: tuple[int, ...] = (),
         donated: tuple[int, ...] = (),
         inference: bool = False,
-        brief: bool = False,
     ) -> Callable:
         """Compiles a function for arguments like `args`; its results are replicated.
 
@@ -176,9 +202,15 @@ class Parallel:
           donated: numbers of the arguments whose memory the results may take.
           inference: it is a forward pass alone, which on a CPU is faster without the
             library's elementwise loops.
-          brief: a soon start counts for more than a program's speed, which on a CPU may
-            need that it is compiled at each start.
         """
+        platform = self.mesh.devices.flat[0].platform
+        options = dict(_COMPILER_OPTIONS.get(platform, {}))
+        if not self.calls_onednn:
+            options.pop(_ONEDNN, None)
+        if _YNN in options and inference:
+            # They would take the products and convolutions before them along, in a
+            # slower form. v2-56: 1.2 times as fast on jax 0.10.2, 1.5 on 0.12.0.1.
+            options[_YNN] = "LIBRARY_FUSION_TYPE_REDUCE"
         if self.mode == "pmap":
             jitted = jax.pmap(function, axis_name=_AXIS, donate_argnums=donated)
         else:
@@ -193,15 +225,8 @@ class Parallel:
                 out_shardings=whole,
                 donate_argnums=donated,
             )
-        lowered = jitted.lower(*args)
-        platform = self.mesh.devices.flat[0].platform
-        options = dict(_COMPILER_OPTIONS.get(platform, {}))
-        if _ONEDNN in options and (brief or not has_onednn()):
-            del options[_ONEDNN]
-        if _YNN in options and inference:
-            # They would take the products and convolutions before them along, in a
-            # slower form. v2-56: 1.2 times as fast on jax 0.10.2, 1.5 on 0.12.0.1.
-            options[_YNN] = "LIBRARY_FUSION_TYPE_REDUCE"
+        with _traced_for(onednn=_ONEDNN in options):
+            lowered = jitted.lower(*args)
         if _ONEDNN in options:
             compiled = _compile_once(lowered, options, tuple(self.mesh.devices.flat))
         else:
@@ -238,6 +263,23 @@ def _uncached() -> Iterator[None]:
         yield
     finally:
         jax.config.update(name, before)
+
+
+_calls_onednn = contextvars.ContextVar("calls_onednn", default=False)
+
+
+@contextlib.contextmanager
+def _traced_for(onednn: bool) -> Iterator[None]:
+    token = _calls_onednn.set(onednn)
+    try:
+        yield
+    finally:
+        _calls_onednn.reset(token)
+
+
+def calls_onednn() -> bool:
+    """Whether the program that is being traced will call oneDNN."""
+    return _calls_onednn.get()
 
 
 @functools.cache

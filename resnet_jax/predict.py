@@ -47,9 +47,11 @@ class Predictor:
         devices = jax.local_devices()
         batch = min(_BATCH_SIZE, 1 << max(examples - 1, 0).bit_length())
         self.batch_size = -(-batch // len(devices)) * len(devices)
-        self._parallel = Parallel.over(devices, "jit", self.batch_size)
-        self._variables = self._parallel.replicate(run.variables)
         self._shape = run.inputs.image_shape
+        self._parallel = Parallel.over(
+            *(devices, "jit", self.batch_size, self._shape), brief=examples < _MANY
+        )
+        self._variables = self._parallel.replicate(run.variables)
 
         images = self._parallel.shard(self._padded(np.empty((0, *self._shape))))
         self._logits = self._parallel.compile(
@@ -57,7 +59,6 @@ class Predictor:
             *(self._variables, images),
             sharded=(1,),
             inference=True,
-            brief=examples < _MANY,
         )
 
     def __call__(self, images: np.ndarray | StreamedImages) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import data, parallel
+from resnet_jax import data
 from resnet_jax.trainer import Trainer
 
 
@@ -68,7 +68,7 @@ def of_step(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
     # XLA counts the body of a loop once: right for the loop over steps, not for others.
     loops = trainer.net.scan or config.optimizer.accumulate > 1
     # What oneDNN does it does not count.
-    hidden = loops or (jax.default_backend() == "cpu" and parallel.has_onednn())
+    hidden = loops or trainer.parallel.calls_onednn
     moved = None if hidden else cost.get("bytes accessed")
     found = {"flops_per_step": flops, "bytes_per_step": moved and int(moved * count)}
     if known := peak(jax.devices()[0].device_kind):

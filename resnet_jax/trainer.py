@@ -69,7 +69,8 @@ class Trainer:
             )
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(
-            devices or jax.devices(), config.parallel, config.batch_size
+            *(devices or jax.devices(), config.parallel, config.batch_size),
+            image_shape=dataset.image_shape,
         )
         parts = config.optimizer.accumulate
         pieces = self.parallel.device_count if config.parallel == "pmap" else 1

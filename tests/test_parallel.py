@@ -172,21 +172,33 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("available", "brief", "kept"),
-    [(True, False, False), (True, True, True), (False, False, True)],
+    ("available", "size", "brief", "kept"),
+    [
+        (True, 32, False, False),
+        (True, 12, False, False),
+        (True, 32, True, True),
+        (True, 8, False, True),
+        (False, 32, False, True),
+    ],
 )
-def test_programs_that_call_onednn_are_not_kept(monkeypatch, available, brief, kept):
-    """XLA cannot save them. Where a start should be soon, they do not call it."""
+def test_programs_that_call_onednn_are_not_kept(
+    monkeypatch, available, size, brief, kept
+):
+    """XLA cannot save them. Where it gains less than a soon start, they do not."""
     monkeypatch.setattr(parallel, "has_onednn", lambda: available)
-    one = Parallel.over(devices_of(1), "jit", 1)
-    number = one.replicate(np.float32(1))
+    shape = (size, size, 1)
+    one = Parallel.over(devices_of(1), "jit", 1, image_shape=shape, brief=brief)
+    number, traced = one.replicate(np.float32(1)), []
 
     def double(x):
+        traced.append(parallel.calls_onednn())
         return 2 * x
 
     double.__name__ = f"double_{uuid.uuid4().hex}"  # a program of no other run
-    program = one.compile(double, number, brief=brief)
+    program = one.compile(double, number)
     assert program(number) == 2
+    assert traced == [not kept]
+    assert not parallel.calls_onednn()
     cache = Path(jax.config.jax_compilation_cache_dir)
     assert bool(list(cache.glob(f"*{double.__name__}*"))) == kept
     if not kept:  # but by this process

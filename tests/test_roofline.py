@@ -8,7 +8,7 @@ from resnet_jax.config import build_network
 SHAPE = (32, 32, 3)
 
 
-def step_of(monkeypatch, **changes) -> tuple[dict, dict]:
+def step_of(monkeypatch, image_shape=SHAPE, **changes) -> tuple[dict, dict]:
     """What is said of a step of v1-8 with batches of 8, and what XLA counts."""
     config = common.get_config("smoke", version=1, depth=8)
     config.batch_size = 8
@@ -21,8 +21,8 @@ def step_of(monkeypatch, **changes) -> tuple[dict, dict]:
         return compiled[-1]
 
     monkeypatch.setattr(parallel.Parallel, "compile", kept)
-    macs = summary.cost(build_network(config, 10), SHAPE)["macs"]
-    step = roofline.of_config(config, 10, SHAPE, macs)
+    macs = summary.cost(build_network(config, 10), image_shape)["macs"]
+    step = roofline.of_config(config, 10, image_shape, macs)
     return step, compiled[0].cost_analysis()
 
 
@@ -47,6 +47,8 @@ def test_loops_hide_bytes(monkeypatch):
 def test_onednn_hides_bytes(monkeypatch):
     monkeypatch.setattr(parallel, "has_onednn", lambda: True)
     assert step_of(monkeypatch)[0]["bytes_per_step"] is None
+    small, _ = step_of(monkeypatch, image_shape=(8, 8, 1))  # does not call it
+    assert small["bytes_per_step"] > 0
 
 
 @pytest.mark.parametrize(
