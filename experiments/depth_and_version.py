@@ -14,7 +14,7 @@ Memory is what XLA counts for the program of one update (state, batch and tempor
 all devices together), time the median of three updates; remat keeps the blocks' inputs
 alone for the backward pass.
 
-Cost. Smoke: digits, width 8, five epochs at rate 0.1; five minutes, the sum of its
+Cost. Smoke: digits, width 8, five epochs at rate 0.1; seven minutes, the sum of its
 cells, on two cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24
 runs.
 
@@ -27,7 +27,7 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   is which version bears depth: with 110 layers v1 has learnt little after five epochs,
   in any seed, and v2 most of the digits.
 - Memory, MiB, at 20, 56, 110 layers: v1 275, 715, 1375, v2 402, 1440, 2883: it is by
-  depth, and v2 takes 1.5 to 2 times as much, with 0.8 to 0.65 of the parameters and
+  depth, and v2 takes 1.5 to 2.1 times as much, with 0.8 to 0.65 of the parameters and
   MACs, since its blocks' ends have four times the channels. With remat less than a
   third is left at 110 layers: v1 392, v2 810.
 - Time of an update on two cores, s: v1 0.46, 1.37, 2.77, v2 0.42, 1.79, 4.23: from 56

@@ -187,7 +187,7 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_enum("table", None, list(TABLES), "Which table.", **given)
         flags.DEFINE_list("networks", [], "Which of its networks; else all.", **given)
         flags.DEFINE_integer("seeds", 3, "Runs of each network.", **given)
-        what = "Of each run, its plain tail in proportion; 0: the recipe's own."
+        what = "Of each run, tail and linear warm-up in proportion; 0: the recipe's."
         flags.DEFINE_integer("epochs", 0, what, **given)
         recipes = ["", "paper", "keras", "strong", "fast"]
         flags.DEFINE_enum(

@@ -32,7 +32,8 @@ _ONEDNN_PIXELS = 12
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 _COMPILER_OPTIONS = {
     # Loops by XLA's library of kernels, which are faster than those it compiles, and
-    # convolutions and matrix products by oneDNN; see `compile` for what does without.
+    # convolutions and matrix products by oneDNN; see `Parallel.over` and `compile` for
+    # what does without.
     "cpu": {
         _YNN: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_ELTWISE",
         _ONEDNN: True,

@@ -78,7 +78,13 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
             "--config.seeds=1"
         )
     for seed, config in configs.items():
-        workdir.check(_directory(parent, seed), config)
+        directory = _directory(parent, seed)
+        for told in workdir.check(directory, config):
+            if told.startswith("dataset.eval_split"):  # of which there is one mean
+                raise UserError(
+                    f"{directory} reports another split ({told}): give the split of "
+                    "then, or another --workdir"
+                )
 
 
 def statistics(values: list[float]) -> dict:

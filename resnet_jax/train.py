@@ -139,7 +139,8 @@ def _run(
             split = config.dataset.eval_split
             hosts.tell(
                 "note      not of that split, which takes another command: "
-                f"python -m resnet_jax.evaluate --workdir={bucket.shown(directory)} "
+                "python -m resnet_jax.evaluate "
+                f"--workdir={shlex.quote(bucket.shown(directory))} "
                 f"--split={shlex.quote(split)}"
             )
         return done

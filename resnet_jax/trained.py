@@ -129,7 +129,9 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
 
 
 def load_data(run: Trained) -> data.Dataset:
-    """The data set of a run, for what comes after training; warns if it has changed.
+    """The data set of a run, for what comes after training.
+
+    Warns if there are not as many images to train on as there were.
 
     Raises:
       UserError: it is not there, or has other classes or another shape of images.

@@ -124,6 +124,8 @@ def test_data_that_have_changed_since_are_told(tmp_path, capsys, quick_training)
     assert train.train_and_evaluate(config, run)["test_examples"] == 2
     told = capsys.readouterr().out
     assert f"python -m resnet_jax.evaluate --workdir={run} --split='test[:1]'" in told
+    summary = train.train_and_evaluate(config, tmp_path / "another")
+    assert summary["test_class_accuracy"] == {"a": summary["test_accuracy"], "b": None}
     status, told = call(evaluation, "--split=test[:1]")
     assert status == 0
     assert re.search(r"  examples +1\n", told)

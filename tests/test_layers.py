@@ -153,6 +153,13 @@ def test_kernel_gradient_in_float32_with_all_compiler_options(strides):
     assert "__onednn$" not in program.as_text()
 
 
+@pytest.fixture(params=[False, True], ids=["without", "with"])
+def onednn(request, monkeypatch):
+    """Gradients as they are for programs that do without oneDNN, and that call it."""
+    monkeypatch.setattr(parallel, "calls_onednn", lambda: request.param)
+
+
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize(("kernel_size", "strides"), [(1, (2, 2)), (3, (2, 2))])
 def test_derivatives_in_a_loop_are_those_of_lax(kernel_size, strides):
     arguments = (
@@ -177,6 +184,7 @@ def test_derivatives_in_a_loop_are_those_of_lax(kernel_size, strides):
     assert_close(first_and_second(project), first_and_second(reference), 1e-10)
 
 
+@pytest.mark.usefixtures("onednn")
 def test_gradients_of_each_example_are_those_of_lax():
     images, kernel = draw(0, 3, 6, 6, 2), draw(1, 3, 3, 2, 4)
 
@@ -210,6 +218,7 @@ def test_settings_of_nn_conv_are_kept(channels, settings):
     assert_close(actual, expected)
 
 
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_type_of_the_arguments_is_kept(dtype, kernel_size):

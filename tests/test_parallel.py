@@ -20,7 +20,7 @@ from resnet_jax.trainer import Trainer
 
 
 @functools.cache
-def train(devices: int, mode: str = "jit"):
+def train(devices: int, mode: str = "jit", image_size: int = 0):
     """Two updates of v1-8 on digits at a low rate.
 
     Returns the state after each of them, their losses, and the trainer.
@@ -28,6 +28,7 @@ def train(devices: int, mode: str = "jit"):
     config = digits.get_config()
     config.update(parallel=mode, batch_size=64, steps=100)
     config.model.update(version=1, depth=8)
+    config.dataset.image_size = image_size
     config.optimizer.learning_rate = 0.01
     config.schedule.update(name="constant", warmup_epochs=0.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -131,9 +132,9 @@ def test_augmented_batch_does_not_depend_on_the_devices():
 @pytest.mark.slow
 def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
     """In one step: already the next one amplifies float32's rounding."""
-    (state, _), losses, _ = train(devices=1)
+    (state, _), losses, _ = train(devices=1, image_size=12)  # as oneDNN is called for
     monkeypatch.setattr(parallel, "_COMPILER_OPTIONS", {})
-    (other, _), other_losses, _ = train.__wrapped__(devices=1)
+    (other, _), other_losses, _ = train.__wrapped__(devices=1, image_size=12)
     np.testing.assert_allclose(losses[0], other_losses[0], rtol=1e-6)
     for a, b in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True

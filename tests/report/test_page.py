@@ -6,11 +6,12 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 
 from configs import digits
-from resnet_jax import UserError, command_line, main, report, train, trained
+from resnet_jax import UserError, command_line, main, models, report, train, trained
 from resnet_jax.report import __main__ as command
 from resnet_jax.report import analysis, page
 from tests.test_train import digits_config
@@ -127,6 +128,13 @@ def test_gradients_at_the_start_are_of_the_seeds_weights_alone(runs, tmp_path):
     )
     assert list(expected) == ["at the start", "at the end"]
     assert list(found) == ["at the end"]
+    run = trained.load(runs / "b")
+    first = models.initialize(run.net, jax.random.key(1), run.inputs.image_shape)
+    alike = dataclasses.replace(run, variables=first)
+    assert (
+        analysis.gradient_norms(run, images, labels)["at the start"]
+        == analysis.gradient_norms(alike, images, labels)["at the end"]
+    )
     assert call(f"--workdir={tmp_path / 'tuned'}") == 0
     page = (tmp_path / "tuned" / "report.html").read_text()
     assert "with the weights that the run ended with." in page
