@@ -10,8 +10,10 @@ import pytest
 
 from resnet_jax import models, parallel
 
-OPTIONS = {"xla_backend_optimization_level": 0}
+_LEVEL = {"xla_backend_optimization_level": 0}
+OPTIONS = dict(_LEVEL)
 if jax.__version_info__ < (0, 11):  # later ones compile loops in one way alone
+    # Sooner, but what several programs compute alike is rounded less alike.
     OPTIONS["xla_cpu_use_fusion_emitters"] = False
 # For processes whose devices are not what is tested.
 ENVIRONMENT = {
@@ -19,7 +21,7 @@ ENVIRONMENT = {
     "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in OPTIONS.items()),
 }
 
-quick_jit = partial(jax.jit, compiler_options=OPTIONS)
+quick_jit = partial(jax.jit, compiler_options=_LEVEL)
 
 
 @contextlib.contextmanager

@@ -9,14 +9,17 @@ from configs import common
 from experiments import arrangements
 from experiments.arrangements import OrderedResNet, ShortcutResNet, like
 from resnet_jax import models, summary
-from tests.quick import quick_jit, random_variables
+from tests.quick import quick_jit
 
 
 def drawn(net):
     """Variables whose BatchNorms scale and shift, and images."""
-    variables, rng = random_variables(net, (8, 8, 1)), np.random.default_rng(0)
-    if net.scan:
-        variables = models.stack(variables)
+    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) ** 2,
+        variables,
+    )
     return variables, jnp.asarray(rng.standard_normal((4, 8, 8, 1)), jnp.float32)
 
 
@@ -96,8 +99,7 @@ def test_a_gate_that_is_shut_leaves_the_shortcut_and_an_open_one_the_branch():
     base = models.resnet(1, 8, 10, width=4)
     nets = {bias: like(base, ShortcutResNet, kind=kind) for bias, kind in kinds.items()}
     for bias, net in nets.items():
-        _, images = drawn(net)
-        variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
+        variables, images = drawn(net)
         shared = like(base, ShortcutResNet, kind=("constant", bias < 0, bias > 0))
         found, expected = (
             quick_jit(each.apply)(variables, images) for each in (net, shared)

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from resnet_jax import layers, parallel
 from resnet_jax.parallel import Parallel
-from tests.quick import OPTIONS, quick_jit
+from tests.quick import quick_jit
 
 DIMENSIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
@@ -175,9 +175,8 @@ def test_derivatives_in_a_loop_are_those_of_lax(kernel_size, strides):
             leaves = gradient(*arguments)
             return sum(jnp.vdot(a, jnp.cos(a)) for a in leaves)
 
-        both = jax.jit(
-            lambda *x: (gradient(*x), jax.grad(slope, argnums=(0, 1, 2))(*x)),
-            compiler_options=OPTIONS,
+        both = quick_jit(
+            lambda *x: (gradient(*x), jax.grad(slope, argnums=(0, 1, 2))(*x))
         )
         return both(*arguments)
 

@@ -401,9 +401,7 @@ def training_values(net: models.ResNet, variables: dict, images) -> dict:
 
     if net.scan:
         variables = models.stack(variables)
-    # Not by `quick_jit`, whose loops give sums of 0 to fewer digits.
-    level = {"xla_backend_optimization_level": 0}
-    gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options=level)
+    gradient = quick_jit(jax.grad(loss, has_aux=True))
     params, (logits, batch_stats) = gradient(
         variables["params"], variables["batch_stats"]
     )
