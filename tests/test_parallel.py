@@ -132,9 +132,9 @@ def test_augmented_batch_does_not_depend_on_the_devices():
 @pytest.mark.slow
 def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
     """In one step: already the next one amplifies float32's rounding."""
-    (state, _), losses, _ = train(devices=1, image_size=12)  # as oneDNN is called for
+    (state, _), losses, _ = train(devices=1, image_size=16)  # as oneDNN is called for
     monkeypatch.setattr(parallel, "_COMPILER_OPTIONS", {})
-    (other, _), other_losses, _ = train.__wrapped__(devices=1, image_size=12)
+    (other, _), other_losses, _ = train.__wrapped__(devices=1, image_size=16)
     np.testing.assert_allclose(losses[0], other_losses[0], rtol=1e-6)
     for a, b in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True
