@@ -187,8 +187,9 @@ def main(argv: list[str]) -> None:
     try:
         dataset = trained.load_data(run)
     except UserError as error:
-        own = "--split" if values.split else "config.dataset.eval_split"
-        sentence = str(error).replace("config.dataset.eval_split", own)
+        if not values.split:
+            raise
+        sentence = str(error).replace("config.dataset.eval_split", "--split")
         raise UserError(sentence) from None
     devices = jax.devices()
     # Exact at any size, so that it need not be the one that was trained with.

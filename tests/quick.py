@@ -11,14 +11,14 @@ import pytest
 from resnet_jax import models, parallel
 
 _LEVEL = {"xla_backend_optimization_level": 0}
-OPTIONS = dict(_LEVEL)
+_OPTIONS = dict(_LEVEL)
 if jax.__version_info__ < (0, 11):  # later ones compile loops in one way alone
     # Sooner, but what several programs compute alike is rounded less alike.
-    OPTIONS["xla_cpu_use_fusion_emitters"] = False
+    _OPTIONS["xla_cpu_use_fusion_emitters"] = False
 # For processes whose devices are not what is tested.
 ENVIRONMENT = {
     "JAX_NUM_CPU_DEVICES": "1",
-    "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in OPTIONS.items()),
+    "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in _OPTIONS.items()),
 }
 
 quick_jit = partial(jax.jit, compiler_options=_LEVEL)
@@ -37,7 +37,7 @@ def one_device() -> Iterator[None]:
 def quick_training() -> Iterator[None]:
     """Trainings within are on one device and compile fast."""
     with one_device(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(parallel._COMPILER_OPTIONS, "cpu", OPTIONS)
+        patch.setitem(parallel._COMPILER_OPTIONS, "cpu", _OPTIONS)
         yield
 
 
