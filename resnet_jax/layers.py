@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_jax import parallel
+from resnet_jax import compilation
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -87,7 +87,7 @@ def _backward(strides, padding, residuals, gradient):
         lhs_dilation=strides,
     )
     pads = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
-    if parallel.calls_onednn():
+    if compilation.calls_onednn():
         # oneDNN takes 2 to 5 times as long where a kernel is as large as the images. A
         # negative padding, which XLA does not hand to it, cuts off a column added here:
         # first, since to add it and transpose in one loop is slower.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from resnet_jax import (
     UserError,
     bucket,
+    compilation,
     data,
     finetune,
     hosts,
@@ -57,7 +58,7 @@ def train_and_evaluate(
     """
     clock = {"total": -time.perf_counter(), "training": 0.0, "compiling": 0.0}
     parallel.split_cpu(config.batch_size, hosts.count())
-    parallel.use_compilation_cache()
+    compilation.use_compilation_cache()
     hosts.tell(f"workdir   {bucket.shown(directory)}")
     hosts.from_first(lambda: workdir.check(directory, config))
     with contextlib.ExitStack() as stack:

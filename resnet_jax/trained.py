@@ -15,7 +15,7 @@ from absl import flags
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, bucket, data, models, parallel, workdir
+from resnet_jax import UserError, bucket, compilation, data, models, parallel, workdir
 from resnet_jax.augment import averaged_over_flip, normalize, statistics
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network, validate
@@ -105,7 +105,7 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     config = workdir.read_config(directory)
     validate(config, with_data=False)  # its file can have been edited
     parallel.split_cpu(config.batch_size)  # before Orbax looks for devices
-    parallel.use_compilation_cache()
+    compilation.use_compilation_cache()
     best = checkpoint == "best"
     step, checkpoints = best_step(read_rows(directory)) if best else None, None
     if (directory / "checkpoints").is_dir():

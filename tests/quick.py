@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import models, parallel
+from resnet_jax import compilation, models
 
 _LEVEL = {"xla_backend_optimization_level": 0}
 _OPTIONS = dict(_LEVEL)
@@ -37,7 +37,7 @@ def one_device() -> Iterator[None]:
 def quick_training() -> Iterator[None]:
     """Trainings within are on one device and compile fast."""
     with one_device(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(parallel._COMPILER_OPTIONS, "cpu", _OPTIONS)
+        patch.setitem(compilation.OPTIONS, "cpu", _OPTIONS)
         yield
 
 

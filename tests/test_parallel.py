@@ -2,8 +2,6 @@ import functools
 import os
 import subprocess
 import sys
-import uuid
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ import optax
 import pytest
 
 from configs import common, digits
-from resnet_jax import UserError, data, models, parallel, trainer
+from resnet_jax import UserError, compilation, data, models, trainer
 from resnet_jax.augment import augment, statistics
 from resnet_jax.parallel import Parallel
 from resnet_jax.step import Batch, create_state, make_train_step
@@ -55,7 +53,7 @@ def float64_run(devices: list, steps: int = 20) -> tuple[list, list]:
     parallel = Parallel.over(devices, "jit", 32)
     quick = {"cpu": {"xla_backend_optimization_level": 0}}
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
-        patch.setattr("resnet_jax.parallel._COMPILER_OPTIONS", quick)
+        patch.setattr("resnet_jax.compilation.OPTIONS", quick)
         net = models.resnet(1, 8, 10, width=4, dtype=jnp.float64)
         tx = optax.sgd(0.1, momentum=0.9)
         train_step = make_train_step(
@@ -133,77 +131,13 @@ def test_augmented_batch_does_not_depend_on_the_devices():
 def test_compiler_options_for_cpu_change_rounding_alone(monkeypatch):
     """In one step: already the next one amplifies float32's rounding."""
     (state, _), losses, _ = train(devices=1, image_size=16)  # as oneDNN is called for
-    monkeypatch.setattr(parallel, "_COMPILER_OPTIONS", {})
+    monkeypatch.setattr(compilation, "OPTIONS", {})
     (other, _), other_losses, _ = train.__wrapped__(devices=1, image_size=16)
     np.testing.assert_allclose(losses[0], other_losses[0], rtol=1e-6)
     for a, b in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-6)
-
-
-def test_options_that_jaxlib_does_not_know_are_left_out_with_a_note(
-    monkeypatch, capsys
-):
-    monkeypatch.setattr(parallel, "_COMPILER_OPTIONS", {"cpu": {"xla_no_such": "1"}})
-    one = Parallel.over(devices_of(1), "jit", 1)
-    number = one.replicate(np.float32(1))
-    assert one.compile(lambda x: x + 1, number)(number) == 2
-    assert "no compiler options here" in capsys.readouterr().out
-
-
-def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
-    seen = []
-
-    def compile_once(lowered, options, *_):
-        seen.append(options)
-        return lowered.compile()
-
-    monkeypatch.setattr(parallel, "_compile", compile_once)
-    monkeypatch.setattr(parallel, "_compile_once", compile_once)
-    one = Parallel.over(devices_of(1), "jit", 1)
-    number = one.replicate(np.float32(1))
-    for inference in (False, True):
-        one.compile(lambda x: x + 1, number, inference=inference)
-    training, forward = seen
-    different = {name for name in training if training[name] != forward[name]}
-    assert different == {"xla_cpu_experimental_ynn_fusion_type"}
-    assert "ELTWISE" in str(training)
-    assert "ELTWISE" not in str(forward)
-
-
-@pytest.mark.parametrize(
-    ("available", "size", "brief", "kept"),
-    [
-        (True, 32, False, False),
-        (True, 12, False, False),
-        (True, 32, True, True),
-        (True, 8, False, True),
-        (False, 32, False, True),
-    ],
-)
-def test_programs_that_call_onednn_are_not_kept(
-    monkeypatch, available, size, brief, kept
-):
-    """XLA cannot save them. Where it gains less than a soon start, they do not."""
-    monkeypatch.setattr(parallel, "has_onednn", lambda: available)
-    shape = (size, size, 1)
-    one = Parallel.over(devices_of(1), "jit", 1, image_shape=shape, brief=brief)
-    number, traced = one.replicate(np.float32(1)), []
-
-    def double(x):
-        traced.append(parallel.calls_onednn())
-        return 2 * x
-
-    double.__name__ = f"double_{uuid.uuid4().hex}"  # a program of no other run
-    program = one.compile(double, number)
-    assert program(number) == 2
-    assert traced == [not kept]
-    assert not parallel.calls_onednn()
-    cache = Path(jax.config.jax_compilation_cache_dir)
-    assert bool(list(cache.glob(f"*{double.__name__}*"))) == kept
-    if not kept:  # but by this process
-        assert one.compile(double, number) is program
 
 
 @pytest.mark.slow
@@ -280,27 +214,3 @@ def test_cpu_is_there_whatever_jax_platforms_says(given, used):
     )
     environment = os.environ | {"JAX_PLATFORMS": given}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-
-
-def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():
-    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
-    program, runs, x = lowered.compile(), [], jnp.ones(3)
-
-    def graph(x):
-        runs.append(x)
-        return program(x)
-
-    assert parallel._warmed_up(graph, lowered, (x,), (0,)) is graph
-    assert len(runs) == 1
-    np.testing.assert_array_equal(graph(x), [2, 2, 2])
-
-
-def test_where_a_graph_fails_the_program_runs_without(capsys):
-    def graph(x):
-        raise jax.errors.JaxRuntimeError("UNKNOWN: status 5003")
-
-    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
-    x = jnp.ones(3)
-    plain = parallel._warmed_up(graph, lowered, (x,), (0,))
-    np.testing.assert_array_equal(plain(x), [2, 2, 2])
-    assert "no CUDA graph here" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common, digits
-from resnet_jax import data, parallel, results
+from resnet_jax import compilation, data, results
 from resnet_jax.config import validate
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
@@ -88,7 +88,7 @@ def test_all_seeds_share_one_program(monkeypatch):
         programs.append(lowered.as_text())
         return lambda *args: None
 
-    monkeypatch.setattr(parallel, "_compile", record)
+    monkeypatch.setattr(compilation, "_compile", record)
     for seed in (0, 1):
         config = common.get_config("smoke", version=1, depth=8)
         config.update(seed=seed)

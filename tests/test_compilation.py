@@ -1,0 +1,118 @@
+import uuid
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import compilation
+from resnet_jax.parallel import Parallel
+
+
+def test_options_that_jaxlib_does_not_know_are_left_out_with_a_note(
+    monkeypatch, capsys
+):
+    options = {"xla_no_such": "1", "xla_backend_optimization_level": 0}
+    monkeypatch.setattr(compilation, "OPTIONS", {"cpu": options})
+    used = []
+    compile_lowered = jax.stages.Lowered.compile
+
+    def record(lowered, compiler_options):
+        used.append(compiler_options)
+        return compile_lowered(lowered, compiler_options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", record)
+    one = Parallel.over(jax.devices()[:1], "jit", 1)
+    number = one.replicate(np.float32(1))
+    assert one.compile(lambda x: x + 1, number)(number) == 2
+    assert used[-1] == {"xla_backend_optimization_level": 0}
+    assert "note      slower without xla_no_such (" in capsys.readouterr().out
+
+
+def test_other_errors_of_xla_are_not_taken_for_unknown_options(monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
+    one = Parallel.over(jax.devices()[:1], "jit", 1, image_shape=(8, 8, 1))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        one.compile(lambda x: x + 1, one.replicate(np.float32(1)))
+
+
+def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
+    seen = []
+
+    def compile_once(lowered, options, *_):
+        seen.append(options)
+        return lowered.compile()
+
+    monkeypatch.setattr(compilation, "_compile", compile_once)
+    monkeypatch.setattr(compilation, "_compile_once", compile_once)
+    one = Parallel.over(jax.devices()[:1], "jit", 1)
+    number = one.replicate(np.float32(1))
+    for inference in (False, True):
+        one.compile(lambda x: x + 1, number, inference=inference)
+    training, forward = seen
+    different = {name for name in training if training[name] != forward[name]}
+    assert different == {"xla_cpu_experimental_ynn_fusion_type"}
+    assert "ELTWISE" in str(training)
+    assert "ELTWISE" not in str(forward)
+
+
+@pytest.mark.parametrize(
+    ("available", "size", "brief", "kept"),
+    [
+        (True, 32, False, False),
+        (True, 12, False, False),
+        (True, 32, True, True),
+        (True, 8, False, True),
+        (False, 32, False, True),
+    ],
+)
+def test_programs_that_call_onednn_are_not_kept(
+    monkeypatch, available, size, brief, kept
+):
+    """XLA cannot save them. Where it gains less than a soon start, they do not."""
+    monkeypatch.setattr(compilation, "has_onednn", lambda: available)
+    shape = (size, size, 1)
+    one = Parallel.over(jax.devices()[:1], "jit", 1, image_shape=shape, brief=brief)
+    number, traced = one.replicate(np.float32(1)), []
+
+    def double(x):
+        traced.append(compilation.calls_onednn())
+        return 2 * x
+
+    double.__name__ = f"double_{uuid.uuid4().hex}"  # a program of no other run
+    program = one.compile(double, number)
+    assert program(number) == 2
+    assert traced == [not kept]
+    assert not compilation.calls_onednn()
+    cache = Path(jax.config.jax_compilation_cache_dir)
+    assert bool(list(cache.glob(f"*{double.__name__}*"))) == kept
+    if not kept:  # but by this process
+        assert one.compile(double, number) is program
+
+
+def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():
+    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
+    program, runs, x = lowered.compile(), [], jnp.ones(3)
+
+    def graph(x):
+        runs.append(x)
+        return program(x)
+
+    assert compilation._warmed_up(graph, lowered, (x,), (0,)) is graph
+    assert len(runs) == 1
+    np.testing.assert_array_equal(graph(x), [2, 2, 2])
+
+
+def test_where_a_graph_fails_the_program_runs_without(capsys):
+    def graph(x):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: status 5003")
+
+    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
+    x = jnp.ones(3)
+    plain = compilation._warmed_up(graph, lowered, (x,), (0,))
+    np.testing.assert_array_equal(plain(x), [2, 2, 2])
+    assert "no CUDA graph here" in capsys.readouterr().out
