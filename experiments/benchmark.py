@@ -40,7 +40,7 @@ from absl import flags
 
 from configs import common
 from experiments import study
-from experiments.peers import CONTENDERS, report
+from experiments.peers import CONTENDERS, PROBES, report
 from resnet_jax import UserError, command_line, workdir
 
 _MEASURED = ("in_memory", "epoch", "evaluate")
@@ -99,7 +99,7 @@ def network_config(network: str, batch_size: int, images: int, dataset: str):
         raise UserError(f"--networks={network}: give networks as v1-20,v2-56")
     deep = int(depth) >= 1000
     config = common.get_config("paper", int(version), int(depth), scan=deep, remat=deep)
-    config.update(batch_size=batch_size, steps=10**6)
+    config.update(batch_size=batch_size, steps=min(10**6, 2**31 // batch_size - 1))
     config.dataset.update(name=dataset, stream="never")
     for split, most in (("train", images), ("eval", min(images, 10_000))):
         whole = max(1, most // batch_size) * batch_size
@@ -114,8 +114,7 @@ def compare(config, names: list[str], rounds: int) -> dict:
         directory = Path(directory)
         workdir.write_json(directory / "config.json", json.loads(config.to_json()))
         command = [sys.executable, "-m", "experiments.peers.prepare", str(directory)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        prepared = json.loads(done.stdout.splitlines()[-1])
+        prepared = json.loads(study.run_process(command).splitlines()[-1])
         if not prepared["update_error"] < _UPDATE_TOLERANCE:
             raise SystemExit(f"an update differs from the plain loop's: {prepared}")
         with contextlib.ExitStack() as stack:
@@ -128,6 +127,8 @@ def compare(config, names: list[str], rounds: int) -> dict:
                     running[name] = process, _begun(process, name, running)
                 except FailedError as error:
                     process.end()
+                    if name == "ours":
+                        raise UserError(f"ours cannot be measured: {error}") from None
                     print(f"skipped {name}: {error}", flush=True)
             names = [name for name in names if name in running]
             timed = _timed(running, names, rounds)
@@ -219,8 +220,10 @@ def main(argv: list[str]) -> None:
 
     values = command_line.parse(argv, __doc__, define)
     sizes = values.batch_sizes
-    if wrong := [size for size in sizes if not size.isdigit() or int(size) < 1]:
-        raise UserError(f"--batch_sizes={wrong[0]}: give whole numbers, as 32,128")
+    if wrong := [size for size in sizes if not size.isdigit() or int(size) < PROBES]:
+        raise UserError(
+            f"--batch_sizes={wrong[0]}: give whole numbers from {PROBES} up, as 32,128"
+        )
     configs = {
         (network, int(size)): network_config(
             network, int(size), values.images, values.dataset

@@ -62,22 +62,31 @@ def run(
       network: a name for what `build` builds, where that is not the config's network.
       build: as for `train.train_and_evaluate`.
     """
-    key = json.dumps([config, network], sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    config = ConfigDict(config)
-    name = f"v{config.model.version}-{config.model.depth}"
-    name += "" if config.model.residual else "-plain"
-    parts = [name, network.replace(" ", "-"), config.dataset.name, digest]
-    directory = Path("runs", "experiments", "-".join(filter(None, parts)))
+    directory = run_directory(config, network)
     try:
-        summary = train.train_and_evaluate(config, directory, build)
+        summary = train.train_and_evaluate(ConfigDict(config), directory, build)
     except DivergedError as error:
         print(error)
         return Run(read_rows(directory), {}, str(error).partition(" (")[0])
     return Run(read_rows(directory), summary, "")
 
 
-def curves(*args) -> dict:
+def run_directory(config: dict, network: str = "") -> Path:
+    """Where `run` trains: in one place for equal arguments."""
+    key = json.dumps([config, network], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    model = config["model"]
+    kind = f"v{model['version']}-{model['depth']}"
+    kind += "" if model["residual"] else "-plain"
+    parts = [kind, network.replace(" ", "-"), config["dataset"]["name"], digest]
+    return Path("runs", "experiments", "-".join(filter(None, parts)))
+
+
+def curves(
+    config: dict,
+    network: str = "",
+    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+) -> dict:
     """Trains as `run`, and tells how it went.
 
     Returns:
@@ -86,7 +95,7 @@ def curves(*args) -> dict:
       'validation_loss'; 'params', 'macs', 'images_per_second' and 'seconds'. A run
       that diverges has curves up to there, and 'diverged' says where.
     """
-    rows, summary, diverged = run(*args)
+    rows, summary, diverged = run(config, network, build)
     result = {
         "train_loss": _by_epoch(rows, "train_loss"),
         "train_error": 1 - _by_epoch(rows, "train_accuracy"),
@@ -158,13 +167,15 @@ def last(results: list[dict], name: str) -> np.ndarray:
 def plot(axes: Axes, results: list[dict], name: str, every: int = 1, **style) -> None:
     """Draws a curve in percent by epoch: the median over seeds, and their range.
 
-    There is a value for each `every` epochs.
+    There is a value for each `every` epochs. A run that has diverged guesses from then
+    on, be it before the first.
     """
-    longest = max(len(result[name]) for result in results)
-    samples = np.full((len(results), longest), CHANCE)
-    for sample, result in zip(samples, results, strict=True):
-        sample[: len(result[name])] = np.array(result[name], float)
+    curves = [result.get(name, []) for result in results]
+    samples = np.full((len(results), max(1, *map(len, curves))), CHANCE)
+    for sample, curve in zip(samples, curves, strict=True):
+        sample[: len(curve)] = np.array(curve, float)
     samples = np.nan_to_num(samples, nan=CHANCE)
+    longest = samples.shape[1]
     epochs = every * (1 + np.arange(longest))
     marks = {"markevery": max(1, longest // 8)}
     study.plot_seeds(axes, epochs, 100 * samples, **marks | style)

@@ -61,11 +61,6 @@ IMAGE_SHAPE = (32, 32, 3)
 TIMED_UPDATES = 3
 
 
-def measure(config: dict) -> dict:
-    """The curves of one network."""
-    return curves.curves(config)
-
-
 def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
     """'params', 'macs' an image, 'memory' in bytes and 'seconds' of an update."""
     config = common.get_config("paper", version, depth, scan=True, remat=remat)
@@ -114,7 +109,7 @@ def run(study: Study) -> dict[str, dict[tuple, list[dict]]]:
             for seed in SEEDS
         ]
         trained[version, depth] = [
-            study.cell(measure, config=config) for config in configs
+            study.cell(curves.curves, config=config) for config in configs
         ]
     for version, depth, remat in itertools.product(
         VERSIONS, scale["depths"], (False, True)

@@ -149,6 +149,7 @@ def measure(config: dict) -> dict:
     pairs = zip(pooled(fitted), pooled(images), strict=True)
     _, cams = block_maps(run, images, labels)
     return {
+        **run.made_by,
         "test_accuracy": run.summary["test_accuracy"],
         "nearest_mean_accuracy": study.numbers(
             [
@@ -177,6 +178,7 @@ def pictures(config: dict, examples: int, blocks: int) -> dict:
     numbers = range(len(cams), 0, -every)[::-1]
     filters = run.variables["params"]["stem_conv"]["kernel"].transpose(3, 0, 1, 2)
     return {
+        **run.made_by,
         "labels": run.labels[chosen].tolist(),
         "blocks": list(numbers),
         "filters": percent(filters, (0, 1, 2, 3)),

@@ -139,10 +139,9 @@ def without_norm(kind: str, config: ConfigDict, num_classes: int) -> models.ResN
 
 def measure(config: dict, kind: str) -> dict:
     """The curves of one network."""
-    none = {"train_error": [], "test_error": []}  # of a run that diverges at once
     if kind == "BatchNorm":
-        return none | curves.curves(config)  # a run that other experiments share
-    return none | curves.curves(config, kind, partial(without_norm, kind))
+        return curves.curves(config)  # a run that other experiments share
+    return curves.curves(config, kind, partial(without_norm, kind))
 
 
 def run(study: Study) -> dict[tuple, list[dict]]:

@@ -12,7 +12,8 @@ from types import ModuleType
 
 from absl import flags
 
-from resnet_jax import command_line, workdir
+from experiments.study import Study
+from resnet_jax import UserError, command_line, workdir
 
 _HEAD = """\
 # Experiments
@@ -42,16 +43,16 @@ def section(module: ModuleType, name: str, files: list[Path]) -> str:
     figures, commands = [], []
     for file in files:
         scale, place = file.stem, f"results/{name}/{file.stem}"
+        made_by = Study(scale, file.parent, redraw=True).made_by()
         cells = [json.loads(line) for line in file.read_text().splitlines()]
         seconds = sum(cell["seconds"] for cell in cells)
         minutes = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} s"
-        devices = ", ".join(sorted({cell["device"] for cell in cells}))
         figures.append(f"![{name}, {scale}]({place}.png)")
         commands += [
             f"```bash\npython -m experiments.{name} --scale={scale}\n```",
-            f"{len(cells)} measurements in {minutes} on {devices}, "
-            f"jax {cells[-1]['versions']['jax']}: [numbers]({place}.jsonl), "
-            f"[figure as SVG]({place}.svg), [code]({name}.py).",
+            f"{len(cells)} measurements in {minutes}; {made_by}: "
+            f"[numbers]({place}.jsonl), [figure as SVG]({place}.svg), "
+            f"[code]({name}.py).",
         ]
     parts = [
         f"## {name}",
@@ -77,6 +78,8 @@ def main(argv: list[str]) -> None:
         )
 
     results = Path(command_line.parse(argv, __doc__, define).results)
+    if not results.is_dir():
+        raise UserError(f"--results={results} is no directory: give that of results")
     stored = {
         directory.name: sorted(directory.glob("*.jsonl"), reverse=True)
         for directory in sorted(results.glob("*/"))
@@ -84,6 +87,9 @@ def main(argv: list[str]) -> None:
     sections = []
     for name, files in stored.items():
         if not files:
+            continue
+        if not (Path(__file__).parent / f"{name}.py").exists():
+            print(f"left out {results / name}: there is no experiment of that name")
             continue
         module = importlib.import_module(f"experiments.{name}")
         if not hasattr(module, "SCALES"):  # a table, which the README shows

@@ -10,7 +10,8 @@ arXiv 1502.01852), with it always upward, by up to sqrt(pi / (pi - 1)) = 1.21 a 
 Method. Norms, over a batch of 32, of the loss's gradient with respect to what each
 block reads; the growth of the norm's logarithm a layer, fitted within the stages (0.1
 is a factor of 1.1). Then SGD updates at rate 0.01. Lines are medians over seeds, bands
-their range; grey lines in (g) are theory (`predicted_growth`).
+their range; grey lines in (g) are theory (`predicted_growth`). Where bottlenecks have
+1001 layers, basic blocks and plain networks have 1202 (*).
 
 Cost. Smoke: digits at 16x16 pixels, five minutes on two cores of a shared x86 machine.
 
@@ -36,7 +37,7 @@ Numbers (smoke, ranges over seeds 0, 1, 2).
   ReLUs behind the sums to be active independently of each other. At scale 1 and 1001
   layers both leave the range of float32, and v1-56 diverges within two updates.
 - Plain, BN: 0.158 to 0.168 at depth 56, 0.135 to 0.150 at 1202 (mean-field: 0.19).
-  The first block's gradient is 7,800 to 12,500 times the last one's at depth 56.
+  The first block's gradient is 7,800 to 12,300 times the last one's at depth 56.
 - Shortcuts, BN: growth falls with depth, v1 0.12, 0.060, 0.034, 0.004 at 20, 56, 110,
   1202; v2 0.14, 0.092, 0.062, 0.011 at 20, 56, 110, 1001 (medians). Within the first
   stage of the deepest, the gradient goes as layer^-1.1 to -1.2 in v1 and layer^-1.4 in
@@ -79,6 +80,11 @@ SCALES = {
 SEEDS = (0, 1, 2)
 # Depths that fit bottlenecks, of which not all fit basic blocks.
 NEAREST_BASIC = {164: 164, 1001: 1202}
+
+
+def depth_of(network: str, depth: int) -> int:
+    """The depth itself, or the nearest that fits the network's blocks."""
+    return depth if network == "v2" else NEAREST_BASIC.get(depth, depth)
 
 
 def measure(dataset, network, norm, depth, initial_scale, steps, seed) -> dict:
@@ -193,7 +199,7 @@ def run(study: Study) -> dict[tuple, list[dict]]:
                 dataset=scale["dataset"],
                 network=network,
                 norm=norm,
-                depth=depth if network == "v2" else NEAREST_BASIC.get(depth, depth),
+                depth=depth_of(network, depth),
                 initial_scale=initial_scale,
                 steps=list(scale["steps"]) if trained else [0],
                 seed=seed,
@@ -226,12 +232,15 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
     marks = {middle: np.linspace(1, middle, 10), deepest: np.geomspace(1, deepest, 10)}
     for network, style in zip(NETWORKS, STYLES, strict=False):
         style = style | {"label": network}
+        own_depths = [depth_of(network, depth) for depth in depths]
         for row, norm in enumerate((True, False)):
             key = (network, norm, middle, 1.0, False)
             profile(axes[row, 0], "activations", *key, **style)
             profile(axes[row, 1], "gradients", *key, **style)
             by_depth = [growths(network, norm, d, 1.0, False) for d in depths]
-            study.plot_seeds(axes[row, 2], depths, np.squeeze(by_depth, 2).T, **style)
+            study.plot_seeds(
+                axes[row, 2], own_depths, np.squeeze(by_depth, 2).T, **style
+            )
         by_factor = [growths(network, False, middle, f, False) for f in factors]
         study.plot_seeds(axes[2, 0], factors, np.squeeze(by_factor, 2).T, **style)
         profile(axes[2, 1], "gradients", network, True, deepest, 1.0, False, **style)
@@ -256,7 +265,7 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
             (f"no BN, depth {middle}", "layer", gradient, "y", None),
             ("no BN", "depth", rate, "x", depths),
             (f"no BN, depth {middle}", "initial scale", rate, "x", factors),
-            (f"BN, depth {deepest}", "layer", gradient, "xy", (1, 10, 100, 1000)),
+            (f"BN, depth {deepest}*", "layer", gradient, "xy", (1, 10, 100, 1000)),
             (f"BN, depth {middle}", "updates", rate, "", None),
         ),
         strict=True,

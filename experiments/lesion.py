@@ -192,7 +192,8 @@ def measure(config: dict, draws: int) -> dict:
             [mean_norm(gradient(drawn(length))) for _ in range(draws)]
             for length in range(count + 1)
         ]
-    return {name: study.numbers(value) for name, value in result.items()}
+    result = {name: study.numbers(value) for name, value in result.items()}
+    return result | run.made_by
 
 
 def draw(cells: dict[str, list[dict]]) -> Figure:

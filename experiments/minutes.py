@@ -13,7 +13,7 @@ evaluation and report too. The others stop when the time is over, before their
 evaluation. PyTorch: SGD, rate 0.1, batch 128, crops and flips, as
 akamaster/pytorch_resnet_cifar10; Keras on TensorFlow: Adam, rate 0.001, batch 32,
 shifts and flips. The drops of their rates, which are meant for 200 epochs, come at the
-same fractions of the ten minutes.
+same fractions of the ten minutes. They need `pip install -r requirements-bench.txt`.
 
 Found. One seed, on a copy of CIFAR-10 whose images were coded as JPEG: 80.4% after 503
 seconds and 220,800 images of `fast`, 71.7% after 248,896 images of the PyTorch script
@@ -23,9 +23,9 @@ a second. Beside PyTorch it is less the pace, which small images raise, than the
 Cost. Smoke: one seed, half an hour. Full: three seeds.
 """
 
+import importlib.util
 import json
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,8 +36,10 @@ from matplotlib.figure import Figure
 
 from configs import common
 from experiments import study
+from experiments.peers import CONTENDERS as PEERS
+from experiments.peers import report
 from experiments.study import STYLES, Study
-from resnet_jax import command_line, data, workdir
+from resnet_jax import UserError, command_line, data, workdir
 
 SCALES = {
     "smoke": {"minutes": 10.0, "seeds": (0,)},
@@ -63,8 +65,8 @@ def measure(contender: str, minutes: float, seed: int, **settings) -> dict:
             return _fast(minutes, seed, settings, Path(directory))
         command = [sys.executable, "-m", "experiments.peers.timed", contender]
         command += [str(60 * minutes), str(seed), json.dumps(settings)]
-        told = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        return json.loads(told.stdout.splitlines()[-1])
+        found = json.loads(study.run_process(command).splitlines()[-1])
+        return found | {"made_by": {"versions": report.versions()}}
 
 
 def _fast(minutes: float, seed: int, settings: dict, directory: Path) -> dict:
@@ -83,7 +85,7 @@ def _trained(seed: int, settings: dict, steps: int, directory: Path) -> dict:
     settings = settings | {"seed": seed, "steps": steps, "eval_every": 10**6}
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     start = time.perf_counter()
-    subprocess.run(command, stdout=sys.stderr, check=True)
+    study.run_process(command, stdout=sys.stderr)
     seconds = time.perf_counter() - start
     summary = workdir.read_summary(directory)
     images = round(summary["epochs"] * _examples(settings))
@@ -101,6 +103,16 @@ def _examples(settings: dict) -> int:
     config = common.get_config("fast", 1, 20)
     config.update_from_flattened_dict(settings)
     return len(data.load(config.dataset).train.labels)
+
+
+def require_peers() -> None:
+    """Raises UserError before anything is measured where a peer is not installed."""
+    for package in {*PEERS["torch"].packages, *PEERS["keras_tensorflow"].packages}:
+        if not importlib.util.find_spec(package):
+            raise UserError(
+                f"{package} is not installed, with which `fast` is compared: run "
+                "pip install -r requirements-bench.txt"
+            )
 
 
 def run(study: Study) -> dict[str, list[dict]]:
@@ -148,6 +160,8 @@ def draw(cells: dict[str, list[dict]], minutes: float) -> Figure:
 def main(argv: list[str]) -> None:
     """Measures what is not measured yet, and draws the figure."""
     own = Study.of(argv, __doc__)
+    if not own.redraw:
+        require_peers()
     cells = run(own)
     print(table(cells))
     own.save(draw(cells, SCALES[own.scale]["minutes"]))

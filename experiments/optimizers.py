@@ -74,11 +74,6 @@ SCALES = {
 SEEDS = (0, 1, 2)
 
 
-def measure(config: dict) -> dict:
-    """The curves of one network."""
-    return curves.curves(config)
-
-
 def best(results: dict[float, dict]) -> float:
     """The learning rate with the lowest last error, then loss, on the validation set.
 
@@ -105,7 +100,7 @@ def run(study: Study) -> dict[tuple, dict]:
         config["dataset"] |= SPLITS[study.scale]
         more = {"name": name, "learning_rate": rate}
         config["optimizer"] |= OPTIMIZERS[name][1] | more
-        return study.cell(measure, config=config)
+        return study.cell(curves.curves, config=config)
 
     for network, name in itertools.product(scale["networks"], scale["names"]):
         middle, _ = OPTIMIZERS[name]

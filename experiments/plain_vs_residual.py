@@ -40,11 +40,6 @@ SCALES = {
 SEEDS = (0, 1, 2)
 
 
-def measure(config: dict) -> dict:
-    """The curves of one network."""
-    return curves.curves(config)
-
-
 def run(study: Study) -> dict[str, list[dict]]:
     """The results of each network, as 'plain-20', for each seed."""
     scale, cells = SCALES[study.scale], {}
@@ -56,7 +51,7 @@ def run(study: Study) -> dict[str, list[dict]]:
             for seed in SEEDS
         ]
         cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-            study.cell(measure, config=config) for config in configs
+            study.cell(curves.curves, config=config) for config in configs
         ]
     return cells
 

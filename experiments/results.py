@@ -47,6 +47,10 @@ def main(argv: list[str]) -> None:
     readme = Path(values.readme)
     if not readme.is_file():
         raise UserError(f"--readme={readme}: there is no such file: give the README")
+    if not Path(values.results).is_dir():
+        raise UserError(
+            f"--results={values.results} is no directory: give that of results"
+        )
     content = section(Path(values.results))
     workdir.write(
         readme, replaced(readme.read_text(), content), "give another --readme"

@@ -8,7 +8,7 @@ networks of L layers, but as 1 / sqrt(L) in residual ones with BatchNorm.
 
 Method. The paper's: fully connected networks at initialisation, 200 neurons a layer.
 (a) to (c): autocorrelation of the gradient at 256 points of a line, means over seeds;
-grey the range of white noise (95%).
+grey the range of white noise (95%), of one seed, and darker of the mean.
 (d): correlation at 256 unrelated inputs; dotted what the paper's formulas give, full
 the same with the variance about the mean (`predicted`). Error bars are two standard
 errors. Below 1e-3 there is no more than noise.
@@ -163,7 +163,8 @@ def draw(cells: dict[str, list[dict]], depths: tuple[int, ...]) -> Figure:
             }
             panel.errorbar(range(LAGS + 1), *_mean_and_error(samples), **style)
         noise = 1.96 / POINTS**0.5
-        panel.axhspan(-noise, noise, color="0.85", zorder=0)
+        for range_, grey in ((noise, "0.9"), (noise / len(samples) ** 0.5, "0.75")):
+            panel.axhspan(-range_, range_, color=grey, zorder=0)
         panel.set(xlabel=f"lag (of {POINTS} points)", ylabel="autocorrelation")
         panel.set(ylim=(-0.4, 1.05))
         panel.set_title(f"({letter}) {network}", loc="left")

@@ -11,10 +11,11 @@ the same files, decoded, resized, cropped and stacked by Pillow and NumPy; 'step
 besides: on a busy machine they are the ones to compare.
 """
 
+import importlib.util
+import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from configs import image_folder
+from experiments import study
 from resnet_jax import UserError, command_line, data, parallel, workdir
 from resnet_jax.feed import train_feed
 from resnet_jax.trainer import Trainer
@@ -88,17 +90,15 @@ def torch(path: str, image_size: int, workers: int = 0) -> Callable[[int], None]
             image = image.crop((left, top, left + image_size, top + image_size))
             return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
 
-    def forever():
-        while True:
-            yield from torch.utils.data.DataLoader(
-                Pictures(),
-                BATCH_SIZE,
-                shuffle=True,
-                num_workers=workers,
-                drop_last=True,
-            )
-
-    batches = forever()
+    loader = torch.utils.data.DataLoader(
+        Pictures(),
+        BATCH_SIZE,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+    )
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def take(count: int) -> None:
         for _ in range(count):
@@ -168,8 +168,8 @@ def measure(path: str, image_size: int, rounds: int) -> dict[str, dict]:
                 f"--path={path}",
                 f"--image_size={image_size}",
             ]
-            answer = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-            answers[name].append(json.loads(answer.stdout.splitlines()[-1]))
+            answer = study.run_process(command)
+            answers[name].append(json.loads(answer.splitlines()[-1]))
             print(f"round {number + 1}: {name} {answers[name][-1]}", file=sys.stderr)
     return {
         name: {
@@ -190,7 +190,7 @@ def main(argv: list[str]) -> None:
         ):
             flags.DEFINE_string(name, default, what, flag_values=values)
         flags.DEFINE_integer("image_size", 32, "Pixels a side.", flag_values=values)
-        flags.DEFINE_integer("rounds", 3, "Rounds of each.", flag_values=values)
+        flags.DEFINE_integer("rounds", 3, "Rounds of each.", 1, flag_values=values)
         flags.DEFINE_enum(
             "only", None, list(CONTENDERS), "Time this one alone.", flag_values=values
         )
@@ -201,6 +201,11 @@ def main(argv: list[str]) -> None:
     if values.only:
         print(json.dumps(time_one(values.only, values.path, values.image_size)))
         return
+    if not importlib.util.find_spec("torch"):
+        raise UserError(
+            "PyTorch is not installed, with which ours is compared: run "
+            "pip install -r requirements-bench.txt"
+        )
     if values.out:
         workdir.make(Path(values.out).parent)
     result = measure(values.path, values.image_size, values.rounds)

@@ -3,12 +3,16 @@
 Each cell of an experiment's grid is a line of OUT/SCALE.jsonl as soon as it is
 measured: its settings, seed included, its result, and what computed it. A study that
 was stopped goes on behind the last line, and a finished one only draws; delete lines
-to measure again.
+to measure again. Several processes may measure parts of one study.
 """
 
+import contextlib
+import fcntl
 import json
+import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -50,11 +54,10 @@ class Study:
         """With `redraw` nothing is measured: what is not stored is an error."""
         if not redraw:
             workdir.make(out)
-        self.scale, self._redraw = scale, redraw
+        self.scale, self.redraw = scale, redraw
         self.out = out
         self._file = out / f"{scale}.jsonl"
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        self._cells = {_key(cell["settings"]): cell for cell in map(json.loads, lines)}
+        self._cells = self._read()
 
     @classmethod
     def of(cls, argv: list[str], doc: str) -> "Study":
@@ -102,7 +105,7 @@ class Study:
                 for name, value in settings.items()
                 if not isinstance(value, dict | list)
             )
-            if self._redraw:
+            if self.redraw:
                 raise UserError(
                     f"{self._file} lacks {told or key}: measure it, without --redraw"
                 )
@@ -116,15 +119,39 @@ class Study:
             }
             if "device" not in made_by:  # two processes cannot always share one
                 made_by["device"] = jax.devices()[0].device_kind
-            cell = {"settings": settings, "result": result, **made_by}
-            self._cells[key] = cell
-            lines = [json.dumps(cell, allow_nan=False) for cell in self._cells.values()]
-            workdir.write(self._file, "\n".join(lines) + "\n")
+            self._store(key, {"settings": settings, "result": result, **made_by})
         return self._cells[key]["result"]
 
     def has(self, **settings) -> bool:
         """Whether the cell is stored."""
         return _key(settings) in self._cells
+
+    def settings(self) -> list[dict]:
+        """The settings of all cells that are stored."""
+        return [cell["settings"] for cell in self._cells.values()]
+
+    def _store(self, key: str, cell: dict) -> None:
+        """Adds a cell to those that this process and others have stored."""
+        with _locked(self.out):
+            self._cells = self._read() | {key: cell}
+            lines = [json.dumps(cell, allow_nan=False) for cell in self._cells.values()]
+            workdir.write(self._file, "\n".join(lines) + "\n")
+
+    def _read(self) -> dict[str, dict]:
+        """The stored cells. Raises UserError for a line that is none."""
+        if not self._file.exists():
+            return {}
+        cells = {}
+        for number, line in enumerate(self._file.read_text().splitlines(), start=1):
+            try:
+                cell = json.loads(line)
+                cells[_key(cell["settings"])] = cell
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{self._file}, line {number}, is no measurement: delete the line, "
+                    "and what was there is measured again"
+                ) from None
+        return cells
 
     def made_by(self) -> str:
         """The devices, versions and commits that computed the cells, in words."""
@@ -154,12 +181,38 @@ class Study:
         save(figure, self.out / self.scale)
 
 
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds off the other processes that come here; frees also where this one dies."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _key(settings: dict) -> str:
     """Equal for settings that differ only in fields of a config that came later."""
     if "config" in settings:
         completed = common.completed(settings["config"])
         settings = settings | {"config": json.loads(completed.to_json())}
     return json.dumps(settings, sort_keys=True)
+
+
+def run_process(command: list[str], stdout=subprocess.PIPE) -> str | None:
+    """Runs a command; returns what it prints, unless that goes elsewhere.
+
+    Raises:
+      UserError: it fails, of which it has told the reason.
+    """
+    done = subprocess.run(command, stdout=stdout, text=True)
+    if done.returncode:
+        raise UserError(
+            f"{' '.join(command[1:3])} ended with status {done.returncode}: see above, "
+            "and run the same command again"
+        )
+    return done.stdout
 
 
 def numbers(array) -> list:

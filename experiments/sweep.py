@@ -124,7 +124,7 @@ def parse(argv: list[str]) -> Sweep:
                 "dataset.train_split, by --config.dataset.validation_split"
             )
         shared += _changes(_HELD_BACK)
-        base.dataset.update(train_split="train[:90%]", validation_split="train[90%:]")
+        base.update_from_flattened_dict(_HELD_BACK)
     file = config_flags.get_config_filename(values["config"])
     key = base.to_json(sort_keys=True).encode()
     name = f"{Path(file).stem}-{hashlib.sha256(key).hexdigest()[:8]}"

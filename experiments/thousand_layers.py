@@ -68,11 +68,6 @@ SCALES = {
 SEEDS = (0, 1, 2)
 
 
-def measure(config: dict) -> dict:
-    """The curves of one network."""
-    return curves.curves(config)
-
-
 def first_updates(config: dict) -> dict:
     """'loss' and 'gradient_norm' behind each call's last 'update'."""
     made = curves.run(config)
@@ -105,7 +100,7 @@ def run(study: Study) -> dict[str, dict[str, list[dict]]]:
             config = curves.training(
                 study.scale, version, depth, seed, scale["epochs"], **model
             )
-            found = study.cell(measure, config=config)
+            found = study.cell(curves.curves, config=config)
             cells["trained"].setdefault(network, []).append(found)
     return cells
 
@@ -143,6 +138,9 @@ def table(first: dict[str, list[dict]]) -> str:
     lines = [f"{'':<{width}} {'first':>10} {'highest':>10} {'last':>10}"]
     for network, results in first.items():
         for losses in (np.array(result["loss"], float) for result in results):
+            if not len(losses):
+                lines.append(f"{network:<{width}} {'diverged':>10}")
+                continue
             values = (losses[0], np.nanmax(losses), losses[-1])
             shown = " ".join(f"{value:10.4g}" for value in values)
             lines.append(f"{network:<{width}} {shown}")

@@ -1,8 +1,6 @@
 """Trained networks for experiments that look inside: ordinary runs, each made once."""
 
-import hashlib
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
+from experiments.curves import run_directory
 from resnet_jax import config, data, models, train
 from resnet_jax.augment import normalize, statistics
 from resnet_jax.checkpoint import Checkpoints
@@ -24,6 +23,12 @@ class Trained(NamedTuple):
     variables: dict  # unrolled names
     images: jax.Array  # float32 [examples, height, width, channels]
     labels: np.ndarray
+
+    @property
+    def made_by(self) -> dict:
+        """For `Study.cell`: what trained it, perhaps before."""
+        names = ("device", "versions", "git_commit")
+        return {"made_by": {name: self.summary[name] for name in names}}
 
 
 def training(
@@ -55,13 +60,7 @@ def trained(settings: dict) -> Trained:
 
     The run is in runs/experiments.
     """
-    key = json.dumps(settings, sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    settings = ConfigDict(settings)
-    model, seed = settings.model, settings.seed
-    kind = f"v{model.version}-{model.depth}{'' if model.residual else '-plain'}"
-    name = f"{kind}-{settings.dataset.name}-{digest}"
-    directory = Path("runs", "experiments", name, f"seed{seed}")
+    directory, settings = run_directory(settings), ConfigDict(settings)
     summary = train.train_and_evaluate(settings, directory)
     dataset = data.load(settings.dataset)
     net = config.build_network(settings, dataset.num_classes).clone(scan=False)

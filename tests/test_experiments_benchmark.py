@@ -88,6 +88,18 @@ def test_what_is_not_installed_is_skipped(run, monkeypatch):
     assert "--contenders" in printed.err
 
 
+@pytest.mark.slow
+def test_where_ours_fails_nothing_is_compared(run, monkeypatch):
+    class Missing(benchmark.Process):
+        def answer(self):
+            raise benchmark.FailedError("its process ended (out of memory)")
+
+    monkeypatch.setattr(benchmark, "Process", Missing)
+    status, printed, result = run("--contenders=ours")
+    assert (status, result) == (2, None)
+    assert "ours cannot be measured: its process ended (out of memory)" in printed.err
+
+
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
@@ -95,6 +107,7 @@ def test_what_is_not_installed_is_skipped(run, monkeypatch):
         ("--networks=resnet18", "--networks=resnet18"),
         ("--networks=v1-9", "config.model.depth=9"),
         ("--batch_sizes=0", "--batch_sizes=0"),
+        ("--batch_sizes=4", "--batch_sizes=4: give whole numbers from 8 up"),
     ],
 )
 def test_mistakes_are_told(run, flag, told):

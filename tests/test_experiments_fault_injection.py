@@ -66,3 +66,20 @@ def test_wrong_ends_are_found():
         "31.5 s to end"
     ]
     assert fault_injection.faults([ended | {"status": 143}], signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("phase", "finished", "status", "right"),
+    [
+        ("training", False, 143, True),
+        ("training", False, 0, False),
+        ("training", False, -signal.SIGTERM, False),
+        ("saving", True, 0, True),
+        ("saving", True, 143, True),  # it came while the last save was made
+        ("start-up", False, -signal.SIGTERM, True),
+        ("start-up", False, 143, True),
+    ],
+)
+def test_how_a_process_may_end_by_sigterm(phase, finished, status, right):
+    ended = {"phase": phase, "finished": finished, "status": status}
+    assert (not fault_injection.faults([ended], signal.SIGTERM)) == right

@@ -44,6 +44,20 @@ def test_a_missing_measurement_is_told_and_not_made(copied, capsys):
     assert not (copied.parents[1] / "README.md").exists()
 
 
+def test_a_mistyped_directory_leaves_the_page(copied, capsys):
+    page = copied.parents[1] / "README.md"
+    page.write_text("mine")
+    assert call(copied.parent / "no such" / "results") == 2
+    assert "no such is no directory" in capsys.readouterr().err
+    assert page.read_text() == "mine"
+
+
+def test_results_of_no_experiment_are_left_out(copied, capsys):
+    copied.rename(copied.with_name("mine"))
+    assert call(copied) == 0
+    assert "mine: there is no experiment of that name" in capsys.readouterr().out
+
+
 def test_every_stored_experiment_says_what_was_found():
     for file in RESULTS.glob("*/smoke.jsonl"):
         directory = file.parent

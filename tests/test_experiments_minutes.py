@@ -3,6 +3,7 @@ import importlib.util
 import pytest
 
 from experiments import minutes
+from resnet_jax import command_line
 from tests.quick import ENVIRONMENT
 
 # v1-8 of four channels on random images of CIFAR-10's shape.
@@ -69,3 +70,13 @@ def test_figure_and_table():
     assert "75.00%" in minutes.table(cells)
     axes = minutes.draw(cells, 10.0).axes[0]
     assert [bar.get_height() for bar in axes.patches] == [75.0] * 3
+
+
+def test_without_the_peers_nothing_is_measured(monkeypatch, tmp_path, capsys):
+    def missing(name):
+        return None if name == "torch" else True
+
+    monkeypatch.setattr(minutes.importlib.util, "find_spec", missing)
+    argv = ["minutes", f"--out={tmp_path / 'out'}"]
+    assert command_line.call(minutes.main, argv) == 2
+    assert "torch is not installed" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys, quick_training):
     out = tmp_path / "out"
     shared = ["--table=he2015", "--recipe=keras", "--epochs=5", "--dtype=bfloat16"]
     shared.append(f"--out={out}")
-    assert call(*shared, "--networks=v1-8", "--seeds=2") == 0
+    assert call(*shared, "--networks=v1-8,v1-8", "--seeds=2") == 0
     file = out / "he2015-keras-5epochs-bfloat16.json"
     stored = json.loads(file.read_text())
     row = stored["networks"]["v1-8"]
@@ -138,6 +138,12 @@ def test_end_to_end(tmp_path, monkeypatch, capsys, quick_training):
     assert "Published: elsewhere." in page
     assert "cpu, jax" in page
     assert file.with_suffix(".png").exists()
+    # Of all that is stored, whatever was asked for last.
+    assert call(*shared, "--networks=v1-14", "--seeds=1") == 0
+    rows = json.loads(file.read_text())["networks"]
+    assert [len(row["accuracies"]) for row in rows.values()] == [2, 1]
+    assert call(*shared, "--seeds=1", "--redraw") == 0
+    assert json.loads(file.read_text())["networks"] == rows
     # What is stored alone: one network, although the table has two.
     monkeypatch.setattr(curves, "run", pytest.fail)
     before = page

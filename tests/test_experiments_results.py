@@ -36,12 +36,16 @@ def test_the_section_is_what_experiments_wrote_and_nothing_else_changes(page):
     assert page.read_text() == text
 
 
-def test_without_results_it_says_so(page):
+def test_without_results_it_says_so(page, capsys):
+    assert call(page.parent) == 2
+    assert "results is no directory" in capsys.readouterr().err
+    (page.parent / "results").mkdir()
     assert call(page.parent) == 0
     assert "None are stored yet." in page.read_text()
 
 
 def test_a_page_without_a_place_is_left_alone(page, capsys):
+    (page.parent / "results").mkdir()
     page.write_text("mine")
     assert call(page.parent) == 2
     assert "put them back" in capsys.readouterr().err

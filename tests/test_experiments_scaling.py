@@ -51,7 +51,7 @@ def counted(monkeypatch):
 
 @pytest.mark.slow
 def test_table_and_figure_come_from_cells_that_are_measured_once(
-    counted, tmp_path, capsys
+    counted, tmp_path, capsys, monkeypatch
 ):
     argv = ["scaling", f"--out={tmp_path}"]
     assert command_line.call(scaling.main, argv) == 0
@@ -68,6 +68,8 @@ def test_table_and_figure_come_from_cells_that_are_measured_once(
 
     before = len(counted)
     assert command_line.call(scaling.main, argv) == 0
+    monkeypatch.setattr(scaling, "device_counts", lambda: [1, 2, 4, 8])
+    assert command_line.call(scaling.main, [*argv, "--redraw"]) == 0
     assert len(counted) == before
 
 

@@ -1,10 +1,12 @@
 """The experiments that train networks: each end to end, and what `full` would train."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from configs import common
 from experiments import (
@@ -19,7 +21,7 @@ from experiments import (
     study,
     thousand_layers,
 )
-from resnet_jax import config
+from resnet_jax import UserError, config
 
 BOTTLENECK = activation_order.BOTTLENECK
 TINY = {
@@ -78,6 +80,40 @@ def test_a_run_that_diverged_counts_as_a_guess():
     ]
     np.testing.assert_allclose(curves.last(results, "test_error"), [0.1, 0.9])
     assert "1 of 2 diverged" in curves.table({"net": results}, ("test_error",))
+
+
+def test_a_run_that_diverged_at_once_is_drawn_as_a_guess():
+    axes = Figure().subplots()
+    results = [{"test_error": [0.5, 0.1]}, {"diverged": "training diverged: loss"}]
+    curves.plot(axes, results, "test_error", **study.STYLES[0])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [70, 50])
+    curves.plot(axes, results[1:], "test_error", **study.STYLES[0])
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [90])
+    assert "diverged" in thousand_layers.table({"net": [{"loss": []}]})
+
+
+def test_processes_of_one_study_keep_each_others_cells(tmp_path):
+    first, second = (study.Study("smoke", tmp_path) for _ in range(2))
+    first.cell(lambda seed: {"error": 0.1}, seed=0)
+    second.cell(lambda seed: {"error": 0.2}, seed=1)
+    first.cell(lambda seed: {"error": 0.3}, seed=2)
+    stored = study.Study("smoke", tmp_path, redraw=True)
+    assert stored.settings() == [{"seed": seed} for seed in range(3)]
+
+
+@pytest.mark.parametrize("line", ["{", "3", "{}"])
+def test_a_line_that_is_no_cell_is_told(tmp_path, line):
+    study.Study("smoke", tmp_path).cell(lambda seed: {"error": 0.1}, seed=0)
+    file = tmp_path / "smoke.jsonl"
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"smoke\.jsonl, line 2, .* delete the line"):
+        study.Study("smoke", tmp_path)
+
+
+def test_a_command_that_fails_is_told():
+    with pytest.raises(UserError, match=r"-c raise.* ended with status 3"):
+        study.run_process([sys.executable, "-c", "raise SystemExit(3)"])
+    assert study.run_process([sys.executable, "-c", "print(1)"]) == "1\n"
 
 
 def test_a_cell_names_what_computed_it(tmp_path):

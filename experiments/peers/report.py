@@ -86,22 +86,26 @@ def draw(results: list[dict]):
     return figure
 
 
-def conditions() -> dict:
-    """What computes here: the device, versions of ours and of the peers' packages."""
-    versions = {}
+def versions() -> dict[str, str]:
+    """Of what ours is made with, and of the peers' packages."""
+    found = workdir.provenance()["versions"]
     for name in _PEERS:
         if importlib.util.find_spec(name.removesuffix("-cpu")):
             try:
-                versions[name] = metadata.version(name)
+                found[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 continue  # TensorFlow comes under several names
-    made_by = workdir.provenance()
-    made_by["versions"] |= versions
+    return found
+
+
+def conditions() -> dict:
+    """What computes here: the device, versions of ours and of the peers' packages."""
     return {
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        **made_by,
+        **workdir.provenance(),
+        "versions": versions(),
     }
 
 
