@@ -209,10 +209,14 @@ fetch() {
     esac
 }
 
-# Packed once: a restart runs the same code. With .git, for the commit in summary.json.
-[[ $dry_run ]] ||
-    tar -czf "$scratch/resnet_jax.tgz" -C "$root" --exclude='./.venv*' --exclude=./runs \
-        --exclude=./data --exclude=__pycache__ --exclude=.pytest_cache --exclude=.ruff_cache .
+# Packed once: a restart runs the same code. With .git, for the commit in summary.json. What
+# is left out at the top is found by name, since macOS's tar would take ./data for any data.
+[[ $dry_run ]] || (
+    cd "$root"
+    find . -mindepth 1 -maxdepth 1 ! -name '.venv*' ! -name runs ! -name data -print0 |
+        tar -czf "$scratch/resnet_jax.tgz" --exclude=__pycache__ --exclude=.pytest_cache \
+            --exclude=.ruff_cache --null -T -
+)
 
 lines=+1
 while :; do

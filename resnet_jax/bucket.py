@@ -126,7 +126,12 @@ def local(place: str | Path) -> Path:
       UserError: it is in a bucket that cannot be read, or holds no run but other files.
     """
     if not re.match(r"[a-z0-9]+:/", str(place)):
-        return Path(place)
+        try:
+            return Path(place).expanduser()
+        except RuntimeError:
+            raise UserError(
+                f"--workdir={place}: there is no such user: give another directory"
+            ) from None
     url = str(place).rstrip("/")
     for copy in _copies:
         if copy.url == url:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _JOIN_SECONDS = 300  # for all to start
 _MAKE_SECONDS = 86400  # for process 0 to prepare what the others wait for
+_CHUNK = 2**28  # bytes sent at once: what counts them has 31 bits
 _SILENT_SECONDS = 30  # without a sign of life of another process
 # How Slurm's srun and Open MPI's mpirun tell a process that there are others.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -106,7 +107,7 @@ def join(
             shutdown_timeout_seconds=_SILENT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        if alone and num_processes == 1:
+        if alone and num_processes == 1 and isinstance(error, ValueError):
             return  # one TPU VM that no cluster knows of
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -189,11 +190,18 @@ def from_first(make: Callable[[], T]) -> T:
     everyone = {"timeout": _MAKE_SECONDS, "processes": set(range(_count))}
     ocp.multihost.sync_global_processes(f"made{next(_made)}", **everyone)
     content = np.frombuffer(pickle.dumps((made, failed)), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(content.size)))
+    whole, rest = multihost_utils.broadcast_one_to_all(
+        np.int32(divmod(content.size, _CHUNK))
+    )
+    size = int(whole) * _CHUNK + int(rest)
     if not is_first():
         content = np.zeros(size, np.uint8)
-    content = multihost_utils.broadcast_one_to_all(content)
-    made, failed = pickle.loads(content.tobytes())
+    for start in range(0, size, _CHUNK):
+        part = content[start : start + _CHUNK]
+        sent = multihost_utils.broadcast_one_to_all(part)
+        if not is_first():
+            part[:] = sent
+    made, failed = pickle.loads(content)
     if failed:
         text, status, label = failed
         error = UserError(text)

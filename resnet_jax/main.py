@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])
     place = values.workdir or workdir.default(config_flag, config)
+    parallel.add_cpu()
     hosts.join(values.coordinator, values.num_processes, values.process_id)
     parallel.split_cpu(config.batch_size, hosts.count())  # `from_first` takes devices
     hosts.from_first(lambda: data.check(config.dataset))

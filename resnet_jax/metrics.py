@@ -1,9 +1,11 @@
 """A run's numbers as they come: metrics.jsonl, TensorBoard, and what a person sees."""
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -47,7 +49,6 @@ class Recorder:
         """
         self._plan, self._workdir = plan, workdir
         self._rows = [row for row in rows if row["step"] <= step]
-        self.write()
         if workdir:
             (workdir / "tensorboard").mkdir(exist_ok=True)
             self._board = _tensorboard()
@@ -58,6 +59,7 @@ class Recorder:
             start = events.SessionLog(status=events.SessionLog.START)
             # It hides what was behind.
             self._write_event(events.Event(step=step + 1, session_log=start))
+        self.write()
         self._first_step, self._start = step, time.perf_counter()
         self._bar = tqdm(
             total=plan.total_steps * plan.batch_size,
@@ -128,10 +130,12 @@ class Recorder:
         return best_step(self._rows)
 
     def write(self) -> None:
-        """Writes metrics.jsonl, whole."""
+        """Writes metrics.jsonl, whole, and what TensorBoard has not been given yet."""
         if self._workdir:
             path = self._workdir / "metrics.jsonl"
             files.write(path, "".join(map(_line, self._rows)))
+            with self._telling():
+                self._events.flush()
             bucket.send(self._workdir, when_due=True)
         self._written = time.perf_counter()
 
@@ -149,8 +153,14 @@ class Recorder:
                 self._write_event(event)
 
     def _write_event(self, event) -> None:
-        try:
+        with self._telling():
             self._events.write_event(event)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Makes errors of writing TensorBoard's events within a WriteError."""
+        try:
+            yield
         except OSError as error:
             raise files.WriteError(
                 f"{self._workdir / 'tensorboard'} cannot be written "

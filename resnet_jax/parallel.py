@@ -23,17 +23,25 @@ _AXIS = "data"
 _ONEDNN_PIXELS = 12
 
 
+def add_cpu() -> None:
+    """Adds a CPU that `JAX_PLATFORMS` leaves out: variables are drawn on it.
+
+    Call before JAX looks for devices, as joining other processes may make it do.
+    """
+    platforms = (jax.config.jax_platforms or "cpu").split(",")
+    if "cpu" not in platforms:
+        jax.config.update("jax_platforms", ",".join([*platforms, "cpu"]))
+
+
 def split_cpu(batch_size: int, processes: int = 1) -> None:
     """Makes JAX see a CPU as one device a core; call before JAX looks for devices.
 
     XLA leaves reductions and elementwise work on one core of a device. Takes the
     largest divisor of a process's part of the batch up to the number of cores. Does
     nothing where `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already.
-    A CPU that `JAX_PLATFORMS` leaves out is added behind: variables are drawn on it.
+    Adds a CPU where there would be none, see `add_cpu`.
     """
-    platforms = (jax.config.jax_platforms or "cpu").split(",")
-    if "cpu" not in platforms:
-        jax.config.update("jax_platforms", ",".join([*platforms, "cpu"]))
+    add_cpu()
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

@@ -51,7 +51,7 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
             hosts.tell(
                 f"profile   of no call, as one makes all {stop - start:,} steps{fix}"
             )
-        if calls != 2:
+        if calls != 2 or not hosts.is_first():
             return call(state, start, stop)
         size = trainer.plan.image_size(start)
         options = jax.profiler.ProfileOptions()

@@ -234,7 +234,9 @@ def make_train_call(
     the epochs' permutations laid end to end, B being the batch size. Returns the new
     state and the sums of the steps' metrics.
     """
-    epochs_a_call = plan.steps_per_call * plan.batch_size // plan.examples + 2
+    # A call ends with its epoch; the last batch of one reaches into the next.
+    steps = min(plan.steps_per_call, math.ceil(plan.steps_per_epoch))
+    epochs_a_call = steps * plan.batch_size // plan.examples + 2
 
     def train_call(state: TrainState, split: data.Split, positions, seed, stop):
         draws_key = _keys(seed)[1]

@@ -27,7 +27,7 @@ from resnet_jax import (
 )
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network
-from resnet_jax.divergence import require_finite, require_finite_state
+from resnet_jax.divergence import DivergedError, require_finite, require_finite_state
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
 from resnet_jax.step import TrainState
@@ -170,7 +170,13 @@ def _run(
 
     profile.trace_if(config.profile, trainer, directory)
     saver = _Saver(trainer, checkpoints, recorder, record, step)
-    metrics = _loop(config, trainer, state, step, recorder, saver, preemption, clock)
+    try:
+        metrics = _loop(
+            config, trainer, state, step, recorder, saver, preemption, clock
+        )
+    except DivergedError:
+        saver.wait()
+        raise
     clock["total"] += time.perf_counter()
     result = results.of_run(config, dataset, trainer, clock, metrics, made_by)
     if changes:
@@ -270,7 +276,7 @@ class _Saver:
         if self._checkpoints:
             self._recorder.write()
             self._checkpoints.best_step = self._recorder.best_step
-            self.wait()
+            self._tell(self._checkpoints.wait())
             self._checkpoints.save(step, saved.split(), self._record())
 
     def poll(self) -> None:
@@ -279,9 +285,11 @@ class _Saver:
             self._tell(self._checkpoints.poll())
 
     def wait(self) -> None:
-        """Waits for the end of a save, and tells of it."""
-        if self._checkpoints:
-            self._tell(self._checkpoints.wait())
+        """Waits in all processes for the end of a save, and tells of it.
+
+        Those that do not save must not end before: JAX would end the first one, too.
+        """
+        hosts.from_first(lambda: self._tell(self._checkpoints.wait()))
 
     def _tell(self, ended: tuple[int, int, float] | None) -> None:
         if ended:

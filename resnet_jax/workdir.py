@@ -137,9 +137,10 @@ def claimed(workdir: Path) -> Iterator[None]:
             "directory"
         ) from None
     with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: it is told of later
+            os.ftruncate(file.fileno(), 0)
+            holder = f"process {os.getpid()} on {socket.gethostname()}"
+            os.write(file.fileno(), holder.encode())
         try:
             yield
         finally:

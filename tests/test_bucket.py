@@ -55,6 +55,7 @@ def test_directory_of_this_machine_is_used_as_it_is(tmp_path):
         assert bucket.local(place) == Path(place)
         assert bucket.shown(Path(place)) == str(place)
         bucket.send(Path(place))
+    assert bucket.local("~/runs/a") == Path.home() / "runs" / "a"
     assert not bucket._copies
 
 

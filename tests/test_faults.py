@@ -1,6 +1,7 @@
 """What becomes of a run when its process, its disk or its files fail."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -349,6 +350,17 @@ def test_lock_that_was_removed_since_it_was_opened_does_not_count(
     with workdir.claimed(tmp_path):
         assert len(locked) == 2
         assert lock.exists()
+
+
+def test_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch):
+    """What is written into it is for the reader alone."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workdir.os, "write", full)
+    with workdir.claimed(tmp_path):
+        assert (tmp_path / ".lock").exists()
 
 
 def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(

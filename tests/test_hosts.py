@@ -189,6 +189,30 @@ def test_a_signal_to_the_first_while_it_prepares_ends_both(tmp_path):
 
 
 @pytest.mark.slow
+def test_others_wait_until_the_first_has_saved(tmp_path):
+    """However long it takes: JAX ends a process whose others have ended."""
+    script = (
+        "import sys, time\n"
+        "from resnet_jax import command_line, hosts, main\n"
+        "from resnet_jax.checkpoint import Checkpoints\n"
+        "hosts._SILENT_SECONDS, hosts._CHUNK, wait = 6, 1000, Checkpoints.wait\n"
+        "def slowly(self):\n"
+        "    time.sleep(10)\n"
+        "    return wait(self)\n"
+        "Checkpoints.wait = slowly\n"
+        "command_line.run(main.main)\n"
+    )
+    steps = ["--config.steps=100000", "--config.checkpoint.every=1000"]
+    run = f"--workdir={tmp_path / 'run'}"
+    pair = Pair(tmp_path, ["-c", script, *ARGUMENTS, *steps, run], devices=1)
+    pair.wait_for("epoch 1,")
+    pair.processes[1].send_signal(signal.SIGTERM)
+    assert pair.wait() == [143, 143], pair.logs[0].read_text()
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert f"at step {int(saved.name):,} of" in pair.logs[1].read_text()
+
+
+@pytest.mark.slow
 def test_the_first_alone_looks_for_the_data(tmp_path):
     where = f"--config.dataset.path={tmp_path / 'pictures'}"
     pair = training(tmp_path, 4, 1, "--config.dataset.name=image_folder", where)
@@ -282,6 +306,42 @@ def test_one_process_alone_waits_for_nobody(monkeypatch):
     assert hosts.is_first()
     assert hosts.largest(3) == 3
     assert hosts.from_first(lambda: "it") == "it"
+
+
+def test_a_vm_whose_slice_does_not_meet_does_not_train_alone(monkeypatch):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(hosts, "_on_tpu_vm", lambda: True)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    failure = RuntimeError("Failed to recognize coordinator address")
+    with pytest.raises(UserError, match="all processes cannot meet"):
+        hosts.join(None, None, None)
+    failure = ValueError("coordinator_address should be defined")  # of no slice
+    hosts.join(None, None, None)
+    assert hosts.count() == 1
+
+
+def test_a_cpu_is_there_before_joining_looks_for_devices(tmp_path):
+    """As it does on a TPU VM, also where JAX_PLATFORMS=tpu."""
+    script = (
+        "import jax\n"
+        "from resnet_jax import command_line, hosts, main\n"
+        "def join(*_):\n"
+        "    print(jax.config.jax_platforms)\n"
+        "    raise SystemExit\n"
+        "hosts.join = join\n"
+        "command_line.run(main.main)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, ARGUMENTS[0], f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "tpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout == "tpu,cpu\n", ended.stderr
 
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])

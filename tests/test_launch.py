@@ -673,11 +673,12 @@ def submit(cloud, *arguments, **variables):
 
 def test_slurm_runs_the_training_as_tasks(cloud):
     given = ["--config=configs/v1_20.py", "--config.dataset.train_split=train[: 9]"]
-    assert submit(cloud, *given).returncode == 0
+    assert submit(cloud, *given, SLURM_CPUS_PER_TASK="8").returncode == 0
     [srun] = cloud.calls
     assert srun[0] == "srun"
     # JAX takes the GPU of a task's local number, so that the task must see them all.
     assert "--gpu-bind=none" in srun
+    assert "--cpus-per-task=8" in srun
     assert srun[srun.index("python") :] == ["python", "-u", *MAIN[1:], *given]
 
 

@@ -56,6 +56,17 @@ def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):
     assert len(lines) == 2
 
 
+def test_what_is_written_is_there_for_tensorboard_too(tmp_path):
+    recorder = start(tmp_path, 0)
+    (events,) = tmp_path.glob("tensorboard/events*")
+    before = events.stat().st_size
+    assert before > 0
+    recorder.train_row(4, means(0.5))
+    recorder.write()
+    assert events.stat().st_size > before
+    recorder.close()
+
+
 def test_rows_are_json_without_nan(tmp_path):
     recorder = start(tmp_path, 0)
     recorder.train_row(10, means(1.0))

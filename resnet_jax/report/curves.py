@@ -1,11 +1,13 @@
 """A picture of a run: curves.png."""
 
+import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from resnet_jax import bucket, metrics
+from resnet_jax.workdir import write
 
 
 def draw_curves(workdir: Path) -> None:
@@ -33,9 +35,9 @@ def draw_curves(workdir: Path) -> None:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     figure.suptitle(bucket.shown(workdir))
-    temporary = workdir / ".curves.png.part"
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(workdir / "curves.png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write(workdir / "curves.png", picture.getvalue())
 
 
 def _plot(axes, rows: list[dict], name: str, style: dict) -> None:
