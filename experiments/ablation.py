@@ -184,7 +184,8 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
     """Markdown: the two recipes, and what each ingredient is worth in them."""
     found = worths(cells)
     lines = [
-        "| ingredient | added to `paper`, points | time | of `strong`, points | time |",
+        "| ingredient | added to `paper`, points | time | "
+        "lost when taken from `strong` | time |",
         "|---|--:|--:|--:|--:|",
     ]
     for name in INGREDIENTS:
@@ -206,7 +207,9 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             "",
             f"v1-{settings['depth']}, CIFAR-10 `{data['train_split']}`, "
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
-            f"(%): {told}. Means of {len(SEEDS)} seeds with 95% intervals; {made_by}.",
+            f"(%): {told}. Means of {len(SEEDS)} seeds with 95% intervals, which are "
+            "not widened for the number of comparisons. Times are ratios, on a shared "
+            f"machine to no better than a fifth; {made_by}.",
         ]
     )
 

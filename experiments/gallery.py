@@ -19,8 +19,9 @@ _HEAD = """\
 # Experiments
 
 The famous figures about residual networks, one command each. `--scale=smoke`, the
-default, takes minutes on two CPU cores and shows the effect; `--scale=full` is the
-papers' setting, for one GPU. What has been run is shown here, and nothing else. A run
+default, takes minutes on two CPU cores, and whether the effect shows then is said under
+'Found'; `--scale=full` is CIFAR-10 on one GPU, in the setting of the paper where there
+is one. What has been run is shown here, and nothing else. A run
 that was stopped goes on where it was, and a finished one only draws; `--out=DIR`
 measures anew elsewhere, but does not repeat trainings that are in `runs/experiments`.
 

@@ -1,5 +1,6 @@
 """From a command line to flags and a checked config; mistakes are told in sentences."""
 
+import errno
 import os
 import re
 import sys
@@ -12,9 +13,13 @@ from ml_collections import ConfigDict, config_flags
 
 from resnet_jax import UserError, bucket, config, hosts
 
+# What no command can do anything about, wherever it meets it.
+_CLOSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Ends the process with what `call` returns for its own command line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     hosts.leave(call(main, sys.argv))
 
 
@@ -32,6 +37,15 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except BrokenPipeError:  # the reader, as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # and for SIGPIPE
+    except OSError as error:
+        if error.errno not in _CLOSED or not error.filename:
+            raise
+        print(
+            f"error: {error.filename} cannot be used ({error.strerror}): mend that, or "
+            "give another place",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[Weights, list[Peer]]:
         found = keras_example.read(path)
         try:
             model = keras_example.load_model(path)
-        except (ImportError, ValueError, OSError) as error:
+        except (ImportError, TypeError, ValueError, OSError) as error:
             cause = " ".join(str(error).split())[:200]
             print(f"compared  not with Keras ({cause})")
             return found, []
@@ -72,6 +72,7 @@ def read(path: Path) -> tuple[Weights, list[Peer]]:
         state, metadata = weights.read_tensors(path)
         if "resnet_jax" in metadata:
             return weights.read(path), []
+        state = {name: np.float32(array) for name, array in state.items()}
     else:
         known = (".safetensors", *pytorch.SUFFIXES, *keras_example.SUFFIXES)
         raise UserError(

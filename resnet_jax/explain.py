@@ -149,10 +149,11 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Figure:
         for cell, image in zip(line, images, strict=True):
             cell.imshow(image)
             cell.axis("off")
-        line[0].set_title(caption, fontsize=8, loc="left")
+        line[0].set_title(caption, fontsize=8, loc="left", parse_math=False)
     for cell, title in zip(axes[0], titles, strict=True):
         before = cell.get_title(loc="left")
-        cell.set_title(f"{title}\n{before}", fontsize=8, loc="left")
+        text = f"{title}\n{before}"
+        cell.set_title(text, fontsize=8, loc="left", parse_math=False)
     return figure
 
 
@@ -214,7 +215,8 @@ def explain(run: Trained, names: list[str], out: Path, target: str, layer: str) 
         if chosen != best:
             caption += f", explained: {classes[chosen]} {row[chosen]:.1%}"
         print(caption)
-        rows.append((caption, [enlarge(image), *overlays.values()]))
+        if number < _SHEET_ROWS:
+            rows.append((caption, [enlarge(image), *overlays.values()]))
         entries.append(
             {
                 "file": name,
@@ -224,7 +226,7 @@ def explain(run: Trained, names: list[str], out: Path, target: str, layer: str) 
                 "completeness_error": float(found.completeness_errors[number]),
             }
         )
-    sheet = contact_sheet(rows[:_SHEET_ROWS])
+    sheet = contact_sheet(rows)
     _write(out / "contact_sheet.png", partial(sheet.savefig, format="png", dpi=110))
     first = slice(min(len(images), _CHECKED))
     found = Explanations(*(array[first] for array in vars(found).values()))

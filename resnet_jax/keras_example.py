@@ -37,10 +37,12 @@ def read(path: Path) -> Weights:
     convs = [arrays for arrays in layers if arrays[0].ndim == 4]
     norms = [arrays for arrays in layers if len(arrays) == 4]
     dense = [arrays for arrays in layers if arrays[0].ndim == 2]
-    if len(convs) < 3 or len(dense) != 1:
+    biased = all(len(arrays) == 2 for arrays in (*convs, *dense))
+    if len(convs) < 3 or len(dense) != 1 or not biased:
         raise UserError(
-            f"{path} has {len(convs)} convolutions and {len(dense)} dense layers, as "
-            "no network of the Keras example: give one's saved model"
+            f"{path} has {len(convs)} convolutions and {len(dense)} dense layers"
+            f"{'' if biased else ', not all with a bias'}, as no network of the Keras "
+            "example: give one's saved model"
         )
     version = 1 if convs[1][0].shape[:2] == (3, 3) else 2
     model = {

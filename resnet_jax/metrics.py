@@ -49,6 +49,8 @@ class Recorder:
         """
         self._plan, self._workdir = plan, workdir
         self._rows = [row for row in rows if row["step"] <= step]
+        self._events = None
+        self.write()
         if workdir:
             (workdir / "tensorboard").mkdir(exist_ok=True)
             self._board = _tensorboard()
@@ -59,7 +61,6 @@ class Recorder:
             start = events.SessionLog(status=events.SessionLog.START)
             # It hides what was behind.
             self._write_event(events.Event(step=step + 1, session_log=start))
-        self.write()
         self._first_step, self._start = step, time.perf_counter()
         self._bar = tqdm(
             total=plan.total_steps * plan.batch_size,
@@ -134,8 +135,9 @@ class Recorder:
         if self._workdir:
             path = self._workdir / "metrics.jsonl"
             files.write(path, "".join(map(_line, self._rows)))
-            with self._telling():
-                self._events.flush()
+            if self._events:
+                with self._telling():
+                    self._events.flush()
             bucket.send(self._workdir, when_due=True)
         self._written = time.perf_counter()
 

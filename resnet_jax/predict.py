@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from resnet_jax import UserError, command_line, trained
+from resnet_jax.data import image_folder
 from resnet_jax.data.picture import SUFFIXES, UnreadableError, decode
 from resnet_jax.data.stream import StreamedImages
 from resnet_jax.parallel import Parallel
@@ -97,11 +98,7 @@ def find_pictures(arguments: list[str]) -> list[str]:
         if argument == STDIN or path.is_file():
             found.append(argument)
         elif path.is_dir():
-            inside = sorted(
-                str(file)
-                for file in path.rglob("*")
-                if file.suffix.lower() in SUFFIXES and file.is_file()
-            )
+            inside = image_folder.pictures(argument)
             if not inside:
                 suffixes = ", ".join(sorted(SUFFIXES))
                 raise UserError(

@@ -77,9 +77,15 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
             f"--workdir={parent} holds a run of one seed: give another --workdir, or "
             "--config.seeds=1"
         )
+    new = not all(workdir.is_run(_directory(parent, seed)) for seed in configs)
     for seed, config in configs.items():
         directory = _directory(parent, seed)
         for told in workdir.check(directory, config):
+            if new and told.startswith(("epochs", "steps ")):
+                raise UserError(
+                    f"{directory} was trained with another length ({told}), as the new "
+                    "seeds would not be: give another --workdir"
+                )
             if told.startswith("dataset.eval_split"):  # of which there is one mean
                 raise UserError(
                     f"{directory} reports another split ({told}): give the split of "

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -204,6 +205,15 @@ def test_call_returns_the_status_of_the_error(capsys):
     assert capsys.readouterr().err == "error: it stopped\n"
     assert command_line.call(lambda argv: None, ["name"]) == 0
     assert not capsys.readouterr().err
+
+
+def test_a_closed_place_is_a_sentence(capsys):
+    def closed(argv):
+        raise PermissionError(errno.EACCES, "Permission denied", "/root/pictures")
+
+    assert command_line.call(closed, ["name"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: /root/pictures cannot be used (Permission denied): ")
 
 
 def test_call_lets_errors_of_the_program_through():

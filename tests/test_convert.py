@@ -112,6 +112,11 @@ def test_from_pytorch(network, tmp_path, capsys):
     safetensors.numpy.save_file(arrays, tmp_path / "theirs.safetensors")
     again, _ = convert.read(tmp_path / "theirs.safetensors")
     assert weights.to_bytes(again) == (tmp_path / "ours.safetensors").read_bytes()
+    halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+    safetensors.numpy.save_file(halves, tmp_path / "halves.safetensors")
+    argv = f"--source={tmp_path}/halves.safetensors", f"--out={tmp_path}/h.safetensors"
+    assert run(*argv) == 0
+    assert "with PyTorch: logits" in capsys.readouterr().out
 
 
 def test_to_pytorch(network, tmp_path):

@@ -138,15 +138,16 @@ def test_end_to_end(tmp_path, monkeypatch, capsys, quick_training):
     assert "Published: elsewhere." in page
     assert "cpu, jax" in page
     assert file.with_suffix(".png").exists()
+    # What is stored alone: one network, although the table has two.
+    before = page
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "run", pytest.fail)
+        assert call(*shared, "--redraw") == 0
+    assert file.with_suffix(".md").read_text() == before
+    assert "v1-14" not in before
     # Of all that is stored, whatever was asked for last.
     assert call(*shared, "--networks=v1-14", "--seeds=1") == 0
     rows = json.loads(file.read_text())["networks"]
     assert [len(row["accuracies"]) for row in rows.values()] == [2, 1]
     assert call(*shared, "--seeds=1", "--redraw") == 0
     assert json.loads(file.read_text())["networks"] == rows
-    # What is stored alone: one network, although the table has two.
-    monkeypatch.setattr(curves, "run", pytest.fail)
-    before = page
-    assert call(*shared, "--redraw") == 0
-    assert file.with_suffix(".md").read_text() == before
-    assert "v1-14" not in before

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -30,13 +31,17 @@ def call(run, *arguments) -> int:
 @pytest.mark.slow
 def test_overlays_sheet_and_check(run, tmp_path, capsys):
     out = tmp_path / "new" / "out"
-    pictures = [run / f"{number}.png" for number in range(3)]
+    pictures = [run / "0.png", run / "1.png", tmp_path / "2_$5_$6.png"]
+    shutil.copy(run / "2.png", pictures[-1])  # no mathematics
     assert call(run, *pictures, f"--out={out}") == 0
     told = capsys.readouterr().out
     assert "sanity check" in told
     assert "pass" in told
     kinds = ("grad_cam", "integrated_gradients")
-    expected = {f"00{n + 1}_{n}_{kind}.png" for n in range(3) for kind in kinds}
+    stems = [picture.stem for picture in pictures]
+    expected = {
+        f"00{n + 1}_{stem}_{kind}.png" for n, stem in enumerate(stems) for kind in kinds
+    }
     expected |= {"contact_sheet.png", "explanations.json"}
     assert {path.name for path in out.iterdir()} == expected
     for path in out.glob("*.png"):

@@ -25,7 +25,19 @@ pytestmark = [
 # All that the scripts find on their PATH besides the stand-ins.
 TOOLS = (
     *("bash", "cat", "cp", "cut", "dirname", "env", "flock", "grep", "gzip", "head"),
-    *("ls", "mkdir", "mktemp", "rm", "sed", "setsid", "sh", "sleep", "tail", "tar"),
+    *(
+        "ls",
+        "mkdir",
+        "mktemp",
+        "rm",
+        "sed",
+        "setsid",
+        "sh",
+        "sleep",
+        "tail",
+        "tar",
+        "find",
+    ),
     "true",
 )
 

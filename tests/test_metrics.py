@@ -60,7 +60,6 @@ def test_what_is_written_is_there_for_tensorboard_too(tmp_path):
     recorder = start(tmp_path, 0)
     (events,) = tmp_path.glob("tensorboard/events*")
     before = events.stat().st_size
-    assert before > 0
     recorder.train_row(4, means(0.5))
     recorder.write()
     assert events.stat().st_size > before

@@ -44,7 +44,10 @@ def call(run, *arguments) -> int:
 
 
 def test_json_of_a_folder(run, expected, capsys):
+    hidden = run / "pictures" / "._00.png"  # as Macs leave
+    hidden.write_bytes(b"no picture")
     assert call(run, run / "pictures", "--format=json", "--top=10") == 0
+    hidden.unlink()
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 40
     for row in found:

@@ -123,6 +123,9 @@ def test_what_would_end_a_later_seed_is_refused_before_the_first(
     changed = small(**{"seeds": 2, "dataset.eval_split": "test[:100]"})
     with pytest.raises(UserError, match=r"seed1 reports another split \(dataset"):
         seeds.run_all(changed, tmp_path / "all", pytest.fail)
+    longer = small(**{"seeds": 2, "steps": 100})
+    with pytest.raises(UserError, match=r"seed1 was trained with another length \(st"):
+        seeds.run_all(longer, tmp_path / "all", pytest.fail)
 
 
 @pytest.mark.parametrize(

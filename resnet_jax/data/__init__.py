@@ -104,11 +104,6 @@ def check(config) -> None:
             f"config.dataset.path={config.path} is for pictures of your own: give "
             "config.dataset.name=image_folder, too"
         )
-    if config.name == "fake" and config.stream == "always":
-        raise UserError(
-            "config.dataset.stream='always': random pixels are made in memory, for "
-            "speed: set it to 'auto'"
-        )
     if config.name not in _BUNDLED:
         tfds.locate(config.name, config.data_dir)
 

@@ -1,12 +1,17 @@
 """Arrays that took long to make, kept in ~/.cache/resnet_jax/data for the next time."""
 
+import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+_NAMES = "names"  # of all arrays: one that is gone is missed
+_DAMAGED = (OSError, ValueError, EOFError)  # or not there
 
 
 def cached(
@@ -22,20 +27,21 @@ def cached(
         return make()
     directory = Path.home() / ".cache" / "resnet_jax" / "data"
     directory /= hashlib.sha256(key.encode()).hexdigest()[:16]
-    try:
+    with contextlib.suppress(*_DAMAGED):
         return _load(directory)
-    except (OSError, ValueError):  # not there, or damaged
-        arrays = make()
-    part = None
+    arrays, part = make(), None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=directory.parent))
-        for name, array in arrays.items():
-            np.save(part / f"{name}.npy", array)
+        for name, array in (*arrays.items(), (_NAMES, np.array([*arrays], np.str_))):
+            with (part / f"{name}.npy").open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
         shutil.rmtree(directory, ignore_errors=True)
         part.rename(directory)
         return _load(directory)
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         print(f"warning   what was read is not kept in {directory.parent}: {reason}")
         if part:
@@ -44,10 +50,9 @@ def cached(
 
 
 def _load(directory: Path) -> dict[str, np.ndarray]:
-    files = sorted(directory.iterdir())
-    if not files:
-        raise ValueError(f"{directory} is empty")
     return {
-        file.stem: np.load(file, mmap_mode="r" if file.stem == "images" else None)
-        for file in files
+        name: np.load(
+            directory / f"{name}.npy", mmap_mode="r" if name == "images" else None
+        )
+        for name in np.load(directory / f"{_NAMES}.npy").tolist()
     }

@@ -121,7 +121,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
     splits = {split: _mixed(classes) for split, classes in ordered.items()}
     return Source(
         name=f"image_folder ({root.resolve().name})",
-        class_names=names,
+        class_names=tuple(os.fsencode(n).decode(errors="replace") for n in names),
         sizes={split: len(files) for split, files in splits.items()},
         examples=lambda split, indices: _read(splits[split], indices, root, size),
         key=_key(splits, root, size),
@@ -146,6 +146,11 @@ def _require_names(path: str, root: Path) -> None:
 
 
 def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
+    if names and all(name.lower() in _SPELLINGS for name in names):
+        raise UserError(
+            f"config.dataset.path={path} has pictures in {_listed(list(names))}, and "
+            "no folders of classes there: put each class's pictures in one of its name"
+        )
     if len(names) > 1:
         return
     if names:
@@ -165,7 +170,7 @@ def _classes(folder: Path, ignored: list[str]) -> dict[str, list[str]]:
     """The pictures in and below each class's folder."""
     classes = {}
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             parents = (_identity(folder.stat()), _identity(entry.stat()))
             classes[entry.name] = list(_pictures(entry.path, parents, ignored))
         else:
@@ -173,9 +178,14 @@ def _classes(folder: Path, ignored: list[str]) -> dict[str, list[str]]:
     return classes
 
 
+def pictures(folder: str) -> list[str]:
+    """The pictures in and below a folder, but for hidden ones, in order."""
+    return list(_pictures(folder, (_identity(Path(folder).stat()),), []))
+
+
 def _pictures(folder: str, parents: tuple, ignored: list[str]) -> Iterator[str]:
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             identity = _identity(entry.stat())
             if identity in parents:
                 ignored.append(entry.path)  # a link to a folder that it lies in
@@ -211,7 +221,14 @@ def _entries(folder: Path | str) -> list[os.DirEntry]:
 
 
 def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
 
 
 def _has_folders(folder: Path) -> bool:
@@ -273,7 +290,7 @@ def _key(splits: dict[str, list[_File]], root: Path, size: int) -> str:
         for path, label in files:
             try:
                 stat = Path(path).stat()
-                state = f"{stat.st_size} {stat.st_mtime_ns}"
+                state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_mode}"
             except OSError:
                 state = "gone"  # a link to nothing: told when it is read
             name = os.path.relpath(path, root)

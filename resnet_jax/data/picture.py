@@ -88,11 +88,13 @@ def _middle(
     scale = min(size[0] / target[0], size[1] / target[1])
     width, height = target[0] * scale, target[1] * scale
     left, top = (size[0] - width) / 2, (size[1] - height) / 2
-    return left, top, left + width, top + height
+    # Rounding may reach beyond the picture by less than a pixel's billionth.
+    right, bottom = min(left + width, size[0]), min(top + height, size[1])
+    return max(left, 0.0), max(top, 0.0), right, bottom
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
         grey = np.asarray(image).astype(np.int64)

@@ -6,20 +6,23 @@ TFDS is imported inside the functions that need it, because `digits` and `fake` 
 import difflib
 import functools
 import hashlib
+import io
 import json
-import logging
 import os
 import re
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from resnet_jax import UserError
 from resnet_jax.data import prepare
 from resnet_jax.data.cache import cached
+from resnet_jax.data.picture import UnreadableError
 from resnet_jax.data.source import Source
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 _NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -42,9 +45,15 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
     key = _key(directory)
     about = cached(f"{key} about", lambda: _about(name, directory))
 
+    mode = _MODES.get(int(about["channels"]))
+
     @functools.cache
     def opened(split):
-        return _builder(directory).as_data_source(split)
+        import tensorflow_datasets as tfds
+
+        # TFDS would give the indices of a palette, and as many channels as a file has.
+        as_stored = {"image": tfds.decode.SkipDecoding()}
+        return _builder(directory).as_data_source(split, decoders=as_stored)
 
     def examples(split, indices):
         data = opened(split)
@@ -53,8 +62,9 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
                 chunk = data.__getitems__(indices[start : start + CHUNK])
             except RuntimeError as error:  # array_record found a wrong checksum.
                 raise _damaged(directory, str(error)) from None
-            for example in chunk:
-                yield example["image"], example["label"]
+            for number, example in enumerate(chunk, start=start):
+                name = f"{split}[{indices[number]}]"
+                yield _decoded(example["image"], mode, name), example["label"]
 
     return Source(
         name=name,
@@ -63,6 +73,16 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
         examples=examples,
         key=key,
     )
+
+
+def _decoded(
+    content: bytes, mode: str | None, name: str
+) -> np.ndarray | UnreadableError:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.array(image if mode is None else image.convert(mode))
+    except Exception as error:  # Pillow's plugins raise all kinds at damaged files.
+        return UnreadableError(f"{name}: {' '.join(str(error).split())}")
 
 
 def _key(directory: Path) -> str:
@@ -76,7 +96,6 @@ def _key(directory: Path) -> str:
 def _builder(directory: Path):
     import tensorflow_datasets as tfds
 
-    logging.getLogger("absl").addFilter(_is_news)
     try:
         return tfds.builder_from_directory(directory, file_format="array_record")
     except Exception as error:  # Whatever TFDS's readers of JSON and protobuf raise.
@@ -113,6 +132,7 @@ def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
                     directory, f"{path.name} holds {found} examples, not {length}"
                 )
     return {
+        "channels": np.array(image.shape[-1] or 0),
         "class_names": np.array(label.names, np.str_),
         "splits": np.array([split.name for split in splits.values()], np.str_),
         "sizes": np.array([split.num_examples for split in splits.values()], np.int64),
@@ -227,8 +247,3 @@ def _damaged(directory: Path, what: str) -> UserError:
     return UserError(
         f"{directory} is damaged or half-written ({what}): delete it and run again."
     )
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Leaves out TFDS's advice to install OpenCV, given at the first image."""
-    return "OpenCV is not installed" not in str(record.msg)

@@ -239,7 +239,7 @@ def test_pictures_are_kept_until_a_file_changes(load, root, monkeypatch):
     assert len(decoded) == 16
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "one gone", "text"])
 def test_damaged_cache_is_made_again(load, root, damage):
     write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
     first = np.array(load()[0].train.images)  # not the map of the file
@@ -247,8 +247,11 @@ def test_damaged_cache_is_made_again(load, root, damage):
     content = file.read_bytes()
     if damage == "gone":
         shutil.rmtree(file.parent)
+    elif damage == "one gone":
+        file.with_name("skipped.npy").unlink()
     else:
-        file.write_bytes(content[:-100] if damage == "cut" else b"text")
+        cut = {"cut": content[:-100], "empty": b"", "text": b"text"}
+        file.write_bytes(cut[damage])
     again, _ = load()
     np.testing.assert_array_equal(again.train.images, first)
     assert file.read_bytes() == content
@@ -289,6 +292,11 @@ def loose_pictures(root):
 
 def loose_in_train(root):
     draw(root / "train" / "1.png")
+
+
+def loose_in_splits(root):
+    for split in ("train", "test"):
+        draw(root / split / "1.png")
 
 
 def one_class(root):
@@ -348,7 +356,8 @@ def other_names(root):
         (no_pictures, "has no pictures: put each class's pictures"),
         (other_formats, r"has no pictures: .*\.gif, .*\.jpg.*in a folder of its name"),
         (loose_pictures, "has pictures, but in no folders: put each"),
-        (loose_in_train, r"of one class, train, alone"),
+        (loose_in_train, r"has pictures in train, and no folders of classes there"),
+        (loose_in_splits, r"has pictures in test, train, and no folders of classes"),
         (one_class, "has pictures of one class, cat, alone: give at least two"),
         (one_class_with_pictures, "has pictures of one class, cat, alone"),
         (unknown_class, "emu of test has no pictures to train on: give it some"),

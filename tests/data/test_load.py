@@ -83,9 +83,13 @@ def test_test_examples_that_were_seen_are_told(config, capsys):
     assert "eval_split shares 10 examples with config.dataset.valid" in second
 
 
-def test_random_pixels_are_not_streamed(config):
-    with pytest.raises(UserError, match=r"stream='always'.*set it to 'auto'"):
-        data.load(config("fake", stream="always"))
+def test_random_pixels_are_the_same_streamed(config):
+    """As they are where they are made large."""
+    splits = {"train_split": "train[5:25]", "eval_split": "test[:5]", "image_size": 16}
+    streamed = data.load(config("fake", stream="always", **splits))
+    whole = data.load(config("fake", stream="never", **splits))
+    np.testing.assert_array_equal(streamed.train.images[:], whole.train.images)
+    np.testing.assert_array_equal(streamed.train.labels, whole.train.labels)
 
 
 def test_overlap_is_an_error(config):

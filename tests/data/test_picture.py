@@ -79,6 +79,27 @@ def test_what_is_clear_is_white():
         assert (read[:4] == 255).all()
 
 
+def test_a_clear_colour_is_white():
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    pixels[0, 0] = 255, 0, 255
+    image = Image.fromarray(pixels)
+    read = picture.decode(encoded(image, "PNG", transparency=(255, 0, 255)))
+    np.testing.assert_array_equal(read[0, 0], [255, 255, 255])
+    assert (read[1] == 0).all()
+
+
+@pytest.mark.parametrize("target", [28, 32, 224, 299])
+def test_middles_do_not_reach_beyond_the_picture(target):
+    """As those of 225 pixels did, by rounding; Pillow refuses that."""
+    for side in range(1, 9001):
+        for size in ((side, side), (side, side + side // 3), (side + side // 3, side)):
+            left, top, right, bottom = picture._middle(size, (target, target))
+            assert 0 <= left < right <= size[0]
+            assert 0 <= top < bottom <= size[1]
+    image = picture.resized(Image.new("RGB", (225, 300)), target, target)
+    assert image.size == (target, target)
+
+
 def test_palettes_and_their_clear_colour():
     indices = np.array([[0, 1], [2, 1]], np.uint8)
     image = Image.fromarray(indices).convert("L")

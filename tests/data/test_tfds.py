@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -87,6 +88,19 @@ def test_damaged(config, prepared, damage, what):
     assert str(error.value).startswith(f"{prepared} is damaged or half-written (")
     assert what in str(error.value)
     assert str(error.value).endswith("delete it and run again.")
+
+
+def test_files_of_any_mode_become_what_the_set_says():
+    """TFDS itself gives the indices of a palette, and the channels of the file."""
+    colours = np.array([[[200, 0, 0], [0, 90, 0]]], np.uint8)
+    image = Image.fromarray(colours)
+    for stored in (image, image.quantize(2), image.convert("RGBA")):
+        file = io.BytesIO()
+        stored.save(file, "PNG")
+        read = sets._decoded(file.getvalue(), "RGB", "train[0]")
+        np.testing.assert_array_equal(read, colours)
+        assert sets._decoded(file.getvalue(), "L", "train[0]").shape == (1, 2)
+    assert str(sets._decoded(b"no", "RGB", "train[7]")).startswith("train[7]: ")
 
 
 def test_a_signal_is_no_damage(config, prepared, monkeypatch):
