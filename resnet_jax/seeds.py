@@ -81,10 +81,11 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
     for seed, config in configs.items():
         directory = _directory(parent, seed)
         for told in workdir.check(directory, config):
-            if new and told.startswith(("epochs", "steps ")):
-                raise UserError(
-                    f"{directory} was trained with another length ({told}), as the new "
-                    "seeds would not be: give another --workdir"
+            if new and told.startswith(("epochs ", "steps ")):
+                print(
+                    f"warning   {directory} began with another length ({told}): it is "
+                    "not the run that its seed would be alone, which another --workdir "
+                    "gives"
                 )
             if told.startswith("dataset.eval_split"):  # of which there is one mean
                 raise UserError(
