@@ -11,7 +11,11 @@ from resnet_jax.weights import Weights
 
 
 def begin_with(
-    init_from: str, state: TrainState, class_names: tuple[str, ...], residual: bool
+    init_from: str,
+    state: TrainState,
+    class_names: tuple[str, ...],
+    residual: bool,
+    scale: np.ndarray,
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
 
@@ -23,6 +27,8 @@ def begin_with(
       state: as `Trainer.new_state` returns it.
       class_names: of the new run.
       residual: whether its network has shortcuts, which no shape may tell.
+      scale: what its images are divided by. Prints a warning where the old run's were
+        by quite another, if the weights tell.
 
     Returns:
       The state, and a sentence about what was taken.
@@ -38,6 +44,12 @@ def begin_with(
             f"to {not residual}"
         )
     if found.inputs:
+        theirs, ours = np.mean(found.inputs.normalization[1]), np.mean(scale)
+        if not 0.5 < theirs / ours < 2:
+            print(
+                f"warning   {init_from} reads images divided by {theirs:.2g}, and this "
+                f"run's are by {ours:.2g}: give the augment.normalization of that run"
+            )
         same = found.inputs.class_names == class_names
     else:
         same = found.num_classes == len(class_names)

@@ -132,6 +132,7 @@ def _run(
     elif config.init_from:
         model = config.model
         begin = (config.init_from, state, dataset.class_names, model.residual)
+        begin += (trainer.normalization[1],)
         state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
         hosts.tell(f"weights   of {taken}")
     if done and done.get("steps") == step == plan.total_steps:

@@ -104,7 +104,13 @@ def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
     chosen.steps = 2
     chosen.optimizer.learning_rate = 1e-30
     train.train_and_evaluate(chosen, tmp_path / "b")
-    assert "with its classifier" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "with its classifier" in told
+    assert "reads images divided by" not in told
+    state = TrainState(np.int32(0), **found.variables, opt_state=optax.EmptyState())
+    source, names = str(tmp_path / "a.safetensors"), tuple("0123456789")
+    finetune.begin_with(source, state, names, residual=True, scale=np.ones(1))
+    assert f"{source} reads images divided by 0." in capsys.readouterr().out
     after = flat(tmp_path / "b")
     for path, array in flat(tmp_path / "a").items():
         if path.startswith("params"):
@@ -222,7 +228,9 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as error:
             finetune.begin_with(
-                str(tmp_path / name), state, tuple("0123456789"), residual=True
+                *(str(tmp_path / name), state, tuple("0123456789")),
+                residual=True,
+                scale=np.ones(1),
             )
         assert "\n" not in str(error.value)
         return str(error.value)
