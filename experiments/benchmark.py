@@ -99,6 +99,7 @@ def network_config(network: str, batch_size: int, images: int, dataset: str):
         raise UserError(f"--networks={network}: give networks as v1-20,v2-56")
     deep = int(depth) >= 1000
     config = common.get_config("paper", int(version), int(depth), scan=deep, remat=deep)
+    # As many steps as any rounds take, and can be counted.
     config.update(batch_size=batch_size, steps=min(10**6, 2**31 // batch_size - 1))
     config.dataset.update(name=dataset, stream="never")
     for split, most in (("train", images), ("eval", min(images, 10_000))):

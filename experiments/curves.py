@@ -170,12 +170,12 @@ def plot(axes: Axes, results: list[dict], name: str, every: int = 1, **style) ->
     There is a value for each `every` epochs. A run that has diverged guesses from then
     on, be it before the first.
     """
-    curves = [result.get(name, []) for result in results]
-    samples = np.full((len(results), max(1, *map(len, curves))), CHANCE)
-    for sample, curve in zip(samples, curves, strict=True):
+    found = [result.get(name, []) for result in results]
+    longest = max(1, *map(len, found))
+    samples = np.full((len(results), longest), CHANCE)
+    for sample, curve in zip(samples, found, strict=True):
         sample[: len(curve)] = np.array(curve, float)
     samples = np.nan_to_num(samples, nan=CHANCE)
-    longest = samples.shape[1]
     epochs = every * (1 + np.arange(longest))
     marks = {"markevery": max(1, longest // 8)}
     study.plot_seeds(axes, epochs, 100 * samples, **marks | style)

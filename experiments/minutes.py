@@ -23,7 +23,6 @@ a second. Beside PyTorch it is less the pace, which small images raise, than the
 Cost. Smoke: one seed, half an hour. Full: three seeds.
 """
 
-import importlib.util
 import json
 import math
 import sys
@@ -37,9 +36,9 @@ from matplotlib.figure import Figure
 from configs import common
 from experiments import study
 from experiments.peers import CONTENDERS as PEERS
-from experiments.peers import report
+from experiments.peers import report, require
 from experiments.study import STYLES, Study
-from resnet_jax import UserError, command_line, data, workdir
+from resnet_jax import command_line, data, workdir
 
 SCALES = {
     "smoke": {"minutes": 10.0, "seeds": (0,)},
@@ -66,7 +65,8 @@ def measure(contender: str, minutes: float, seed: int, **settings) -> dict:
         command = [sys.executable, "-m", "experiments.peers.timed", contender]
         command += [str(60 * minutes), str(seed), json.dumps(settings)]
         found = json.loads(study.run_process(command).splitlines()[-1])
-        return found | {"made_by": {"versions": report.versions()}}
+        versions = workdir.provenance()["versions"] | report.peer_versions()
+        return found | {"made_by": {"versions": versions}}
 
 
 def _fast(minutes: float, seed: int, settings: dict, directory: Path) -> dict:
@@ -103,16 +103,6 @@ def _examples(settings: dict) -> int:
     config = common.get_config("fast", 1, 20)
     config.update_from_flattened_dict(settings)
     return len(data.load(config.dataset).train.labels)
-
-
-def require_peers() -> None:
-    """Raises UserError before anything is measured where a peer is not installed."""
-    for package in {*PEERS["torch"].packages, *PEERS["keras_tensorflow"].packages}:
-        if not importlib.util.find_spec(package):
-            raise UserError(
-                f"{package} is not installed, with which `fast` is compared: run "
-                "pip install -r requirements-bench.txt"
-            )
 
 
 def run(study: Study) -> dict[str, list[dict]]:
@@ -161,7 +151,7 @@ def main(argv: list[str]) -> None:
     """Measures what is not measured yet, and draws the figure."""
     own = Study.of(argv, __doc__)
     if not own.redraw:
-        require_peers()
+        require(*PEERS["torch"].packages, *PEERS["keras_tensorflow"].packages)
     cells = run(own)
     print(table(cells))
     own.save(draw(cells, SCALES[own.scale]["minutes"]))

@@ -11,7 +11,6 @@ the same files, decoded, resized, cropped and stacked by Pillow and NumPy; 'step
 besides: on a busy machine they are the ones to compare.
 """
 
-import importlib.util
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ from absl import flags
 
 from configs import image_folder
 from experiments import study
+from experiments.peers import require
 from resnet_jax import UserError, command_line, data, parallel, workdir
 from resnet_jax.feed import train_feed
 from resnet_jax.trainer import Trainer
@@ -201,11 +201,7 @@ def main(argv: list[str]) -> None:
     if values.only:
         print(json.dumps(time_one(values.only, values.path, values.image_size)))
         return
-    if not importlib.util.find_spec("torch"):
-        raise UserError(
-            "PyTorch is not installed, with which ours is compared: run "
-            "pip install -r requirements-bench.txt"
-        )
+    require("torch")
     if values.out:
         workdir.make(Path(values.out).parent)
     result = measure(values.path, values.image_size, values.rounds)

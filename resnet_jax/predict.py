@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from resnet_jax import UserError, command_line, trained
-from resnet_jax.data import image_folder
+from resnet_jax.data import listing
 from resnet_jax.data.picture import SUFFIXES, UnreadableError, decode
 from resnet_jax.data.stream import StreamedImages
 from resnet_jax.parallel import Parallel
@@ -98,7 +98,7 @@ def find_pictures(arguments: list[str]) -> list[str]:
         if argument == STDIN or path.is_file():
             found.append(argument)
         elif path.is_dir():
-            inside = image_folder.pictures(argument)
+            inside = listing.pictures(path)
             if not inside:
                 suffixes = ", ".join(sorted(SUFFIXES))
                 raise UserError(

@@ -6,6 +6,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -130,10 +131,12 @@ def _run(
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
     elif config.init_from:
-        model = config.model
-        begin = (config.init_from, state, dataset.class_names, model.residual)
-        begin += (trainer.normalization[1],)
-        state, taken = hosts.from_first(lambda: finetune.begin_with(*begin))
+        begin = partial(
+            *(finetune.begin_with, config.init_from, state, dataset.class_names),
+            residual=config.model.residual,
+            scale=trainer.normalization[1],
+        )
+        state, taken = hosts.from_first(begin)
         hosts.tell(f"weights   of {taken}")
     if done and done.get("steps") == step == plan.total_steps:
         hosts.tell(f"finished  at step {step:,} of {step:,}: {results.sentence(done)}")

@@ -209,11 +209,11 @@ def test_call_returns_the_status_of_the_error(capsys):
 
 def test_a_closed_place_is_a_sentence(capsys):
     def closed(argv):
-        raise PermissionError(errno.EACCES, "Permission denied", "/root/pictures")
+        raise PermissionError(errno.EACCES, "Permission denied", "/closed/there")
 
     assert command_line.call(closed, ["name"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: /root/pictures cannot be used (Permission denied): ")
+    assert told.startswith("error: /closed/there cannot be used (Permission denied): ")
 
 
 def test_call_lets_errors_of_the_program_through():

@@ -76,7 +76,7 @@ def test_without_the_peers_nothing_is_measured(monkeypatch, tmp_path, capsys):
     def missing(name):
         return None if name == "torch" else True
 
-    monkeypatch.setattr(minutes.importlib.util, "find_spec", missing)
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
     argv = ["minutes", f"--out={tmp_path / 'out'}"]
     assert command_line.call(minutes.main, argv) == 2
     assert "torch is not installed" in capsys.readouterr().err

@@ -13,12 +13,15 @@ costs a contender what it itself imports.
 """
 
 import dataclasses
+import importlib.util
 import json
 import resource
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from resnet_jax import UserError
 
 PROBES = 8  # no more than the smallest batch
 
@@ -107,6 +110,16 @@ class Job:
     def weights(self, naming: str) -> dict[str, np.ndarray]:
         """Of the start, under the names of 'ours' or of 'torch'."""
         return dict(np.load(self.directory / f"{naming}.npz"))
+
+
+def require(*packages: str) -> None:
+    """Raises UserError where one of the packages is not installed."""
+    for package in packages:
+        if not importlib.util.find_spec(package):
+            raise UserError(
+                f"{package} is not installed, with which ours is compared: run pip "
+                "install -r requirements-bench.txt"
+            )
 
 
 def process_memory() -> int:

@@ -86,9 +86,9 @@ def draw(results: list[dict]):
     return figure
 
 
-def versions() -> dict[str, str]:
-    """Of what ours is made with, and of the peers' packages."""
-    found = workdir.provenance()["versions"]
+def peer_versions() -> dict[str, str]:
+    """Of the peers' packages that are installed."""
+    found = {}
     for name in _PEERS:
         if importlib.util.find_spec(name.removesuffix("-cpu")):
             try:
@@ -100,12 +100,13 @@ def versions() -> dict[str, str]:
 
 def conditions() -> dict:
     """What computes here: the device, versions of ours and of the peers' packages."""
+    made_by = workdir.provenance()
+    made_by["versions"] |= peer_versions()
     return {
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        **workdir.provenance(),
-        "versions": versions(),
+        **made_by,
     }
 
 

@@ -16,14 +16,13 @@ import numpy as np
 import PIL
 
 from resnet_jax import UserError
-from resnet_jax.data import picture
+from resnet_jax.data import listing, picture
 from resnet_jax.data.source import Source
 
 TEST_FRACTION = 0.2
 _SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SPELLINGS = (*_SPLITS, "train", "training", "testing")
 _CHUNK = 1024  # pictures that the threads read ahead
-_LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # of operating systems
 
 
 class _File(NamedTuple):
@@ -62,16 +61,13 @@ def source(path: str, size: int, split_seed: int) -> Source:
         alone, splits have other names than above, or a folder cannot be read.
     """
     root, notes, aliases = check(path), [], ()
-    folders = {name: root / name for name in _SPLITS if _has_folders(root / name)}
-    if not _has_folders(root / "train"):
+    folders = {name: root / name for name in _SPLITS if listing.folders(root / name)}
+    if not listing.folders(root / "train"):
         _require_names(path, root)
         folders = {"train": root}
     else:
         folders = {"train": root / "train"} | folders
-        extra = [
-            name for name in _folders(root) if name not in folders and name != "train"
-        ]
-        if extra:
+        if extra := [name for name in listing.folders(root) if name not in folders]:
             notes.append(f"ignored   {_listed(extra)} beside train")
     found, ignored = {}, []
     for name, folder in folders.items():
@@ -81,7 +77,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
                 f"config.dataset.path={path} has several folders for validation "
                 "(val, valid, validation): keep one"
             )
-        found[split] = _classes(folder, ignored)
+        found[split] = listing.classes(folder, ignored)
     if ignored:
         notes.append(f"ignored   no pictures: {_listed(ignored, root)}")
     empty = [name for name, files in found["train"].items() if not files]
@@ -134,8 +130,8 @@ def _require_names(path: str, root: Path) -> None:
     """Sees that no split, as `Train`, is taken for a class."""
     splits = [
         name
-        for name in _folders(root)
-        if name.lower() in _SPELLINGS and _has_folders(root / name)
+        for name in listing.folders(root)
+        if name.lower() in _SPELLINGS and listing.folders(root / name)
     ]
     if splits:
         raise UserError(
@@ -158,81 +154,12 @@ def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
             f"config.dataset.path={path} has pictures of one class, {names[0]}, alone: "
             "give at least two classes"
         )
-    loose = any(_is_picture(entry.name) for entry in _entries(folder))
+    loose = listing.has_loose_pictures(folder)
     what = "pictures, but in no folders" if loose else "no pictures"
     raise UserError(
         f"config.dataset.path={path} has {what}: put each class's pictures "
         f"({', '.join(sorted(picture.SUFFIXES))}) in a folder of its name"
     )
-
-
-def _classes(folder: Path, ignored: list[str]) -> dict[str, list[str]]:
-    """The pictures in and below each class's folder."""
-    classes = {}
-    for entry in _entries(folder):
-        if _is_folder(entry):
-            parents = (_identity(folder.stat()), _identity(entry.stat()))
-            classes[entry.name] = list(_pictures(entry.path, parents, ignored))
-        else:
-            ignored.append(entry.path)
-    return classes
-
-
-def pictures(folder: str) -> list[str]:
-    """The pictures in and below a folder, but for hidden ones, in order."""
-    return list(_pictures(folder, (_identity(Path(folder).stat()),), []))
-
-
-def _pictures(folder: str, parents: tuple, ignored: list[str]) -> Iterator[str]:
-    for entry in _entries(folder):
-        if _is_folder(entry):
-            identity = _identity(entry.stat())
-            if identity in parents:
-                ignored.append(entry.path)  # a link to a folder that it lies in
-            else:
-                yield from _pictures(entry.path, (*parents, identity), ignored)
-        elif _is_picture(entry.name):
-            yield entry.path
-        else:
-            ignored.append(entry.path)
-
-
-def _identity(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_dev, stat.st_ino
-
-
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in picture.SUFFIXES
-
-
-def _entries(folder: Path | str) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            visible = [
-                entry
-                for entry in entries
-                if entry.name[0] != "." and entry.name.lower() not in _LITTER
-            ]
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}): mend that, or take it away"
-        ) from None
-    return sorted(visible, key=lambda entry: entry.name)
-
-
-def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or to where nobody may look
-        return False
-
-
-def _has_folders(folder: Path) -> bool:
-    return folder.is_dir() and bool(_folders(folder))
 
 
 def _shuffled(paths: list[str], root: Path, seed: int) -> list[str]:

@@ -16,13 +16,11 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax import UserError
-from resnet_jax.data import prepare
+from resnet_jax.data import picture, prepare
 from resnet_jax.data.cache import cached
-from resnet_jax.data.picture import UnreadableError
 from resnet_jax.data.source import Source
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 _NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -45,7 +43,7 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
     key = _key(directory)
     about = cached(f"{key} about", lambda: _about(name, directory))
 
-    mode = _MODES.get(int(about["channels"]))
+    channels = int(about["channels"])
 
     @functools.cache
     def opened(split):
@@ -64,7 +62,7 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
                 raise _damaged(directory, str(error)) from None
             for number, example in enumerate(chunk, start=start):
                 name = f"{split}[{indices[number]}]"
-                yield _decoded(example["image"], mode, name), example["label"]
+                yield _decoded(example["image"], channels, name), example["label"]
 
     return Source(
         name=name,
@@ -76,13 +74,17 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
 
 
 def _decoded(
-    content: bytes, mode: str | None, name: str
-) -> np.ndarray | UnreadableError:
+    content: bytes, channels: int, name: str
+) -> np.ndarray | picture.UnreadableError:
+    """Pixels as `predict` reads them, too; as they are stored in sets of 4 channels."""
+    file = io.BytesIO(content)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.array(image if mode is None else image.convert(mode))
-    except Exception as error:  # Pillow's plugins raise all kinds at damaged files.
-        return UnreadableError(f"{name}: {' '.join(str(error).split())}")
+        if channels in (1, 3):
+            return picture.decode(file, channels=channels)
+        with Image.open(file) as image:
+            return np.array(image)
+    except (picture.UnreadableError, OSError, ValueError) as error:
+        return picture.UnreadableError(f"{name}: {error}")
 
 
 def _key(directory: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax import UserError, data
-from resnet_jax.data import image_folder, picture, reading
+from resnet_jax.data import listing, picture, reading
 
 SIZE = 8
 
@@ -391,4 +391,4 @@ def test_folder_that_must_not_be_read(load, root):
 
 def test_unreadable_folder_is_a_sentence(root):
     with pytest.raises(UserError, match=r"pictures cannot be read \(No such file"):
-        image_folder._entries(root)
+        listing._entries(root)
