@@ -1,7 +1,8 @@
 """How XLA compiles programs: its options by platform, and what keeps the results.
 
-On a CPU, convolutions may be oneDNN's, of which the compilation cache keeps nothing. On
-a GPU, programs are CUDA graphs.
+It compiles in the background, so that programs are compiled while others are traced. On
+a CPU, convolutions may be oneDNN's, of which the compilation cache keeps nothing. On a
+GPU, programs are CUDA graphs.
 """
 
 import contextlib
@@ -10,8 +11,11 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +56,35 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+_threads = futures.ThreadPoolExecutor(4, thread_name_prefix="compile")
+
+
+class Program:
+    """A program that is compiled in the background. Calling it waits for that."""
+
+    def __init__(self, compile_it: Callable[[], tuple], finish: Callable[..., Callable]):
+        """Calls `compile_it` in a thread, and `finish` with its results where waited."""
+        self._compiling, self._finish = _threads.submit(compile_it), finish
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compiled(*args)
+
+    @functools.cached_property
+    def compiled(self) -> Callable:
+        """What JAX compiled. Raises JaxRuntimeError where XLA cannot."""
+        compiled = self._finish(*self._compiling.result())
+        del self._compiling, self._finish  # they hold the arguments
+        return compiled
+
+    @staticmethod
+    def wait(programs: Iterable["Program"]) -> None:
+        """Waits for programs. Only when all are compiled does one run, on a GPU."""
+        programs = [program for program in programs if "compiled" not in vars(program)]
+        futures.wait([program._compiling for program in programs])
+        for program in programs:
+            program.compiled
+
+
 def compile_program(
     jitted: Callable,
     args: tuple,
@@ -59,13 +92,13 @@ def compile_program(
     onednn: bool,
     inference: bool,
     donated: tuple[int, ...],
-) -> Callable:
-    """Compiles a function under `jax.jit` or `jax.pmap` for arguments like `args`.
+) -> Program:
+    """Traces a function for arguments like `args`, and begins to compile it.
 
-    On a GPU it is run with them, of which the donated ones stay.
+    On a GPU it is run with them in the end, of which the donated ones stay.
 
     Args:
-      jitted: the function.
+      jitted: the function, under `jax.jit` or `jax.pmap`.
       args: its arguments, placed.
       devices: that it is placed on.
       onednn: whether it calls oneDNN, which there must be.
@@ -83,13 +116,18 @@ def compile_program(
         options.pop(_ONEDNN, None)
     with _traced_for(onednn=_ONEDNN in options):
         lowered = jitted.lower(*args)
-    if _ONEDNN in options:
-        compiled = _compile_once(lowered, options, devices)
-    else:
-        compiled = _compile(lowered, options)
-    if platform == "gpu":
-        return _warmed_up(compiled, lowered, args, donated)
-    return compiled
+
+    def compile_it() -> tuple[Callable, ...]:
+        if _ONEDNN in options:
+            return (_compile_once(lowered, options, devices),)
+        if platform == "gpu":
+            return _compile(lowered, options), lowered.compile()
+        return (_compile(lowered, options),)
+
+    def finish(compiled: Callable, plain: Callable | None = None) -> Callable:
+        return _warmed_up(compiled, plain, args, donated) if plain else compiled
+
+    return Program(compile_it, finish)
 
 
 _compiled: dict[tuple, Callable] = {}  # the last few, by what made them
@@ -109,16 +147,25 @@ def _compile_once(
     return _compiled[key]
 
 
+_uncached_lock, _uncached_threads = threading.Lock(), []
+
+
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
-    """Within, the compilation cache keeps nothing: XLA cannot save calls of oneDNN."""
+    """Within, in any thread, the compilation cache keeps nothing.
+
+    XLA cannot save calls of oneDNN.
+    """
     name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, math.inf)
+    with _uncached_lock:
+        _uncached_threads.append(getattr(jax.config, name))
+        jax.config.update(name, math.inf)
     try:
         yield
     finally:
-        jax.config.update(name, before)
+        with _uncached_lock:
+            # The last to leave takes what the first found.
+            jax.config.update(name, _uncached_threads.pop())
 
 
 _calls_onednn = contextvars.ContextVar("calls_onednn", default=False)
@@ -170,13 +217,13 @@ def _brief(error: Exception) -> str:
 
 
 def _warmed_up(
-    graph: Callable, lowered: jax.stages.Lowered, args: tuple, donated: tuple[int, ...]
+    graph: Callable, plain: Callable, args: tuple, donated: tuple[int, ...]
 ) -> Callable:
     """Runs a CUDA graph, and returns it, or what does the same where it fails.
 
     A convolution's kernel is loaded when it first runs, which must not be while the
     graph is recorded. XLA's trials of algorithms see to that, unless their outcome is
-    in the compilation cache. So a program that is no graph runs before.
+    in the compilation cache. So `plain`, the same program as no graph, runs before.
     """
 
     def run(program: Callable) -> None:
@@ -186,7 +233,6 @@ def _warmed_up(
         )
         jax.block_until_ready(program(*copies))
 
-    plain = lowered.compile()
     run(plain)
     try:
         run(graph)

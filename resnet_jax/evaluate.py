@@ -14,6 +14,7 @@ from absl import flags
 
 from resnet_jax import UserError, bucket, command_line, data, models, trained
 from resnet_jax.augment import averaged_over_flip, normalize
+from resnet_jax.compilation import Program
 from resnet_jax.feed import Feed
 from resnet_jax.parallel import Parallel
 
@@ -99,12 +100,13 @@ class Evaluator:
             self._feed, self._split = None, split
             self._function = evaluate_call
 
-    def compile(self, variables) -> None:
+    def compile(self, variables) -> Program:
         """Compiles for variables like these, placed by `Parallel.replicate`."""
         compile_run = self._compile_streamed if self._feed else self._compile_resident
-        self._run = compile_run(variables)
+        program, self._run = compile_run(variables)
+        return program
 
-    def _compile_resident(self, variables) -> Callable:
+    def _compile_resident(self, variables) -> tuple[Program, Callable]:
         parallel = self._parallel
         split = parallel.replicate(self._split)
         positions = parallel.shard(np.arange(self._batch_size, dtype=np.int32))
@@ -120,9 +122,9 @@ class Evaluator:
             bounds = map(parallel.replicate, (np.int32(start), np.int32(stop)))
             return [parallel.fetch(call(variables, split, positions, *bounds))]
 
-        return run
+        return call, run
 
-    def _compile_streamed(self, variables) -> Callable:
+    def _compile_streamed(self, variables) -> tuple[Program, Callable]:
         parallel, feed = self._parallel, self._feed
         bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
         call = parallel.compile(
@@ -142,7 +144,7 @@ class Evaluator:
                 before = parts[-1]
             return [parallel.fetch(part) for part in parts]
 
-        return run
+        return call, run
 
     def __call__(
         self, variables, stop: Callable[[], bool] = lambda: False

@@ -158,10 +158,11 @@ class Parallel:
         sharded: tuple[int, ...] = (),
         donated: tuple[int, ...] = (),
         inference: bool = False,
-    ) -> Callable:
+    ) -> compilation.Program:
         """Compiles a function for arguments like `args`; its results are replicated.
 
-        On a GPU it is run with them, of which the donated ones stay.
+        It is traced at once and compiled in the background. On a GPU it is run with
+        them in the end, of which the donated ones stay.
 
         Args:
           function: to run.

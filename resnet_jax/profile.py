@@ -61,7 +61,8 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
         # Names of files begin with the time.
         file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
         hosts.tell(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
-        hosts.tell(table(operations(file), sources(trainer.programs[size].as_text())))
+        program = trainer.programs[size].compiled.as_text()
+        hosts.tell(table(operations(file), sources(program)))
         return result
 
     trainer.train = train

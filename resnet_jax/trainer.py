@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import statistics
 from resnet_jax.averaged import make_statistics_call
+from resnet_jax.compilation import Program
 from resnet_jax.config import build_network, get
 from resnet_jax.evaluate import Evaluator
 from resnet_jax.feed import train_feed
@@ -146,8 +147,14 @@ class Trainer:
             )
             if split
         }
-        for evaluator in self._evaluators.values():
+        programs = list(self.programs.values())
+        programs += [
             evaluator.compile(state.variables)
+            for evaluator in self._evaluators.values()
+        ]
+        if state.ema:
+            programs.append(self._statistics)
+        Program.wait(programs)
         self.compile_seconds += time.perf_counter() - start
 
     def _compile_resident(
@@ -155,7 +162,7 @@ class Trainer:
     ) -> Callable:
         """Updates of which the devices have all the data, for each size of images."""
         config, parallel, plan = self._config, self.parallel, self.plan
-        placed = (
+        self._placed = placed = (
             parallel.replicate(self._dataset.train),
             parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
             parallel.replicate(np.uint32(config.seed)),
@@ -174,7 +181,7 @@ class Trainer:
         }
 
         if state.ema:
-            self._statistics = self._compile_statistics(state, placed)
+            self._statistics = self._compile_statistics(state)
 
         def run(state: TrainState, start: int, stop: int):
             call = calls[plan.image_size(start)]
@@ -186,23 +193,23 @@ class Trainer:
         """The number of the next update, for a call that makes no other."""
         return self.parallel.replicate(self.parallel.fetch(state.step) + np.int32(1))
 
-    def _compile_statistics(self, state: TrainState, placed: tuple) -> Callable:
+    def _compile_statistics(self, state: TrainState) -> Program:
         config, parallel = self._config, self.parallel
-        call = parallel.compile(
+        return parallel.compile(
             make_statistics_call(
                 *(self.net, self.plan, config, self.normalization, parallel.axis_name)
             ),
-            *(state.ema["params"], state.batch_stats, *placed),
+            *(state.ema["params"], state.batch_stats, *self._placed),
             sharded=(3,),
         )
-        return lambda state: call(state.ema["params"], state.batch_stats, *placed)
 
     def _with_statistics(self, state: TrainState) -> TrainState:
         """The state with the statistics that its averaged weights need, if any."""
         if not state.ema:
             return state
-        found = self._statistics(state)
-        return state.replace(ema={**state.ema, "batch_stats": found})
+        params = state.ema["params"]
+        found = self._statistics(params, state.batch_stats, *self._placed)
+        return state.replace(ema={"params": params, "batch_stats": found})
 
     def _compile_streamed(
         self, state: TrainState, train_steps: dict[int, Callable]

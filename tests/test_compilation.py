@@ -37,7 +37,7 @@ def test_other_errors_of_xla_are_not_taken_for_unknown_options(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
     one = Parallel.over(jax.devices()[:1], "jit", 1, image_shape=(8, 8, 1))
     with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
-        one.compile(lambda x: x + 1, one.replicate(np.float32(1)))
+        one.compile(lambda x: x + 1, one.replicate(np.float32(1))).compiled
 
 
 def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
@@ -52,7 +52,7 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
     one = Parallel.over(jax.devices()[:1], "jit", 1)
     number = one.replicate(np.float32(1))
     for inference in (False, True):
-        one.compile(lambda x: x + 1, number, inference=inference)
+        one.compile(lambda x: x + 1, number, inference=inference).compiled
     training, forward = seen
     different = {name for name in training if training[name] != forward[name]}
     assert different == {"xla_cpu_experimental_ynn_fusion_type"}
@@ -91,7 +91,7 @@ def test_programs_that_call_onednn_are_not_kept(
     cache = Path(jax.config.jax_compilation_cache_dir)
     assert bool(list(cache.glob(f"*{double.__name__}*"))) == kept
     if not kept:  # but by this process
-        assert one.compile(double, number) is program
+        assert one.compile(double, number).compiled is program.compiled
 
 
 def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():
@@ -102,7 +102,7 @@ def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():
         runs.append(x)
         return program(x)
 
-    assert compilation._warmed_up(graph, lowered, (x,), (0,)) is graph
+    assert compilation._warmed_up(graph, lowered.compile(), (x,), (0,)) is graph
     assert len(runs) == 1
     np.testing.assert_array_equal(graph(x), [2, 2, 2])
 
@@ -113,6 +113,6 @@ def test_where_a_graph_fails_the_program_runs_without(capsys):
 
     lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
     x = jnp.ones(3)
-    plain = compilation._warmed_up(graph, lowered, (x,), (0,))
+    plain = compilation._warmed_up(graph, lowered.compile(), (x,), (0,))
     np.testing.assert_array_equal(plain(x), [2, 2, 2])
     assert "no CUDA graph here" in capsys.readouterr().out

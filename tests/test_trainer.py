@@ -95,7 +95,7 @@ def test_all_seeds_share_one_program(monkeypatch):
         trainer = Trainer(config, data.load(config.dataset))
         trainer.compile(trainer.place(trainer.new_state()))
     assert len(programs) == 4
-    assert programs[:2] == programs[2:]
+    assert sorted(programs[:2]) == sorted(programs[2:])
 
 
 def test_later_calls_compile_nothing(trained):
