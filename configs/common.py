@@ -62,12 +62,13 @@ def default() -> ConfigDict:
     config.model.shortcut = ""  # '': the version's own; 'A': zero-padded, 'B': 1x1
     config.model.residual = True  # False: the plain network, without shortcuts
     config.model.stem = "cifar"  # 'imagenet': stride 4 and four stages, from 96 pixels
-    config.model.width = 0  # of the first stage; 0: 16, or 64 with stem 'imagenet'
+    config.model.width = 0  # channels of the stem; 0: 16, or 64 with stem 'imagenet'
     config.model.stochastic_depth = 0.0  # chance to leave the last block out; 0: off
     config.model.zero_init = False  # True: blocks begin as the identity
     config.model.dtype = "float32"  # of the computation; 'bfloat16' on GPU and TPU
     config.model.scan = False  # loop over equal blocks: compiles fast at any depth
-    config.model.remat = False  # less memory for a third more time
+    # Less memory for a third more time; on a CPU together with `scan` alone.
+    config.model.remat = False
 
     config.dataset = ConfigDict()
     config.dataset.name = "cifar10"
@@ -92,7 +93,8 @@ def default() -> ConfigDict:
     config.augment.mixup = 0.0  # alpha of Beta(alpha, alpha), the images' parts; 0: off
     config.augment.cutmix = 0.0  # the same for rectangles instead; 0: off
     config.augment.plain_epochs = 0.0  # at the end, without mixup and cutmix
-    config.augment.sizes = ()  # pixels, smaller than the images, to train on at first
+    # Pixels of the shorter side, smaller than the images, to train on at first.
+    config.augment.sizes = ()
     config.augment.size_ends = ()  # when each of these ends, as a fraction of the run
 
     config.optimizer = ConfigDict()
@@ -109,15 +111,18 @@ def default() -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: off
     config.optimizer.freeze = ""  # a pattern: what stays, as '^stem|^stage1'; '': none
     config.optimizer.backbone_factor = 1.0  # of the rate, for all but the classifier
-    config.optimizer.bn_bias_factor = 1.0  # of the rate, for BatchNorm's biases
-    config.optimizer.ema = 0.0  # decay of the mean of weights that is used; 0: off
+    # Of the rate, for BatchNorm's biases; their decay stays.
+    config.optimizer.bn_bias_factor = 1.0
+    # Decay of the mean of weights that is used, at most (1+t)/(10+t) after t updates;
+    # 0: off.
+    config.optimizer.ema = 0.0
     # Gradients of this many parts of a batch are added; BatchNorm sees one at a time.
     config.optimizer.accumulate = 1
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # or 'cosine', 'onecycle', 'constant'
     config.schedule.boundaries = (0.5, 0.75)  # of 'step', as fractions of the run
-    config.schedule.factors = (0.1, 0.01)  # of the learning rate behind each boundary
+    config.schedule.factors = (0.1, 0.01)  # of the learning rate after each boundary
     config.schedule.warmup_epochs = 0.0
     config.schedule.warmup = "linear"  # from the factor up, or 'constant' at the factor
     config.schedule.warmup_factor = 0.1
@@ -162,7 +167,11 @@ def paper(config: ConfigDict) -> None:
 
 
 def keras(config: ConfigDict) -> None:
-    """The Keras example cifar10_resnet.py, its network included."""
+    """The Keras example cifar10_resnet.py, its network included.
+
+    Optax adds Adam's epsilon after the correction of the second moment's bias, Keras
+    before, where it counts for more in the first updates.
+    """
     config.epochs = 200
     config.batch_size = 32
     config.model.variant = "keras"

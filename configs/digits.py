@@ -14,4 +14,6 @@ def get_config(recipe="smoke"):
     # A digit's mirror image is none.
     config.augment.update(flip=False, alternating_flip=False)
     config.test_time_flip = False
+    # Nor is there a smaller size than 8 pixels to begin with.
+    config.augment.update(sizes=(), size_ends=())
     return config

@@ -90,7 +90,7 @@ def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
         start = time.perf_counter()
         state = jax.block_until_ready(update(state, *batch))
         seconds.append(time.perf_counter() - start)
-    counted = update.compiled.memory_analysis()
+    counted = update.result().memory_analysis()
     # What an update returns takes the place of the state that it reads.
     held = counted.temp_size_in_bytes + counted.argument_size_in_bytes
     return {

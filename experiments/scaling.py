@@ -76,7 +76,7 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
         if len(rounds) == 2:  # warm: from here on a round takes a fifth of the time
             steps = max(2, round(seconds / 5 / rounds[1]))
     (program,) = trainer.programs.values()
-    memory = program.compiled.memory_analysis()
+    memory = program.result().memory_analysis()
     reserved = memory.argument_size_in_bytes + memory.output_size_in_bytes
     reserved += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     return {

@@ -1,11 +1,12 @@
 """From stored images to the network's input, inside jit: normalise, move, cut, mix.
 
 Every draw belongs to one example of one step, or to the step, so a batch looks the same
-however it is spread over devices.
+however it is spread over devices; but under 'pmap' examples are mixed with others of
+their device.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-# Torch's and the Inception paper's range of width / height.
+# Torch's and the Inception paper's range of width / height, and Torch's attempts.
 _ASPECT = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
 
 
 def statistics(
@@ -88,42 +90,96 @@ def augment(
       key: the step's random key.
       positions: the examples' places in the whole batch; each has its own draws.
       mirrored: which to flip; None: drawn.
-      size: height and width of the result, at most those of the images; 0: those.
+      size: the shorter of the result's height and width, at most that of the images,
+        whose aspect it keeps; 0: as large as they are.
     """
     height, width = images.shape[1:3]
+    scale = size / min(height, width) if size else 1
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
     vertical, horizontal, drawn = jax.vmap(
         lambda key: jax.random.uniform(key, (3,)), out_axes=1
     )(keys)
     rows, columns = (
-        jnp.broadcast_to(_centres(length, size or length), (len(keys), size or length))
+        _Windows.all(round(length * scale), length, len(keys))
         for length in (height, width)
     )
     if config.flip:
         mirrored = drawn < 0.5 if mirrored is None else mirrored
-        columns = jnp.where(mirrored[:, None], width - 1 - columns, columns)
+        columns = columns.mirrored(mirrored)
     if config.random_resized_crop:
-        tops, heights, lefts, widths = _boxes(
-            config.random_resized_crop, keys, vertical, horizontal, height, width
+        (tops, heights), (lefts, widths) = _boxes(
+            config.random_resized_crop, keys, vertical, horizontal
         )
-        rows = ((rows + 0.5) * heights + tops - 0.5).clip(0, height - 1)
-        columns = ((columns + 0.5) * widths + lefts - 0.5).clip(0, width - 1)
+        rows, columns = rows.within(tops, heights), columns.within(lefts, widths)
     elif config.crop:
-        rows += _whole_offsets(vertical, round(config.crop * height))
-        columns += _whole_offsets(horizontal, round(config.crop * width))
+        rows = rows.moved(_whole_offsets(vertical, round(config.crop * height)))
+        columns = columns.moved(_whole_offsets(horizontal, round(config.crop * width)))
     elif config.shift:
-        # Keras's ImageDataGenerator: any fraction of a pixel, the border repeated.
-        rows += ((2 * vertical - 1) * config.shift * height)[:, None]
-        columns += ((2 * horizontal - 1) * config.shift * width)[:, None]
-        rows, columns = rows.clip(0, height - 1), columns.clip(0, width - 1)
+        # Keras's ImageDataGenerator: any fraction of a pixel.
+        rows = rows.moved((2 * vertical - 1) * config.shift * height)
+        columns = columns.moved((2 * horizontal - 1) * config.shift * width)
     if config.flip or config.random_resized_crop or config.crop or config.shift or size:
-        images = _resample(images, rows, columns)
+        images = _resample(images, rows, columns, zero_outside=config.crop > 0)
     return _cut_out(config.cutout, images, keys) if config.cutout else images
 
 
-def _centres(length: int, size: int):
-    """Where the pixels of an image scaled to `size` lie in one of `length`, float32."""
-    return (jnp.arange(size, dtype=jnp.float32) + 0.5) * (length / size) - 0.5
+class _Windows(NamedTuple):
+    """Where the pixels of a result lie along one side of the images.
+
+    Each is the mean over a window, in pixels of the images, of which the first lies
+    from -1/2 to 1/2.
+    """
+
+    centres: Float[Array, "batch pixels"]
+    width: Float[Array, "batch 1"] | float  # at least 1: between two pixels, linear
+    length: int  # of the images
+
+    @classmethod
+    def all(cls, pixels: int, length: int, batch: int) -> "_Windows":
+        """Of the whole images, scaled to `pixels`."""
+        width = length / pixels
+        centres = (jnp.arange(pixels, dtype=jnp.float32) + 0.5) * width - 0.5
+        return cls(jnp.broadcast_to(centres, (batch, pixels)), width, length)
+
+    def mirrored(self, which: Bool[Array, "batch"]) -> "_Windows":
+        other = self.length - 1 - self.centres
+        return self._replace(centres=jnp.where(which[:, None], other, self.centres))
+
+    def moved(self, offsets: Float[Array, "batch"]) -> "_Windows":
+        return self._replace(centres=self.centres + offsets[:, None])
+
+    def within(
+        self, starts: Float[Array, "batch"], parts: Float[Array, "batch"]
+    ) -> "_Windows":
+        """The same of a part of each image; where it begins, and what part it is."""
+        parts, start = parts[:, None], starts[:, None] * self.length
+        centres = (self.centres + 0.5) * parts + start - 0.5
+        return self._replace(centres=centres, width=jnp.maximum(1, self.width * parts))
+
+    def weights(self, zero_outside: bool) -> Float[Array, "batch pixels length"]:
+        """The share of each window that each pixel of the images has.
+
+        Without `zero_outside` those at the border go on for ever.
+        """
+        edges = np.arange(self.length + 1, dtype=np.float32) - 0.5
+        if not zero_outside:
+            edges[0], edges[-1] = -np.inf, np.inf
+        low, high = (
+            self.centres[:, :, None] + sign * jnp.asarray(self.width)[..., None] / 2
+            for sign in (-1, 1)
+        )
+        shared = jnp.minimum(high, edges[1:]) - jnp.maximum(low, edges[:-1])
+        return shared.clip(0) / jnp.asarray(self.width)[..., None]
+
+
+def _resample(images, rows: _Windows, columns: _Windows, zero_outside: bool):
+    """Reads the images in windows: two small matrix products an image.
+
+    Exact where windows are whole pixels.
+    """
+    exact = {"precision": jax.lax.Precision.HIGHEST}
+    images = jnp.einsum("bik,bkjc->bijc", rows.weights(zero_outside), images, **exact)
+    return jnp.einsum("bjk,bikc->bijc", columns.weights(zero_outside), images, **exact)
 
 
 def alternate(key: Array, rows: Int[Array, "batch"], epochs: Int[Array, "batch"]):
@@ -223,45 +279,29 @@ def averaged_over_flip(function: Callable) -> Callable:
     return lambda images: (function(images) + function(images[:, :, ::-1])) / 2
 
 
-def _boxes(smallest: float, keys, vertical, horizontal, height: int, width: int):
-    """A box in each image to enlarge: top, height, left, width; [batch, 1] each.
+def _boxes(smallest: float, keys, vertical, horizontal):
+    """A box in each image to enlarge: (top, height) and (left, width), [batch] each.
 
-    Height and width are by the image's. The area is uniform from the smallest to 1, its
-    aspect log uniform; a side that would be longer than the image's is as long.
+    All are parts of the image's sides. The area is uniform from the smallest to 1, its
+    aspect log uniform; boxes that would be longer than the image are drawn again, as
+    by Torch, which gives up after ten, too, and takes the whole image.
     """
-    draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (2,)))(
-        keys
-    )
-    area = smallest + (1 - smallest) * draws[:, 0]
+    draws = jax.vmap(
+        lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (_ATTEMPTS, 2))
+    )(keys)
+    area = smallest + (1 - smallest) * draws[..., 0]
     least, most = np.log(_ASPECT)
-    aspect = jnp.exp(least + (most - least) * draws[:, 1])
-    high = jnp.minimum(jnp.sqrt(area / aspect), 1)
-    wide = jnp.minimum(jnp.sqrt(area * aspect), 1)
-    tops, lefts = vertical * (1 - high) * height, horizontal * (1 - wide) * width
-    return (x[:, None] for x in (tops, high, lefts, wide))
-
-
-def _whole_offsets(uniform, pad: int):
-    """Offsets -pad to pad, all as likely, from numbers in [0, 1): shape [batch, 1]."""
-    return jnp.floor(uniform * (2 * pad + 1))[:, None] - pad
-
-
-def _resample(images, rows, columns):
-    """Reads images at rows and columns, linearly between pixels, zero outside.
-
-    Two small matrix products an image: exact where rows and columns are whole. Where
-    there are fewer than the image has, each is the mean over as much larger an area.
-    """
-
-    def weights(sources, size):
-        scale = size / sources.shape[1]
-        distance = jnp.abs(sources[:, :, None] - jnp.arange(size, dtype=jnp.float32))
-        return ((scale + 1) / 2 - distance).clip(0, 1) / scale
-
-    exact = {"precision": jax.lax.Precision.HIGHEST}
-    images = jnp.einsum(
-        "bik,bkjc->bijc", weights(rows, images.shape[1]), images, **exact
+    aspect = jnp.exp(least + (most - least) * draws[..., 1])
+    high, wide = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
+    fits = (high <= 1) & (wide <= 1)
+    first = fits.argmax(-1, keepdims=True)
+    high, wide = (
+        jnp.where(fits.any(-1), jnp.take_along_axis(side, first, -1)[:, 0], 1)
+        for side in (high, wide)
     )
-    return jnp.einsum(
-        "bjk,bikc->bijc", weights(columns, images.shape[2]), images, **exact
-    )
+    return (vertical * (1 - high), high), (horizontal * (1 - wide), wide)
+
+
+def _whole_offsets(uniform: Float[Array, "batch"], pad: int) -> Float[Array, "batch"]:
+    """Offsets -pad to pad, all as likely, from numbers in [0, 1)."""
+    return jnp.floor(uniform * (2 * pad + 1)) - pad

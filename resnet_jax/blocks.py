@@ -38,7 +38,8 @@ class PostActivationBlock(nn.Module):
     """conv-BN-ReLU, ..., conv-BN, add the shortcut, ReLU (He 2015, figures 2 and 5).
 
     With `zero_init` the branch's last BN begins with scale 0, and the block as the
-    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1). With `projection_norm`
+    a 1x1 shortcut has BatchNorm too.
     """
 
     branch: Branch
@@ -82,8 +83,9 @@ class PreActivationBlock(nn.Module):
 
     Where the shape changes, the projection reads the branch's first BN-ReLU too
     (`shared_preactivation`) or, in the Keras variant, the block's raw input. The
-    parameter-free shortcut A always reads the raw input. In a network's first block
+    parameter-free shortcut A reads the raw input. But in a network's first block
     (`opens`) the first BN-ReLU stands before both paths (section 4.1).
+    `first_preactivation` says whether the branch begins with BN-ReLU.
 
     With `zero_init` the branch's last convolution begins as 0, since behind a BN of
     scale 0 a ReLU passes no gradient.
@@ -172,7 +174,9 @@ def blocks_per_stage(block: str, depth: int, stem: str = "cifar") -> tuple[int, 
         return (n,) * _CIFAR_STAGES
     n = max(n, 1)
     below, above = (m * layers_per_n + 2 for m in (n, n + 1))
-    other = ", or choose stem 'imagenet'" if depth in _IMAGENET else ""
+    other = ""
+    if depth in _IMAGENET:
+        other = f", or choose stem 'imagenet' with {_IMAGENET[depth][0]} blocks"
     raise ValueError(
         f"depth {depth} does not fit {block} blocks, whose depths are "
         f"{layers_per_n}n+2: the nearest are {below} and {above}{other}"

@@ -62,27 +62,29 @@ _threads = futures.ThreadPoolExecutor(4, thread_name_prefix="compile")
 class Program:
     """A program that is compiled in the background. Calling it waits for that."""
 
-    def __init__(self, compile_it: Callable[[], tuple], finish: Callable[..., Callable]):
-        """Calls `compile_it` in a thread, and `finish` with its results where waited."""
+    def __init__(
+        self, compile_it: Callable[[], tuple], finish: Callable[..., Callable]
+    ):
+        """Calls `compile_it` in a thread, and later `finish` with what it returned."""
         self._compiling, self._finish = _threads.submit(compile_it), finish
 
     def __call__(self, *args: Any) -> Any:
-        return self.compiled(*args)
+        return self.result()(*args)
 
-    @functools.cached_property
-    def compiled(self) -> Callable:
+    def result(self) -> Callable:
         """What JAX compiled. Raises JaxRuntimeError where XLA cannot."""
-        compiled = self._finish(*self._compiling.result())
-        del self._compiling, self._finish  # they hold the arguments
-        return compiled
+        if self._compiling:
+            self._compiled = self._finish(*self._compiling.result())
+            self._compiling = self._finish = None  # they hold the arguments
+        return self._compiled
 
     @staticmethod
     def wait(programs: Iterable["Program"]) -> None:
         """Waits for programs. Only when all are compiled does one run, on a GPU."""
-        programs = [program for program in programs if "compiled" not in vars(program)]
-        futures.wait([program._compiling for program in programs])
+        programs = list(programs)
+        futures.wait([each._compiling for each in programs if each._compiling])
         for program in programs:
-            program.compiled
+            program.result()
 
 
 def compile_program(

@@ -67,16 +67,16 @@ _TYPES = {
     bool: (bool, "True or False"),
     int: (int, "a whole number"),
     float: (int | float, "a number"),
-    str: (str, "a text"),
+    str: (str, "a string"),
     tuple: (tuple | list, "a tuple of numbers"),
     ConfigDict: (ConfigDict, "the fields of configs/common.py"),
 }
 
 
 def validate(config: ConfigDict, with_data: bool = True) -> None:
-    """Checks every field before any device or file is touched.
+    """Checks every field before any device is touched.
 
-    Without `with_data`, it does not matter whether the data set can be had.
+    With `with_data`, also that the data set is there or can be prepared.
 
     Raises:
       UserError: a sentence that names the field, its value and what would do.
@@ -113,7 +113,7 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
             config.augment[used[0]],
             f"set it or augment.{used[1]} to 0",
         )
-    _validate_mixing(config.augment)
+    _validate_augment(config.augment)
     if config.batch_size % config.optimizer.accumulate:
         _refuse(
             "optimizer.accumulate",
@@ -154,10 +154,14 @@ def _validate_freeze(config: ConfigDict) -> None:
     except re.error as error:
         _refuse(field, pattern, f"give a regular expression ({error})")
     if config.model.scan:
-        _refuse(field, pattern, "set model.scan to False, which makes blocks one")
+        _refuse(
+            field,
+            pattern,
+            "set model.scan to False: it stores a stage's blocks as one array",
+        )
 
 
-def _validate_mixing(augment: ConfigDict) -> None:
+def _validate_augment(augment: ConfigDict) -> None:
     if augment.mixup and augment.cutmix:
         _refuse("augment.mixup", augment.mixup, "set it or augment.cutmix to 0")
     if augment.alternating_flip and not augment.flip:
@@ -216,21 +220,4 @@ def get(config: ConfigDict, field: str):
 
 def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:
     """The network that `config.model` describes."""
-    model = config.model
-    return models.resnet(
-        model.version,
-        model.depth,
-        num_classes,
-        variant=model.variant,
-        shortcut=model.shortcut or None,
-        residual=model.residual,
-        activation=model.activation or None,
-        block=model.block or None,
-        stem=model.stem,
-        width=model.width or None,
-        stochastic_depth=model.stochastic_depth,
-        zero_init=model.zero_init,
-        dtype=model.dtype,
-        scan=model.scan,
-        remat=model.remat,
-    )
+    return models.resnet(num_classes=num_classes, **config.model)

@@ -24,8 +24,8 @@ keras_he_normal = nn.initializers.he_normal()
 def convolve(images, kernel, strides, padding, **settings):
     """The convolution that `nn.Conv` calls, in the form this backend is fastest at.
 
-    Takes and returns what `jax.lax.conv_general_dilated` does: images
-    [batch, height, width, channels], kernel [height, width, channels, features].
+    Images are [batch, height, width, channels], the kernel [height, width, channels,
+    features]. `settings` are those that `nn.Conv` gives `jax.lax.conv_general_dilated`.
     """
     dilated = any(
         set(settings.get(name) or (1,)) != {1}

@@ -151,7 +151,9 @@ class ResNet(nn.Module):
             branch = ((1, inner, s1), (3, inner, s3), (1, 4 * width, 1))
         block = PreActivationBlock if self.activation == "pre" else PostActivationBlock
         if self.remat:
-            block = nn.remat(block, static_argnums=(2,), prevent_cse=not self.scan)
+            # Within a loop XLA cannot undo it.
+            looped = self.scan and not first and self.blocks_per_stage[stage] > 2
+            block = nn.remat(block, static_argnums=(2,), prevent_cse=not looped)
         build = partial(
             *(block, branch, self.shortcut, self._conv, self._norm),
             zero_init=self.zero_init,
@@ -216,12 +218,14 @@ def resnet(
         the stride in the 3x3 convolution, as torchvision's: "version 1.5").
       width: channels of the stem; None: the papers' 16, or 64 with stem 'imagenet'.
       stochastic_depth: chance in training that the last block's branch is left out of
-        a batch; it rises linearly from the first block's (Huang et al. 2016).
+        a batch; it rises linearly from the first block's (Huang et al. 2016). The
+        branch is computed all the same, and its BatchNorm's statistics follow it.
       zero_init: each block begins as the identity, or what its shortcut does.
       dtype: of the computation. Parameters, BatchNorm statistics and logits are
         float32 all the same (float64 logits where `dtype` is float64).
       scan: equal blocks run in a loop that compiles once, for very deep networks.
-      remat: a block's activations are computed again in the backward pass, not kept.
+      remat: a block's activations are computed again in the backward pass, not kept;
+        XLA for CPU undoes this outside the loops of `scan`.
 
     Returns:
       A linen module. Images are float [batch, height, width, channels] of any size
@@ -243,7 +247,7 @@ def resnet(
     block = block or block_of(version, depth, stem)
     activation = activation or ("post" if version == 1 else "pre")
     shortcut = shortcut or ("A" if version == 1 and not (keras or imagenet) else "B")
-    width = (64 if imagenet else 16) if width is None else width
+    width = width or (64 if imagenet else 16)
     require_choice("activation", activation, ("post", "pre"))
     require_choice("shortcut", shortcut, ("A", "B"))
     if width < 1:

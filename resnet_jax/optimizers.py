@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from resnet_jax import freeze
+from resnet_jax import freeze, stacking
 
 
 def _sgd(config: ConfigDict) -> optax.GradientTransformation:
@@ -53,7 +53,7 @@ def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
 
 def _is_stacked(path) -> bool:
     """Whether `model.scan` stacks blocks along the first axis of a parameter."""
-    return any(part.key.endswith("_blocks") for part in path)
+    return any(stacking.is_stack(part.key) for part in path)
 
 
 OPTIMIZERS = {
@@ -90,7 +90,7 @@ def optimizer(
       config: `config.optimizer`.
       learning_rate: maps the number of updates done to the next one's rate.
     """
-    decay = optax.add_decayed_weights(config.weight_decay, _mask(config.decay_on))
+    decay = _weight_decay(config)
     # These two are defined with decoupled decay.
     decoupled = config.decay == "decoupled" or config.name in ("adamw", "lion")
     steps = []
@@ -107,15 +107,39 @@ def optimizer(
     return optax.chain(*steps, *freeze.scale_updates(config))
 
 
+def _is_bn_bias(path) -> bool:
+    return len(path) > 1 and path[-1].key == "bias" and "bn" in path[-2].key
+
+
 def _scale_bn_biases(factor: float) -> optax.GradientTransformation:
     """A learning rate of their own (Jordan 2024, arXiv 2404.00498, appendix)."""
 
     def scale(path, update):
-        is_bias = len(path) > 1 and path[-1].key == "bias" and "bn" in path[-2].key
-        return factor * update if is_bias else update
+        return factor * update if _is_bn_bias(path) else update
 
     return optax.stateless(
         lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
+    )
+
+
+def _weight_decay(config: ConfigDict) -> optax.GradientTransformation:
+    """Adds each parameter's decay, which `bn_bias_factor` shall not change.
+
+    As in Jordan's code, the decay of BatchNorm's biases is divided by it (with 0 they
+    have none, and stay as they are).
+    """
+    factor, decays = config.bn_bias_factor, _mask(config.decay_on)
+
+    def add(path, update, param, chosen):
+        rate = config.weight_decay
+        if _is_bn_bias(path):
+            rate = rate / factor if factor else 0.0
+        return update + rate * param if chosen else update
+
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(
+            add, updates, params, decays(params)
+        )
     )
 
 

@@ -16,10 +16,10 @@ def total_steps(config: ConfigDict, examples: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How many updates, and where calls end: a function of the config alone.
+    """How many updates a run makes, and where its calls end.
 
     Attributes:
-      size_ends: the last update on images of each of `sizes`, in pixels; behind the
+      size_ends: the last update on images of each of `sizes`, in pixels; after the
         last of these they are whole.
     """
 
@@ -51,8 +51,12 @@ class Plan:
         default = 10 if jax.default_backend() == "cpu" else 100
         ends = [round(fraction * total) for fraction in config.augment.size_ends]
         return cls(
-            *(examples, config.batch_size, total, config.steps_per_call or default),
-            *(tuple(config.augment.sizes), tuple(ends)),
+            examples=examples,
+            batch_size=config.batch_size,
+            total_steps=total,
+            steps_per_call=config.steps_per_call or default,
+            sizes=tuple(config.augment.sizes),
+            size_ends=tuple(ends),
         )
 
     @property

@@ -61,7 +61,7 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
         # Names of files begin with the time.
         file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
         hosts.tell(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
-        program = trainer.programs[size].compiled.as_text()
+        program = trainer.programs[size].result().as_text()
         hosts.tell(table(operations(file), sources(program)))
         return result
 

@@ -64,7 +64,7 @@ def of_step(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
     """
     count = trainer.parallel.device_count
     flops = 6 * macs * config.batch_size
-    cost = trainer.programs[0].compiled.cost_analysis() or {}
+    cost = trainer.programs[0].result().cost_analysis() or {}
     # XLA counts the body of a loop once: right for the loop over steps, not for others.
     loops = trainer.net.scan or config.optimizer.accumulate > 1
     # What oneDNN does it does not count.

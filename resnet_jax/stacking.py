@@ -20,8 +20,8 @@ def unstack(tree):
             return node
         unrolled = {}
         for name, value in node.items():
-            if not _is_stack(name):
-                unrolled[name] = split(value)
+            if not is_stack(name):
+                unrolled[name] = unstack(value)
                 continue
             leaves = jax.tree.leaves(value)  # none where an optimizer skips the block
             for b in range(leaves[0].shape[0] if leaves else 0):
@@ -44,7 +44,7 @@ def stack(tree):
             if stage.startswith("stage") and number.isdigit() and int(number) > 1:
                 groups.setdefault(f"{stage}_blocks", {})[int(number)] = value
             else:
-                stacked[name] = join(value)
+                stacked[name] = stack(value)
         for name, blocks in groups.items():
             ordered = [blocks[number] for number in sorted(blocks)]
             stacked[name] = jax.tree.map(_stack_arrays, *ordered)
@@ -58,5 +58,6 @@ def _stack_arrays(*arrays):
     return np.stack(arrays) if on_host else jnp.stack(arrays)
 
 
-def _is_stack(name: str) -> bool:
+def is_stack(name: str) -> bool:
+    """Whether blocks are stacked under this name."""
     return name.startswith("stage") and name.endswith("_blocks")

@@ -154,14 +154,14 @@ def make_train_step(
         targets = jax.nn.one_hot(batch.labels, net.num_classes, dtype=images.dtype)
         targets = optax.smooth_labels(targets, config.label_smoothing)
         if config.augment.mixup or config.augment.cutmix:
-            # Behind the keys of the examples and of the network.
+            # After the keys of the examples and of the network.
             mix_rng = jax.random.fold_in(rng, 2 * config.batch_size)
             images, targets = mix(
                 config.augment, images, targets, mix_rng, state.step >= plain_from
             )
         compute = gradients if config.optimizer.accumulate == 1 else accumulated
-        # Behind the keys of the examples: what a network that draws, draws from.
-        network_rng = jax.random.fold_in(rng, config.batch_size + batch.positions[0])
+        # After the examples' keys: what a network that draws at random draws from.
+        network_rng = jax.random.fold_in(rng, config.batch_size)
         gradient, batch_stats, metrics = compute(
             state.params, state.batch_stats, images, targets, network_rng
         )
@@ -174,7 +174,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, batch_stats, opt_state)
         if state.ema:
-            # Short at first, so that the start is soon forgotten.
+            # Short at first, so that the start is soon forgotten: as TensorFlow's
+            # ExponentialMovingAverage with `num_updates`.
             decay = jnp.minimum(
                 config.optimizer.ema, (1 + new.step) / (10.0 + new.step)
             )

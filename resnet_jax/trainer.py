@@ -68,6 +68,15 @@ class Trainer:
                 f"the {min(height, width)} pixels of the images, or set it and "
                 "augment.size_ends to ()"
             )
+        for name, pixels in (
+            ("crop", min(height, width)),
+            ("cutout", min((height, width, *config.augment.sizes))),
+        ):
+            if (part := config.augment[name]) and not round(part * pixels):
+                raise UserError(
+                    f"config.augment.{name}={part}: is less than a pixel of images of "
+                    f"{pixels}: give {1 / pixels:.3g} or more, or 0"
+                )
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(
             *(devices or jax.devices(), config.parallel, config.batch_size),

@@ -208,28 +208,39 @@ def test_random_resized_crop_is_pillows_resize_of_a_box(size, channels, flip):
         assert flip or not mirrored
 
 
-def test_random_resized_crops_have_the_areas_and_aspects_of_the_paper():
-    size, smallest = 32, 0.2
+def torch_boxes(count, smallest):
+    """Widths and heights as Torch's RandomResizedCrop draws them, but not rounded."""
+    draws, sides = np.random.default_rng(0), []
+    while len(sides) < count:
+        for _ in range(10):
+            area = draws.uniform(smallest, 1)
+            aspect = np.exp(draws.uniform(-np.log(4 / 3), np.log(4 / 3)))
+            wide, high = np.sqrt(area * aspect), np.sqrt(area / aspect)
+            if wide <= 1 and high <= 1:
+                break
+        else:
+            wide = high = 1.0
+        sides.append((wide, high))
+    return np.array(sides).T
+
+
+@pytest.mark.parametrize("smallest", [0.2, 0.97])
+def test_random_resized_crops_have_the_areas_and_aspects_of_torch(smallest):
+    size = 32
     found, mirrored = boxes(3000, size, smallest, flip=True)
     wide, high = (found[:, 2:] - found[:, :2]).T / size
     assert found.min() > -1e-2
     assert found.max() < size + 1e-2
     assert is_uniform([mirrored.sum(), (~mirrored).sum()])
-    inside = (wide < 0.99) & (high < 0.99)  # no side was shortened
-    assert ((wide * high)[inside] > smallest - 1e-3).all()
-    aspect = np.log(wide / high)
-    assert abs(aspect).max() < np.log(4 / 3) + 1e-2
-    # Below 3/4 no side can be too long: what is there is as it was drawn.
-    small = wide * high < 0.74
-    uniform = scipy.stats.uniform(smallest, 0.74 - smallest)
-    assert scipy.stats.kstest((wide * high)[small], uniform.cdf).pvalue > 1e-3
-    assert small.mean() == pytest.approx((0.74 - smallest) / (1 - smallest), abs=0.03)
-    uniform = scipy.stats.uniform(-np.log(4 / 3), 2 * np.log(4 / 3))
-    assert scipy.stats.kstest(aspect[small], uniform.cdf).pvalue > 1e-3
-    free = inside & (wide < 0.9) & (high < 0.9)
+    theirs = torch_boxes(3000, smallest)
+    for quantity in (np.multiply, np.divide):
+        ours, expected = quantity(wide, high), quantity(*theirs)
+        assert scipy.stats.ks_2samp(ours.round(4), expected.round(4)).pvalue > 1e-3
+    free = (wide < 0.9) & (high < 0.9)
     for side, first in ((wide, found[:, 0]), (high, found[:, 1])):
         place = (first / size / (1 - side))[free]
-        assert scipy.stats.kstest(place, scipy.stats.uniform().cdf).pvalue > 1e-3
+        if len(place):
+            assert scipy.stats.kstest(place, scipy.stats.uniform().cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -420,6 +431,61 @@ def test_crops_of_smaller_images_are_means_over_crops():
     expected = np.asarray(whole).reshape(16, 16, 2, 16, 2, 3).mean((2, 4))
     results = augment(config, images, key, places, None, 16)
     np.testing.assert_allclose(results, expected, atol=1e-5)
+
+
+def means_over_windows(image, low, high, size):
+    """An image's part from `low` to `high`, (row, column), as size x size means.
+
+    Its pixels are squares of one colour, of which those at the border go on outside. A
+    window is at least a pixel wide.
+    """
+    weights = []
+    for start, stop, length in zip(low, high, image.shape, strict=False):
+        centres = start + (np.arange(size) + 0.5) * (stop - start) / size
+        width = max(1, (stop - start) / size)
+        places = centres[:, None] + np.linspace(-0.5, 0.5, 4001)[1:-1:2] * width
+        pixels = np.floor(places).astype(int)
+        chosen = np.eye(length)[pixels.clip(0, length - 1)]
+        weights.append(chosen.mean(1))
+    return np.einsum(
+        "ik,kjc->ijc", weights[0], np.einsum("jk,ikc->ijc", weights[1], image)
+    )
+
+
+@pytest.mark.parametrize("size", [12, 16])
+@pytest.mark.parametrize("smallest", [0.08, 0.6])
+def test_smaller_parts_of_images_are_means_or_between_two_pixels(size, smallest):
+    images = random_images(24, 24, 3)
+    found, _ = boxes(24, 24, smallest, flip=False)
+    config = settings(random_resized_crop=smallest)
+    key, places = jax.random.fold_in(jax.random.key(0), 0), jnp.arange(24)
+    results = augment(config, jnp.asarray(images), key, places, None, size)
+    for image, (left, top, right, bottom), result in zip(
+        images, found, results, strict=True
+    ):
+        expected = means_over_windows(image, (top, left), (bottom, right), size)
+        np.testing.assert_allclose(result, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_smaller_images_that_were_shifted_repeat_the_border(size):
+    images = random_images(24, 24, 3)
+    config = settings(shift=0.3)
+    rows, columns, _ = keras_draws(config, 24, 24)
+    key, places = jax.random.fold_in(jax.random.key(0), 0), jnp.arange(24)
+    results = augment(config, jnp.asarray(images), key, places, None, size)
+    for image, row, column, result in zip(images, rows, columns, results, strict=True):
+        low, high = (row, column), (row + 24, column + 24)
+        expected = means_over_windows(image, low, high, size)
+        np.testing.assert_allclose(result, expected, atol=2e-3)
+
+
+def test_smaller_images_keep_their_aspect():
+    images = np.random.default_rng(0).uniform(size=(4, 28, 40, 1)).astype(np.float32)
+    key, places = jax.random.key(0), jnp.arange(4)
+    results = augment(settings(), jnp.asarray(images), key, places, None, 14)
+    expected = images.reshape(4, 14, 2, 20, 2, 1).mean((2, 4))
+    np.testing.assert_allclose(results, expected, atol=1e-6)
 
 
 def mixed(config, images, keys, plain=False):

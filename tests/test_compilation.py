@@ -37,7 +37,7 @@ def test_other_errors_of_xla_are_not_taken_for_unknown_options(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
     one = Parallel.over(jax.devices()[:1], "jit", 1, image_shape=(8, 8, 1))
     with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
-        one.compile(lambda x: x + 1, one.replicate(np.float32(1))).compiled
+        one.compile(lambda x: x + 1, one.replicate(np.float32(1))).result()
 
 
 def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
@@ -52,7 +52,7 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
     one = Parallel.over(jax.devices()[:1], "jit", 1)
     number = one.replicate(np.float32(1))
     for inference in (False, True):
-        one.compile(lambda x: x + 1, number, inference=inference).compiled
+        one.compile(lambda x: x + 1, number, inference=inference).result()
     training, forward = seen
     different = {name for name in training if training[name] != forward[name]}
     assert different == {"xla_cpu_experimental_ynn_fusion_type"}
@@ -91,7 +91,7 @@ def test_programs_that_call_onednn_are_not_kept(
     cache = Path(jax.config.jax_compilation_cache_dir)
     assert bool(list(cache.glob(f"*{double.__name__}*"))) == kept
     if not kept:  # but by this process
-        assert one.compile(double, number).compiled is program.compiled
+        assert one.compile(double, number).result() is program.result()
 
 
 def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():

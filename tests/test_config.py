@@ -15,7 +15,7 @@ NAMES = sorted(
     for path in (ROOT / "configs").glob("*.py")
     if path.stem not in ("__init__", "common")
 )
-RECIPES = ("paper", "keras", "smoke")
+RECIPES = ("paper", "keras", "smoke", "strong", "fast")
 # CIFAR-10 test accuracy in percent, last or best epoch as the sources give it.
 PUBLISHED = {
     "v1_20": {"paper": 91.25, "keras": 92.16},
@@ -171,10 +171,36 @@ DIGITS = PAPER | {
 }
 
 
+STRONG = PAPER | {
+    "epochs": 200,
+    "augment.normalization": "mean_std",
+    "augment.alternating_flip": True,
+    "augment.mixup": 0.2,
+    "augment.plain_epochs": 15,
+    "optimizer.nesterov": True,
+    "optimizer.weight_decay": 5e-4,
+    "optimizer.ema": 0.999,
+    "schedule.name": "cosine",
+    "schedule.warmup_epochs": 5,
+}
+FAST = PAPER | {
+    "epochs": 16,
+    "label_smoothing": 0.1,
+    "test_time_flip": True,
+    "augment.normalization": "mean_std",
+    "augment.alternating_flip": True,
+    "augment.sizes": (16, 24),
+    "augment.size_ends": (0.35, 0.7),
+    "optimizer.learning_rate": 0.4,
+    "optimizer.nesterov": True,
+    "optimizer.weight_decay": 5e-4,
+    "schedule.name": "onecycle",
+}
+
+
 @pytest.mark.parametrize(
     ("recipe", "expected"),
-    [("paper", PAPER), ("keras", KERAS), ("smoke", DIGITS)],
-    ids=RECIPES,
+    list(zip(RECIPES, (PAPER, KERAS, DIGITS, STRONG, FAST), strict=True)),
 )
 def test_recipe_has_the_values_of_its_source(recipe, expected):
     config = cifar_config(recipe)
@@ -421,8 +447,9 @@ def test_values_that_exclude_each_other_are_refused(changes, named):
         (2, 57, "basic", "56 and 62"),
         (2, 1, "", "11 and 20"),
         (1, 3, "", "8 and 14"),
-        (1, 18, "", "or choose stem 'imagenet'"),
-        (2, 50, "", "or choose stem 'imagenet'"),
+        (1, 18, "", "or choose stem 'imagenet' with basic blocks"),
+        (2, 50, "", "or choose stem 'imagenet' with bottleneck blocks"),
+        (2, 18, "", "or choose stem 'imagenet' with basic blocks"),
     ],
 )
 def test_depth_that_does_not_fit_is_refused_with_the_nearest(

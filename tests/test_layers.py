@@ -134,7 +134,7 @@ def compiled_kernel_gradient(convolution, strides, *arguments):
     one = Parallel.over(jax.devices()[:1], "jit", len(arguments[1]))
     arguments = [one.replicate(argument) for argument in arguments]
     program = one.compile(jax.grad(loss), *arguments)
-    return program.compiled, program(*arguments)
+    return program.result(), program(*arguments)
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])

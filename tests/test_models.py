@@ -468,6 +468,30 @@ def test_one_block_a_stage_has_nothing_to_stack():
     assert_equal(models.unstack(variables), variables)
 
 
+def test_stack_and_unstack_reach_into_tuples_of_states():
+    stacked = models.stack(random_variables(build(V1, 20, width=2), dtype=np.float32))
+    trees = {"opt_state": (stacked["params"], ()), "step": np.int32(3)}
+    unrolled = models.unstack(trees)
+    assert "stage1_block2" in unrolled["opt_state"][0]
+    assert_equal(models.stack(unrolled), trees)
+
+
+def summed_logits(net, variables, images):
+    return net.apply(variables, images).sum()
+
+
+def test_remat_computes_first_and_single_blocks_again_too():
+    """XLA undoes it where it need not be kept from that, as outside loops."""
+    for blocks in ((1, 1, 1), (2, 2, 2), (3, 1, 1)):
+        net = build(V1, 8, width=2).clone(blocks_per_stage=blocks, remat=True)
+        variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *TINY)))
+        loop, stacked = net.clone(scan=True), jax.eval_shape(models.stack, variables)
+        for network, shapes in ((net, variables), (loop, stacked)):
+            gradient = jax.jit(jax.grad(partial(summed_logits, network)))
+            program = gradient.lower(shapes, jnp.ones((2, *TINY))).as_text()
+            assert program.count("optimization_barrier") >= 3
+
+
 def test_unstack_leaves_numpy_arrays_numpy():
     stacked = jax.device_get(
         models.stack(random_variables(build(V1, 20, width=2), dtype=np.float32))

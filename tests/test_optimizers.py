@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -436,16 +437,21 @@ def test_rates_of_very_short_runs_are_finite_and_positive(name, total):
     assert got.max() <= np.float32(0.1)
 
 
-def test_biases_of_batch_norm_have_a_rate_of_their_own():
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("factor", [0.0, 64.0])
+def test_biases_of_batch_norm_have_a_rate_but_no_decay_of_their_own(decay, factor):
     params, gradient = random_tree(0), random_tree(1)
-    updates = []
-    for factor in (1.0, 64.0):
-        config = settings(nesterov=True, weight_decay=1e-2, bn_bias_factor=factor)
+
+    def update(weight_decay, factor):
+        config = settings(nesterov=True, weight_decay=weight_decay, decay=decay)
+        config.bn_bias_factor = factor
         tx = optimizers.optimizer(config, optax.constant_schedule(0.1))
-        updates.append(tx.update(gradient, tx.init(params), params)[0])
-    ratio = jax.tree.map(lambda one, other: other / one, *updates)
-    expected = jax.tree.map(np.ones_like, params)
-    expected["bn"]["bias"] *= 64
+        return tx.update(gradient, tx.init(params), params)[0]
+
+    expected, plain = update(1e-2, 1.0), update(0.0, 1.0)["bn"]["bias"]
+    change = expected["bn"]["bias"] - plain if factor else 0
+    expected["bn"]["bias"] = factor * plain + change
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ratio, expected
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8),
+        *(update(1e-2, factor), expected),
     )

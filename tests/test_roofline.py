@@ -23,7 +23,7 @@ def step_of(monkeypatch, image_shape=SHAPE, **changes) -> tuple[dict, dict]:
     monkeypatch.setattr(parallel.Parallel, "compile", kept)
     macs = summary.cost(build_network(config, 10), image_shape)["macs"]
     step = roofline.of_config(config, 10, image_shape, macs)
-    return step, compiled[0].compiled.cost_analysis()
+    return step, compiled[0].result().cost_analysis()
 
 
 @pytest.mark.slow

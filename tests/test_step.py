@@ -197,11 +197,17 @@ def test_ema_is_the_moving_mean_of_weights(setting):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["paper", "keras"])
-def test_statistics_of_averaged_weights_are_means_over_plain_batches(setting, variant):
-    """Of the stem, whose inputs are the images: by NumPy."""
+@pytest.mark.parametrize(
+    ("variant", "batch_size", "batches"),
+    [("paper", 64, 22), ("keras", 64, 22), ("paper", 16, 50)],
+)
+def test_statistics_of_averaged_weights_are_means_over_plain_batches(
+    setting, variant, batch_size, batches
+):
+    """Of the stem, whose inputs are the images: by NumPy. At most 50 batches."""
     config, _, _, _, normalization = setting
     config = config.copy_and_resolve_references()
+    config.batch_size = batch_size
     config.model.update(version=1, depth=8, variant=variant, stochastic_depth=0.5)
     train = data.load(config.dataset).train
     plan = Plan.of(config, len(train.labels))
@@ -214,7 +220,6 @@ def test_statistics_of_averaged_weights_are_means_over_plain_batches(setting, va
     seed = np.uint32(config.seed)
     found = quick_jit(call)(variables["params"], given, split, positions, seed)
 
-    batches = plan.examples // plan.batch_size
     order = np.asarray(epoch_order(config.seed, 0, plan.examples))
     chosen = order[: batches * plan.batch_size].reshape(batches, -1)
     images = np.asarray(normalize(jnp.asarray(train.images), *normalization))
@@ -231,6 +236,20 @@ def test_statistics_of_averaged_weights_are_means_over_plain_batches(setting, va
 def same(tree, other) -> bool:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.slow
+def test_all_devices_leave_out_the_same_blocks(setting):
+    """Their parts of the batch are told by the examples' places alone."""
+    config, net, variables, batch, normalization = setting
+    net = net.clone(stochastic_depth=0.9)
+    first, other_device = (
+        steps((config, net, variables, part, normalization), 4)[0][-1]
+        for part in (batch, batch._replace(positions=batch.positions + 32))
+    )
+    assert same(first, other_device)
+    plain, _ = steps(setting, 4)
+    assert not same(first.params, plain[-1].params)
 
 
 @pytest.mark.slow
