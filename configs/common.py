@@ -1,7 +1,7 @@
 """Every field of a config, once, and the recipes that set them.
 
 A config file names a network; after a colon comes the recipe (`paper` where there is
-none), and any field can be changed behind that:
+none), and any field can be changed after that:
 
     python -m resnet_jax.main --config=configs/v1_20.py:keras --config.epochs=10
 """
@@ -45,7 +45,7 @@ def default() -> ConfigDict:
     config.steps = 0  # 0: `epochs` decides; positive: this many updates instead
     config.batch_size = 128  # over all devices
     config.steps_per_call = 0  # updates in one call; 0: 10 on a CPU, else 100
-    # Epochs; besides, the last one and what checkpoint.every saves are evaluated.
+    # Epochs; the last one and what checkpoint.every saves are evaluated too.
     config.eval_every = 1
     config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': on each device
     config.label_smoothing = 0.0
@@ -129,8 +129,8 @@ def default() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # epochs; the end of the run is always saved
-    config.checkpoint.every_minutes = 10.0  # besides, however long an epoch is; 0: off
-    config.checkpoint.keep = 2  # newest ones; the best by validation is kept besides
+    config.checkpoint.every_minutes = 10.0  # too, however long an epoch is; 0: off
+    config.checkpoint.keep = 2  # newest ones; the best by validation is kept too
     return config
 
 

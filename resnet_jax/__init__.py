@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can put right, told in one sentence.
+    """An error that the user can fix, explained in one sentence.
 
     The sentence names the field (or file), the value and the fix. Commands print it
     without a traceback and exit with `exit_status`.

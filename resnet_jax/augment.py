@@ -159,7 +159,7 @@ class _Windows(NamedTuple):
     def weights(self, zero_outside: bool) -> Float[Array, "batch pixels length"]:
         """The share of each window that each pixel of the images has.
 
-        Without `zero_outside` those at the border go on for ever.
+        Without `zero_outside` those at the border repeat outside.
         """
         edges = np.arange(self.length + 1, dtype=np.float32) - 0.5
         if not zero_outside:
@@ -275,7 +275,7 @@ def symmetric_beta(key: Array, alpha: float) -> Float[Array, ""]:
 
 
 def averaged_over_flip(function: Callable) -> Callable:
-    """What gives the mean of a function of images and of their mirror images."""
+    """Averages a function over each image and its mirror image."""
     return lambda images: (function(images) + function(images[:, :, ::-1])) / 2
 
 
@@ -284,7 +284,7 @@ def _boxes(smallest: float, keys, vertical, horizontal):
 
     All are parts of the image's sides. The area is uniform from the smallest to 1, its
     aspect log uniform; boxes that would be longer than the image are drawn again, as
-    by Torch, which gives up after ten, too, and takes the whole image.
+    by Torch, which also gives up after ten and takes the whole image.
     """
     draws = jax.vmap(
         lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (_ATTEMPTS, 2))

@@ -51,7 +51,9 @@ def make_statistics_call(
                 lambda total, old, new: (
                     total + (new - momentum * old) / (1 - momentum) / batches
                 ),
-                *(total, batch_stats, changed["batch_stats"]),
+                total,
+                batch_stats,
+                changed["batch_stats"],
             )
 
         zeros = jax.tree.map(jnp.zeros_like, batch_stats)

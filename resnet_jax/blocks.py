@@ -87,7 +87,7 @@ class PreActivationBlock(nn.Module):
     (`opens`) the first BN-ReLU stands before both paths (section 4.1).
     `first_preactivation` says whether the branch begins with BN-ReLU.
 
-    With `zero_init` the branch's last convolution begins as 0, since behind a BN of
+    With `zero_init` the branch's last convolution begins as 0, since after a BN of
     scale 0 a ReLU passes no gradient.
     """
 
@@ -157,8 +157,8 @@ def block_of(version: int, depth: int, stem: str) -> str:
 def blocks_per_stage(block: str, depth: int, stem: str = "cifar") -> tuple[int, ...]:
     """The numbers of blocks, stage by stage, of a depth.
 
-    Behind the 'cifar' stem there are n in each of three stages, where the depth is 6n+2
-    for basic blocks, 9n+2 for bottlenecks; behind 'imagenet' those of He et al. 2015,
+    After the 'cifar' stem there are n in each of three stages, where the depth is 6n+2
+    for basic blocks, 9n+2 for bottlenecks; after 'imagenet' those of He et al. 2015,
     table 1.
 
     Raises:

@@ -4,7 +4,7 @@ A bucket has no append, rename or lock. So a command works in a copy on this mac
 disk, as in any directory, and what it changed there goes back whole, file by file: a
 training's every half minute and with each checkpoint, all else when the command ends.
 A checkpoint is whole when its manifest is there, which is therefore sent last, and old
-ones are deleted behind it. Nothing keeps two processes out of one directory.
+ones are deleted there. Nothing keeps two processes out of one directory.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 # What a command reads of a run, or of each of several seeds; all else is only written.
 _READ = r"(seed\d+/)?((config|inputs|summary)\.json|metrics\.jsonl|checkpoints/\d+/.+)"
 _SECONDS = 30  # between two sendings while training, which waits for them
-_NOT_SENT = re.compile(r"\.lock|.*\.part|.*orbax-checkpoint-tmp.*")
+_NOT_SENT = re.compile(r"(.*/)?\.lock|.*\.part|.*orbax-checkpoint-tmp.*")
 
 
 @dataclasses.dataclass
@@ -101,7 +101,7 @@ class _Copy:
 
 
 def _without_cut_off(names: list[str]) -> list[str]:
-    """Leaves out a run's checkpoints where none was sent whole, so that it starts anew.
+    """Leaves out a run's checkpoints where none was sent whole: it then starts again.
 
     Where one was, `Checkpoints` passes the others over as it does damaged ones.
     """
@@ -110,7 +110,7 @@ def _without_cut_off(names: list[str]) -> list[str]:
     whole = {runs[name] for name in saved if name.endswith("/manifest.json")}
     for run in sorted({runs[name] for name in saved} - whole):
         print(
-            f"damaged   {run}checkpoints: none was sent whole; starting anew",
+            f"damaged   {run}checkpoints: none was sent whole; starting again",
             file=sys.stderr,
         )
     return [name for name in names if name not in saved or runs[name] in whole]
@@ -142,7 +142,7 @@ def local(place: str | Path) -> Path:
         files, root = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"--workdir={url} takes a package that is not installed "
+            f"--workdir={url} needs a package that is not installed "
             f"({_cause(error)}): for gs://, pip install gcsfs"
         ) from None
     except Exception as error:
@@ -178,8 +178,8 @@ def send(directory: Path, when_due: bool = False) -> None:
                 raise workdir.WriteError(
                     f"{copy.url} cannot be written ({_cause(error)}; what it lacks "
                     f"is in {copy.directory}): give this machine's account the role "
-                    "Storage Object Admin, and the same command goes on from the "
-                    "newest checkpoint there"
+                    "Storage Object Admin, then run the same command to resume from "
+                    "the newest checkpoint there"
                 ) from None
 
 

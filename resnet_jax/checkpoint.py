@@ -33,7 +33,7 @@ class Checkpoints:
 
     The trees hold NumPy arrays under the unrolled names of the blocks, whatever devices
     and loops computed them: 'variables' what the network needs, 'optimizer' what else
-    it takes to go on training. Beside them, manifest.json has the size and CRC-32 of
+    it takes to continue training. Beside them, manifest.json has the size and CRC-32 of
     every file, so that damage is found before anything is read.
 
     Attributes:
@@ -107,7 +107,7 @@ class Checkpoints:
                 return None
             raise UserError(
                 f"{self._directory}: every checkpoint is damaged "
-                f"({next(iter(damaged.values()))}): restore one, or start anew in "
+                f"({next(iter(damaged.values()))}): restore one, or start again in "
                 "another --workdir"
             )
         record = self.record(step)
@@ -119,13 +119,18 @@ class Checkpoints:
             )
             if self._keep is not None:
                 path = self._directory / str(number)
-                aside = [f"damaged-{number}{end}" for end in ("", *range(2, 100))]
+                ends = ("", *(f"-{copy}" for copy in range(2, 100)))
+                aside = [f"damaged-{number}{end}" for end in ends]
                 free = next(n for n in aside if not path.with_name(n).exists())
                 path.rename(path.with_name(free))
         if damaged:
             self._manager.reload()
         self.saved_step = step
         return step, record
+
+    def steps(self) -> list[int]:
+        """Steps that there are checkpoints of, damaged or not."""
+        return self._manager.all_steps()
 
     def require_intact(self, step: int) -> None:
         """Raises UserError where a checkpoint is not there, damaged, or too new."""
@@ -190,7 +195,7 @@ class Checkpoints:
             raise UserError(
                 f"{self._directory / str(step)} cannot be read "
                 f"({' '.join(str(error).split())[:200]}): restore it, or move it away "
-                "to go on from the one before"
+                "to resume from the one before"
             ) from None
         restored = {name: restored[name] for name in like}
         expected = jax.tree_util.tree_leaves_with_path(like)
@@ -233,7 +238,8 @@ class Checkpoints:
             stays = f"that of step {step:,} stays" if step else "none is there yet"
             raise workdir.WriteError(
                 f"a checkpoint cannot be written to {self._directory} "
-                f"({_cause(error)}; {stays}): mend that, and the same command goes on"
+                f"({_cause(error)}; {stays}): fix that, then run the same command to "
+                "resume"
             ) from None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""From a command line to flags and a checked config; mistakes are told in sentences."""
+"""From a command line to flags and a checked config; mistakes become sentences."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
         if error.errno not in _CLOSED or not error.filename:
             raise
         print(
-            f"error: {error.filename} cannot be used ({error.strerror}): mend that, or "
+            f"error: {error.filename} cannot be used ({error.strerror}): fix that, or "
             "give another place",
             file=sys.stderr,
         )
@@ -75,9 +75,9 @@ def parse(
 def parse_with_arguments(
     argv: list[str], doc: str, define: Callable[[flags.FlagValues], None]
 ) -> tuple[flags.FlagValues, list[str]]:
-    """Does what `parse` does, and returns the arguments that are no flags besides."""
+    """Does what `parse` does, and also returns the arguments that are no flags."""
     values = flags.FlagValues()
-    values.set_gnu_getopt(True)  # flags may stand behind arguments
+    values.set_gnu_getopt(True)  # flags may follow arguments
     flags.DEFINE_bool("help", False, "Show this and exit.", flag_values=values)
     _require_config_file(argv)
     try:
@@ -129,7 +129,7 @@ def checked_config(values: flags.FlagValues, with_data: bool = True) -> ConfigDi
             getattr(chosen, "epochs", None)
         except OSError as error:  # ml_collections kept it until now
             reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"--config={file} failed: {reason}: mend it")
+        raise UserError(f"--config={file} failed: {reason}: fix it")
     config.validate(chosen, with_data)
     return chosen
 
@@ -152,7 +152,7 @@ def _cause(error: flags.Error) -> str:
     message = " ".join(str(error).split())
     if "Traceback (most recent call last):" in message:
         last = str(error).strip().splitlines()[-1].strip()
-        return f"{message.split(': Error')[0]} failed: {last}: mend it"
+        return f"{message.split(': Error')[0]} failed: {last}: fix it"
     if isinstance(error, flags.UnrecognizedFlagError):
         close = re.search(r"Did you mean: (\w+)", message)
         hint = f"did you mean --{close[1]}?" if close else "--help lists the flags"
@@ -178,11 +178,11 @@ def _cause(error: flags.Error) -> str:
 def _failed(argv: list[str], error: Exception | SystemExit) -> str:
     message = " ".join(str(error).split())
     if "has no attribute 'get_config'" in message:
-        return f"--config={_config_file(argv)} defines no get_config(): mend it"
+        return f"--config={_config_file(argv)} defines no get_config(): fix it"
     what = f"--config={_config_file(argv)}" if _config_file(argv) else "a flag"
     if isinstance(error, SystemExit):
         message = "it ends the process"
-    return f"{what} failed: {type(error).__name__}: {message}: mend it"
+    return f"{what} failed: {type(error).__name__}: {message}: fix it"
 
 
 def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:

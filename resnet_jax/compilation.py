@@ -57,6 +57,12 @@ def use_compilation_cache() -> None:
 
 
 _threads = futures.ThreadPoolExecutor(4, thread_name_prefix="compile")
+_running: set[futures.Future] = set()
+
+
+def is_busy() -> bool:
+    """Whether a program is being compiled."""
+    return bool(_running)
 
 
 class Program:
@@ -67,6 +73,8 @@ class Program:
     ):
         """Calls `compile_it` in a thread, and later `finish` with what it returned."""
         self._compiling, self._finish = _threads.submit(compile_it), finish
+        _running.add(self._compiling)
+        self._compiling.add_done_callback(_running.discard)
 
     def __call__(self, *args: Any) -> Any:
         return self.result()(*args)
@@ -170,6 +178,7 @@ def _uncached() -> Iterator[None]:
             jax.config.update(name, _uncached_threads.pop())
 
 
+# No argument, since it is read where Flax calls `layers.convolve`.
 _calls_onednn = contextvars.ContextVar("calls_onednn", default=False)
 
 
@@ -182,13 +191,13 @@ def _traced_for(onednn: bool) -> Iterator[None]:
         _calls_onednn.reset(token)
 
 
-def calls_onednn() -> bool:
+def tracing_for_onednn() -> bool:
     """Whether the program that is being traced will call oneDNN."""
     return _calls_onednn.get()
 
 
 @functools.cache
-def has_onednn() -> bool:
+def onednn_available() -> bool:
     """Whether XLA for CPU can call oneDNN here: from jaxlib 0.11 on, on x86."""
     one = jax.ShapeDtypeStruct((1, 3, 3, 1), jnp.float32)
     lowered = jax.jit(lambda x: jax.lax.conv(x, x, (1, 1), "SAME")).lower(one)

@@ -1,4 +1,4 @@
-"""Training that went out of bounds: found before anything of it is saved."""
+"""Training that diverged, which is noticed before any of it is saved."""
 
 import math
 
@@ -20,8 +20,8 @@ def require_finite(means: dict, start: int, stop: int, saved: int | None) -> Non
 
     Args:
       means: by metric.
-      start: updates done before those.
-      stop: and with them.
+      start: step before the call.
+      stop: step after it.
       saved: the step of the newest checkpoint; None: there is none.
     """
     bad = [name for name, value in means.items() if not math.isfinite(value)]

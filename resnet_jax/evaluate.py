@@ -41,15 +41,16 @@ class Evaluator:
         self._run = None
 
         def add(variables, sums, images, labels, counts):
-            """Adds what a batch has, but for the examples that do not count."""
+            """Adds a batch's sums, without the examples that do not count."""
             forward = partial(net.apply, variables, train=False)
             if test_time_flip:
                 forward = averaged_over_flip(forward)
             logits = forward(normalize(images, *normalization))
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-            correct = counts & (logits.argmax(-1) == labels)
-            top5 = counts & ((logits > score).sum(-1) < 5)
+            known = counts & jnp.isfinite(score[:, 0])  # NaN is above nothing
+            correct = known & (logits.argmax(-1) == labels)
+            top5 = known & ((logits > score).sum(-1) < 5)
             batch = {
                 "loss": jnp.where(counts, loss, 0).sum(),
                 "top5": top5.sum(),
@@ -113,7 +114,10 @@ class Evaluator:
         bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
         call = parallel.compile(
             self._function,
-            *(variables, split, positions, *bounds),
+            variables,
+            split,
+            positions,
+            *bounds,
             sharded=(2,),
             inference=True,
         )
@@ -129,7 +133,10 @@ class Evaluator:
         bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
         call = parallel.compile(
             self._function,
-            *(variables, *feed.empty_block(), feed.positions, *bounds),
+            variables,
+            *feed.empty_block(),
+            feed.positions,
+            *bounds,
             sharded=(1, 2, 3),
             inference=True,
         )
@@ -201,8 +208,12 @@ def main(argv: list[str]) -> None:
     )
     variables = parallel.replicate(run.variables)
     evaluator = Evaluator(
-        *(run.net, dataset.eval, run.inputs.normalization, batch_size),
-        *(parallel, config.test_time_flip),
+        run.net,
+        dataset.eval,
+        run.inputs.normalization,
+        batch_size,
+        parallel,
+        config.test_time_flip,
     )
     evaluator.compile(variables)
     metrics = evaluator(variables)

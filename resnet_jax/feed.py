@@ -53,8 +53,8 @@ class Feed:
         """Yields (first, last, images, labels): the batches from `first` up to `last`.
 
         Images are [batch, batches, height, width, channels], spread over the devices by
-        the first axis, and labels [batch, batches]; behind `last` there are zeros.
-        Together the blocks go from `start` to `stop`. Reading goes on behind `stop`,
+        the first axis, and labels [batch, batches]; after `last` there are zeros.
+        Together the blocks go from `start` to `stop`. Reading continues after `stop`,
         until `end`, for the call that starts there.
         """
         if (self._next, self._end) != (start, end):
@@ -71,7 +71,7 @@ class Feed:
         for first in range(start, stop, self._length):
             last = min(first + self._length, stop)
             block = self._zeros()
-            self._next = None  # until this block is out, there is no going on
+            self._next = None  # a block that is not taken cannot be continued
             for number in range(first, last):
                 for whole, part in zip(block, next(self._batches), strict=True):
                     whole[:, number - first] = part

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from absl import flags
 from jax.experimental import multihost_utils
 
-from resnet_jax import UserError
+from resnet_jax import UserError, compilation
 from resnet_jax.preemption import Interrupt
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ _made = itertools.count()
 
 
 class LostError(UserError):
-    """Another process is gone, and computing cannot go on."""
+    """Another process was lost, and computing cannot continue."""
 
     exit_status = 1
 
@@ -54,8 +54,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "Slurm and Open MPI need none of these three.",
         **own,
     )
-    flags.DEFINE_integer("num_processes", None, "How many processes.", **own)
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", **own)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", **own)
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", **own)
 
 
 def join(
@@ -134,7 +134,8 @@ def _check(
             f"{missing[0]} is missing: give --coordinator, --num_processes and "
             "--process_id together"
         )
-    if not re.fullmatch(r".+:[1-9]\d{0,4}", coordinator):
+    found = re.fullmatch(r".+:([1-9]\d{0,4})", coordinator)
+    if not found or int(found[1]) > 65535:
         raise UserError(
             f"--coordinator={coordinator} is no address: write HOST:PORT of process 0, "
             "as 10.0.0.2:8476"
@@ -218,8 +219,12 @@ def largest(number: int) -> int:
 
 
 def leave(status: int) -> None:
-    """Ends the process; after an error of its own it does not wait for the others."""
-    if _count > 1 and status in (1, 2):
+    """Ends the process.
+
+    After an error it waits neither for other processes nor for programs that compile.
+    """
+    alone = _count > 1 and status in (1, 2)
+    if alone or (status and compilation.is_busy()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -87,7 +87,7 @@ def _backward(strides, padding, residuals, gradient):
         lhs_dilation=strides,
     )
     pads = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
-    if compilation.calls_onednn():
+    if compilation.tracing_for_onednn():
         # oneDNN takes 2 to 5 times as long where a kernel is as large as the images. A
         # negative padding, which XLA does not hand to it, cuts off a column added here:
         # first, since to add it and transpose in one loop is slower.
@@ -113,7 +113,7 @@ def zero_padded_shortcut(images, features, stride):
     """Option A of He et al. 2015, section 4.2: no parameters.
 
     Takes every `stride`-th pixel and pads the new channels with zeros, half of
-    them before the old ones and half behind (as akamaster/pytorch_resnet_cifar10).
+    them before the old ones and half after (as akamaster/pytorch_resnet_cifar10).
     """
     new = features - images.shape[-1]
     subsampled = images[:, ::stride, ::stride]

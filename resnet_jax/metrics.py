@@ -39,7 +39,7 @@ class Recorder:
     """
 
     def __init__(self, workdir: Path | None, rows: list[dict], step: int, plan: Plan):
-        """Starts, or goes on after `step`: rows behind it are dropped.
+        """Starts, or resumes after `step`: later rows are dropped.
 
         Args:
           workdir: the run's directory; None: writes, prints and shows nothing.
@@ -59,7 +59,7 @@ class Recorder:
             self._events = writer(str(workdir / "tensorboard" / "events"))
             events = self._board.proto.event_pb2
             start = events.SessionLog(status=events.SessionLog.START)
-            # It hides what was behind.
+            # It hides what came later.
             self._write_event(events.Event(step=step + 1, session_log=start))
         self._first_step, self._start = step, time.perf_counter()
         self._bar = tqdm(
@@ -166,8 +166,7 @@ class Recorder:
         except OSError as error:
             raise files.WriteError(
                 f"{self._workdir / 'tensorboard'} cannot be written "
-                f"({error.strerror}): mend that, and the same command goes on from the "
-                "newest checkpoint"
+                f"({error.strerror}): {files.RESUME}"
             ) from None
 
     def _epoch_mean(self, name: str, epoch: int) -> float | None:
@@ -201,9 +200,12 @@ def read_rows(workdir: Path) -> list[dict]:
         return []
     try:
         lines = path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError as error:
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all(isinstance(row, dict) and "step" in row for row in rows):
+            raise ValueError("a line without a step")
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): restore or delete it") from None
+    return rows
 
 
 def best_step(rows: list[dict]) -> int | None:

@@ -155,7 +155,11 @@ class ResNet(nn.Module):
             looped = self.scan and not first and self.blocks_per_stage[stage] > 2
             block = nn.remat(block, static_argnums=(2,), prevent_cse=not looped)
         build = partial(
-            *(block, branch, self.shortcut, self._conv, self._norm),
+            block,
+            branch,
+            self.shortcut,
+            self._conv,
+            self._norm,
             zero_init=self.zero_init,
         )
         if self.activation == "pre":
@@ -294,8 +298,16 @@ def _init(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
     return net.init(key, jnp.zeros((1, *image_shape), net.dtype))
 
 
-def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """The shapes of the unrolled network's variables: nothing is computed."""
+def zeros(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
+    """The unrolled network's variables, all zero: nothing is computed."""
     stacked = net.clone(scan=True)  # traces equal blocks once
     shapes = _init.eval_shape(stacked, jax.random.key(0), tuple(image_shape))
-    return jax.eval_shape(unstack, shapes)
+    return unstack(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+
+
+def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
+    """The shapes of the unrolled network's variables: nothing is computed."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        zeros(net, image_shape),
+    )

@@ -33,6 +33,27 @@ def add_cpu() -> None:
         jax.config.update("jax_platforms", ",".join([*platforms, "cpu"]))
 
 
+def require_devices() -> None:
+    """Looks for devices.
+
+    Raises:
+      UserError: those that `JAX_PLATFORMS` names are not here.
+    """
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    try:
+        platform = jax.devices()[0].platform
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"JAX finds no devices ({reason}): see JAX_PLATFORMS={wanted}"
+        ) from None
+    # `add_cpu` named the CPU too, which JAX takes where it finds none of the others.
+    if platform == "cpu" and wanted and "cpu" not in wanted.split(","):
+        raise UserError(
+            f"JAX_PLATFORMS={wanted}: there is no such device here: correct or unset it"
+        )
+
+
 def split_cpu(batch_size: int, processes: int = 1) -> None:
     """Makes JAX see a CPU as one device a core; call before JAX looks for devices.
 
@@ -60,12 +81,12 @@ class Parallel:
     Attributes:
       mode: 'jit' or 'pmap'.
       mesh: all devices, along one axis.
-      onednn: whether programs may call oneDNN.
+      allow_onednn: whether programs may call oneDNN.
     """
 
     mode: str
     mesh: Mesh
-    onednn: bool
+    allow_onednn: bool
 
     @classmethod
     def over(
@@ -74,7 +95,7 @@ class Parallel:
         mode: str,
         batch_size: int,
         image_shape: tuple[int, int, int] | None = None,
-        brief: bool = False,
+        fast_start: bool = False,
     ) -> "Parallel":
         """Uses `devices`, each of which takes an equal part of a batch.
 
@@ -83,8 +104,8 @@ class Parallel:
           mode: 'jit' or 'pmap'.
           batch_size: over all of them.
           image_shape: of the images that programs are for, if they are for images.
-          brief: a soon start counts for more than speed, which on a CPU may need that
-            programs are compiled at each start.
+          fast_start: a fast start counts for more than speed, which on a CPU may need
+            that programs are compiled at each start.
 
         Raises:
           UserError: the batch does not divide.
@@ -101,7 +122,7 @@ class Parallel:
             (count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices
         )
         small = image_shape is not None and max(image_shape[:2]) < _ONEDNN_PIXELS
-        return cls(mode, mesh, onednn=not small and not brief)
+        return cls(mode, mesh, allow_onednn=not small and not fast_start)
 
     @property
     def axis_name(self) -> str | None:
@@ -109,10 +130,10 @@ class Parallel:
         return _AXIS if self.mode == "pmap" else None
 
     @property
-    def calls_onednn(self) -> bool:
+    def uses_onednn(self) -> bool:
         """Whether programs do call oneDNN."""
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        return on_cpu and self.onednn and compilation.has_onednn()
+        return on_cpu and self.allow_onednn and compilation.onednn_available()
 
     @property
     def device_count(self) -> int:
@@ -190,7 +211,7 @@ class Parallel:
             jitted,
             args,
             tuple(self.mesh.devices.flat),
-            onednn=self.calls_onednn,
+            onednn=self.uses_onednn,
             inference=inference,
             donated=donated,
         )

@@ -50,7 +50,7 @@ class Predictor:
         self.batch_size = -(-batch // len(devices)) * len(devices)
         self._shape = run.inputs.image_shape
         self._parallel = Parallel.over(
-            *(devices, "jit", self.batch_size, self._shape), brief=examples < _MANY
+            *(devices, "jit", self.batch_size, self._shape), fast_start=examples < _MANY
         )
         self._variables = self._parallel.replicate(run.variables)
 

@@ -13,12 +13,12 @@ _STARTUP_SECONDS = 10  # for Python to get a word in, between two compilations
 
 
 class StoppedError(UserError):
-    """A signal ended the run; the same command goes on with it."""
+    """A signal ended the run; the same command resumes it."""
 
     label = "stopped"
 
     def __init__(self, received: signal.Signals, where: str):
-        super().__init__(f"by {received.name} {where}: the same command goes on")
+        super().__init__(f"by {received.name} {where}: the same command resumes it")
         self.exit_status = 128 + received  # as shells have it
 
 
@@ -71,6 +71,8 @@ class Preemption:
             self._reader.close()
         if isinstance(raised, Interrupt):
             raise raised.error from None
+        if self.received and raised is None:  # since the run last looked
+            raise StoppedError(self.received, "at the end, which is saved")
 
     def started(self) -> None:
         """From here on there is something to save: a signal waits for `received`."""

@@ -1,4 +1,4 @@
-"""What a run tells at its start, and the results that it leaves at its end."""
+"""A run's opening lines and warnings, and its final summary."""
 
 import math
 
@@ -7,10 +7,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import data, hosts, optimizers, roofline, summary
+from resnet_jax.clock import Clock
 from resnet_jax.plan import Plan, total_steps
 from resnet_jax.trainer import Trainer
 
-_UNLIKE_THEIR_MIRROR_IMAGES = ("digits", "svhn_cropped", "mnist", "emnist", "kmnist")
+_NOT_FLIP_INVARIANT = ("digits", "svhn_cropped", "mnist", "emnist", "kmnist")
 
 
 def print_start(
@@ -20,7 +21,7 @@ def print_start(
     changed: list[str],
     newest: tuple[int, dict] | None,
 ) -> None:
-    """Prints the run's banner, what changed in its config, and where it goes on."""
+    """Prints the run's banner, what changed in its config, and where it resumes."""
     print(_banner(config, dataset, trainer))
     for warning in (*too_short(config, trainer.plan), *unlikely(config)):
         print(f"warning   {warning}")
@@ -70,7 +71,7 @@ def too_short(config: ConfigDict, plan: Plan) -> list[str]:
 def unlikely(config: ConfigDict) -> list[str]:
     """What no recipe for these data or this depth would have, or only by mistake."""
     found, augment, schedule = [], config.augment, config.schedule
-    if data.base_name(config.dataset.name) in _UNLIKE_THEIR_MIRROR_IMAGES:
+    if data.base_name(config.dataset.name) in _NOT_FLIP_INVARIANT:
         flips = ("flip", "alternating_flip")
         named = [f"augment.{name}" for name in flips if augment[name]]
         named += ["test_time_flip"] if config.test_time_flip else []
@@ -143,13 +144,13 @@ def of_run(
     config: ConfigDict,
     dataset: data.Dataset,
     trainer: Trainer,
-    clock: dict[str, float],
+    clock: Clock,
     metrics: dict,
     made_by: dict,
 ) -> dict:
     """What `summary.json` holds: results, cost, times, and what computed them."""
     plan = trainer.plan
-    speed = plan.total_steps * plan.batch_size / max(clock["training"], 1e-9)
+    speed = plan.total_steps * plan.batch_size / max(clock.training, 1e-9)
     results = {}
     for name, value in metrics.items():
         if name.endswith("_class_accuracy"):
@@ -162,17 +163,18 @@ def of_run(
     step = {}
     if not plan.sizes:  # steps on smaller images cost less
         step = roofline.of_step(trainer, config, cost["macs"])
-        seconds = max(clock["training"], 1e-9) / plan.total_steps
+        seconds = max(clock.training, 1e-9) / plan.total_steps
         step |= roofline.reached(step, seconds)
     return {
         **results,
         "dataset": dataset.name,
+        "eval_split": config.dataset.eval_split,
         **cost,
         "steps": plan.total_steps,
         "epochs": plan.total_epochs,
         "seed": config.seed,
-        "seconds": round(clock["total"], 1),
-        "compile_seconds": round(clock["compiling"], 1),
+        "seconds": round(clock.total, 1),
+        "compile_seconds": round(clock.compiling, 1),
         "peak_memory_bytes": summary.peak_memory(),
         "images_per_second": round(speed, 1),
         "images_per_second_per_device": round(speed / made_by["device_count"], 1),

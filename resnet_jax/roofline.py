@@ -68,7 +68,7 @@ def of_step(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
     # XLA counts the body of a loop once: right for the loop over steps, not for others.
     loops = trainer.net.scan or config.optimizer.accumulate > 1
     # What oneDNN does it does not count.
-    hidden = loops or trainer.parallel.calls_onednn
+    hidden = loops or trainer.parallel.uses_onednn
     moved = None if hidden else cost.get("bytes accessed")
     found = {"flops_per_step": flops, "bytes_per_step": moved and int(moved * count)}
     if known := peak(jax.devices()[0].device_kind):
@@ -113,5 +113,5 @@ def of_config(
     split = data.Split(np.zeros((len(labels), *image_shape), np.uint8), labels)
     names = tuple(map(str, range(num_classes)))
     trainer = Trainer(config, data.Dataset("zeros", names, split, None, None))
-    trainer.compile(trainer.place(trainer.new_state()))
+    trainer.compile()
     return of_step(trainer, config, macs)

@@ -23,7 +23,7 @@ METRICS = ("loss", "accuracy", "gradient_norm")
 
 
 class TrainState(struct.PyTreeNode):
-    """What training changes: arrays on the host, on devices, or their shapes."""
+    """The training state: arrays on the host or on devices, or their shapes."""
 
     step: Any  # int32 [], updates done
     params: dict
@@ -33,12 +33,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def trained(self) -> dict:
-        """What the updates are of: params and batch_stats."""
+        """The variables that are trained: params and batch_stats."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict:
-        """What the network's `apply` takes, to evaluate or to use it."""
+        """The variables to evaluate or use the network with."""
         return self.ema or self.trained
 
     def split(self) -> dict:
@@ -58,7 +58,7 @@ class TrainState(struct.PyTreeNode):
 
 
 class Batch(NamedTuple):
-    """Examples as they are stored."""
+    """A batch of training examples as they are stored."""
 
     images: Any  # uint8 [batch, height, width, channels]
     labels: Any  # int32 [batch]

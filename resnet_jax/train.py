@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
+from configs import common
 from resnet_jax import (
     UserError,
     bucket,
@@ -27,10 +29,12 @@ from resnet_jax import (
     workdir,
 )
 from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.clock import Clock
 from resnet_jax.config import build_network
-from resnet_jax.divergence import DivergedError, require_finite, require_finite_state
+from resnet_jax.divergence import DivergedError, require_finite
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
+from resnet_jax.saver import Saver
 from resnet_jax.step import TrainState
 from resnet_jax.trainer import Trainer
 
@@ -42,8 +46,8 @@ def train_and_evaluate(
 ) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
-    Goes on from the newest checkpoint there; a finished run is left as it is. SIGTERM
-    or SIGINT end it behind the call that is under way, with a checkpoint. Of several
+    Resumes from the newest checkpoint there; a finished run is left as it is. SIGTERM
+    or SIGINT end it after the call that is under way, with a checkpoint. Of several
     processes (`hosts`), the first alone uses the directory, and, where they are not
     streamed, the data set's files.
 
@@ -52,13 +56,14 @@ def train_and_evaluate(
 
     Raises:
       UserError: the data or the directory are not what they should be.
-      DivergedError: training cannot go on; what was saved stays.
+      DivergedError: training cannot continue; what was saved stays.
       WriteError: a file cannot be written; what was saved stays.
       StoppedError: a signal came; what was done is saved.
       LostError: another process is gone; what was saved stays.
     """
-    clock = {"total": -time.perf_counter(), "training": 0.0, "compiling": 0.0}
+    clock = Clock()
     parallel.split_cpu(config.batch_size, hosts.count())
+    parallel.require_devices()
     compilation.use_compilation_cache()
     hosts.tell(f"workdir   {bucket.shown(directory)}")
     hosts.from_first(lambda: workdir.check(directory, config))
@@ -72,99 +77,98 @@ def train_and_evaluate(
             if hosts.count() == 1:
                 raise
             raise hosts.LostError(
-                f"another process is gone ({' '.join(str(error).split())[:100]}): "
-                "start all again, and they go on from the newest checkpoint"
+                f"another process was lost ({' '.join(str(error).split())[:100]}): "
+                "start all of them again to resume from the newest checkpoint"
             ) from None
+
+
+class _Opened(NamedTuple):
+    """What the first process finds in a run's directory, and the run's data.
+
+    Attributes:
+      newest: step and record of the newest checkpoint, if there is one.
+      rows: of metrics.jsonl.
+      summary: of a run that had ended.
+      dataset: the data.
+    """
+
+    newest: tuple[int, dict] | None
+    rows: list[dict]
+    summary: dict | None
+    dataset: data.Dataset
 
 
 def _run(
     config: ConfigDict,
     directory: Path,
     build: Callable[[ConfigDict, int], models.ResNet],
-    clock: dict[str, float],
+    clock: Clock,
     preemption: Preemption,
     stack: contextlib.ExitStack,
 ) -> dict:
     checkpoints = None  # of the first process alone
 
-    def enter() -> tuple:
+    def open_run() -> _Opened:
         nonlocal checkpoints
         stack.enter_context(workdir.claimed(directory))
-        changed = workdir.check(directory, config)  # now that nobody else can change it
+        workdir.check(directory, config)  # now that nobody else can change it
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
         stack.callback(checkpoints.close)
-        newest = checkpoints.newest()
-        rows, done = read_rows(directory), workdir.read_summary(directory)
-        return changed, newest, rows, done, data.load(config.dataset)
+        return _Opened(
+            newest=checkpoints.newest(),
+            rows=read_rows(directory),
+            summary=workdir.read_summary(directory),
+            dataset=data.load(config.dataset),
+        )
 
-    changed, newest, rows, done, dataset = hosts.from_first(enter)
+    opened = hosts.from_first(open_run)
     if hosts.count() > 1:
-        data.reopen(dataset, config.dataset)
-    trainer = Trainer(config, dataset, build)
-    plan = trainer.plan
-    state, step, changes = trainer.new_state(), 0, []
+        data.reopen(opened.dataset, config.dataset)
+    trainer = Trainer(config, opened.dataset, build)
+    step = opened.newest[0] if opened.newest else 0
+    if opened.newest:
+        hosts.from_first(lambda: _require_resumable(directory, trainer, opened))
+        if _is_finished(opened, trainer):
+            return _finished(config, directory, opened)
+    trainer.begin_compiling()  # while the state is made
     made_by = {
         "device": jax.devices()[0].device_kind,
         "device_count": trainer.parallel.device_count,
         **workdir.provenance(),
     }
-    if newest:
-        step, record = newest
-        seen = record.get("examples", plan.examples)
-        hosts.from_first(
-            lambda: trained.require_same_data(
-                directory, dataset, trainer.normalization, seen
-            )
-        )
-        if step > plan.total_steps:
-            raise UserError(
-                f"--workdir={directory} is at step {step:,}, but config.epochs or "
-                f"config.steps ends the run at {plan.total_steps:,}: give more, or "
-                "another --workdir"
-            )
-        like = state.split()
+    state, changed, changes = trainer.new_state(), [], []
+    if opened.newest:
+        record, like = opened.newest[1], state.split()
         trees = hosts.from_first(lambda: checkpoints.restore(step, like))
         state = TrainState.join(trees)
-        for name, seconds in record["clock"].items():
-            clock[name] += seconds
+        clock.add(record["clock"])
+        changed += workdir.differences(
+            json.loads(common.completed(record["config"]).to_json()),
+            json.loads(config.to_json()),
+        )
         changed += workdir.differences(record["provenance"], made_by)
         changes = record["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
     elif config.init_from:
-        begin = partial(
-            *(finetune.begin_with, config.init_from, state, dataset.class_names),
-            residual=config.model.residual,
-            scale=trainer.normalization[1],
-        )
-        state, taken = hosts.from_first(begin)
-        hosts.tell(f"weights   of {taken}")
-    if done and done.get("steps") == step == plan.total_steps:
-        hosts.tell(f"finished  at step {step:,} of {step:,}: {results.sentence(done)}")
-        if any(told.startswith("dataset.eval_split") for told in changed):
-            split = config.dataset.eval_split
-            hosts.tell(
-                "note      not of that split, which takes another command: "
-                "python -m resnet_jax.evaluate "
-                f"--workdir={shlex.quote(bucket.shown(directory))} "
-                f"--split={shlex.quote(split)}"
-            )
-        return done
+        state = _begin_with(config, state, trainer, opened.dataset)
     if hosts.is_first():
         workdir.write_json(directory / "config.json", json.loads(config.to_json()))
-        trained.write_inputs(directory, dataset, trainer.normalization)
-        results.print_start(config, dataset, trainer, changed, newest)
-
+        trained.write_inputs(directory, opened.dataset, trainer.normalization)
+        results.print_start(config, opened.dataset, trainer, changed, opened.newest)
     state = trainer.place(state)
-    trainer.compile(state)
-    clock["compiling"] += trainer.compile_seconds
+    trainer.compile()
+    clock.compiling += trainer.compile_seconds
     hosts.tell(f"compiled  in {trainer.compile_seconds:.1f} s")
-    recorder = Recorder(directory if hosts.is_first() else None, rows, step, plan)
+    plan = trainer.plan
+    recorder = Recorder(
+        directory if hosts.is_first() else None, opened.rows, step, plan
+    )
     stack.callback(recorder.close)
     preemption.started()
 
     def record() -> dict:
         return {
-            "clock": clock | {"total": clock["total"] + time.perf_counter()},
+            "clock": clock.record(),
             "total_steps": plan.total_steps,
             "examples": plan.examples,
             "changes": changes,
@@ -173,7 +177,7 @@ def _run(
         }
 
     profile.trace_if(config.profile, trainer, directory)
-    saver = _Saver(trainer, checkpoints, recorder, record, step)
+    saver = Saver(trainer, checkpoints, recorder, record, step)
     try:
         metrics = _loop(
             config, trainer, state, step, recorder, saver, preemption, clock
@@ -181,16 +185,71 @@ def _run(
     except DivergedError:
         saver.wait()
         raise
-    clock["total"] += time.perf_counter()
-    result = results.of_run(config, dataset, trainer, clock, metrics, made_by)
+    result = results.of_run(config, opened.dataset, trainer, clock, metrics, made_by)
     if changes:
         result["changes"] = changes
     if hosts.is_first():
         workdir.write_json(directory / "summary.json", result)
-    hosts.tell(f"finished  in {clock['total']:,.0f} s: {results.sentence(result)}")
+    hosts.tell(f"finished  in {clock.total:,.0f} s: {results.sentence(result)}")
     if number := hosts.largest(preemption.received or 0):
         raise StoppedError(signal.Signals(number), "at the end, which is saved")
     return result
+
+
+def _require_resumable(directory: Path, trainer: Trainer, opened: _Opened) -> None:
+    """Raises UserError where the data are others now, or the run ends before."""
+    (step, record), plan = opened.newest, trainer.plan
+    seen = record.get("examples", plan.examples)
+    trained.require_same_data(directory, opened.dataset, trainer.normalization, seen)
+    if step > plan.total_steps:
+        raise UserError(
+            f"--workdir={directory} is at step {step:,}, but config.epochs or "
+            f"config.steps ends the run at {plan.total_steps:,}: give more, or "
+            "another --workdir"
+        )
+
+
+def _is_finished(opened: _Opened, trainer: Trainer) -> bool:
+    done, total = opened.summary, trainer.plan.total_steps
+    return bool(done) and done.get("steps") == opened.newest[0] == total
+
+
+def _finished(config: ConfigDict, directory: Path, opened: _Opened) -> dict:
+    """Says that a run has ended, and returns its summary."""
+    done = opened.summary
+    wanted = config.dataset.eval_split
+    split = done.get("eval_split", wanted)
+    step = f"{done['steps']:,}"
+    hosts.tell(f"finished  at step {step} of {step}: {results.sentence(done)}")
+    if split != wanted:
+        hosts.tell(
+            f"note      that result is for {split}; to evaluate {wanted}: "
+            "python -m resnet_jax.evaluate "
+            f"--workdir={shlex.quote(bucket.shown(directory))} "
+            f"--split={shlex.quote(wanted)}"
+        )
+    if hosts.is_first():  # another start may have left its own
+        content = json.loads(config.to_json())
+        content["dataset"]["eval_split"] = split
+        workdir.write_json(directory / "config.json", content)
+    return done
+
+
+def _begin_with(
+    config: ConfigDict, state: TrainState, trainer: Trainer, dataset: data.Dataset
+) -> TrainState:
+    """The state of step 0 with the weights that `config.init_from` names."""
+    begin = partial(
+        finetune.begin_with,
+        config.init_from,
+        state,
+        dataset.class_names,
+        residual=config.model.residual,
+        scale=trainer.normalization[1],
+    )
+    state, taken = hosts.from_first(begin)
+    hosts.tell(f"weights   of {taken}")
+    return state
 
 
 def _loop(
@@ -199,9 +258,9 @@ def _loop(
     state: TrainState,
     step: int,
     recorder: Recorder,
-    saver: "_Saver",
+    saver: Saver,
     preemption: Preemption,
-    clock: dict[str, float],
+    clock: Clock,
 ) -> dict:
     """Trains to the end; returns the last evaluation, on every split."""
     plan, metrics, resumed = trainer.plan, {}, step
@@ -240,67 +299,11 @@ def _loop(
             return metrics
         start, stop = time.perf_counter(), plan.call_end(step)
         state, means = trainer.train(state, step, stop)
-        clock["training"] += time.perf_counter() - start
+        clock.training += time.perf_counter() - start
         require_finite(means, step, stop, saver.saved_step)
         means["learning_rate"] = float(trainer.learning_rate(stop - 1))
         recorder.train_row(stop, means)
         step = stop
-
-
-class _Saver:
-    """Saves states, in the first process, and tells when they are saved.
-
-    Attributes:
-      saved_step: of the last state that was given to save; None: none yet.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        checkpoints: Checkpoints | None,
-        recorder: Recorder,
-        record: Callable[[], dict],
-        step: int,
-    ):
-        self._trainer, self._checkpoints = trainer, checkpoints
-        self._recorder, self._record = recorder, record
-        self.saved_step = step or None
-        self._time = time.perf_counter()
-
-    @property
-    def minutes(self) -> float:
-        """Since the last state was given to save, or the start."""
-        return (time.perf_counter() - self._time) / 60
-
-    def save(self, state: TrainState, step: int) -> None:
-        """Saves in the background. Raises DivergedError if the state is not finite."""
-        saved = self._trainer.fetch(state)
-        require_finite_state(saved, step, self.saved_step)
-        self.saved_step, self._time = step, time.perf_counter()
-        if self._checkpoints:
-            self._recorder.write()
-            self._checkpoints.best_step = self._recorder.best_step
-            self._tell(self._checkpoints.wait())
-            self._checkpoints.save(step, saved.split(), self._record())
-
-    def poll(self) -> None:
-        """Tells of a save that has ended."""
-        if self._checkpoints:
-            self._tell(self._checkpoints.poll())
-
-    def wait(self) -> None:
-        """Waits in all processes for the end of a save, and tells of it.
-
-        Those that do not save must not end before: JAX would end the first one, too.
-        """
-        hosts.from_first(lambda: self._tell(self._checkpoints.wait()))
-
-    def _tell(self, ended: tuple[int, int, float] | None) -> None:
-        if ended:
-            step, size, seconds = ended
-            self._recorder.tell(
-                f"saved     step {step:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
-            )
 
 
 def _out_of_memory(config: ConfigDict) -> UserError:

@@ -104,14 +104,18 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
     directory = bucket.local(directory)
     config = workdir.read_config(directory)
     validate(config, with_data=False)  # its file can have been edited
-    parallel.split_cpu(config.batch_size)  # before Orbax looks for devices
+    parallel.split_cpu(config.batch_size)
+    parallel.require_devices()
     compilation.use_compilation_cache()
     best = checkpoint == "best"
-    step, checkpoints = best_step(read_rows(directory)) if best else None, None
+    step = checkpoints = None
     if (directory / "checkpoints").is_dir():
         checkpoints = Checkpoints(directory / "checkpoints", keep=None)
-        newest = checkpoints.newest()
-        step = step if best else newest and newest[0]
+        newest, saved = checkpoints.newest(), checkpoints.steps()
+        step = newest and newest[0]
+        if best:  # evaluated, and saved
+            rows = read_rows(directory)
+            step = best_step([row for row in rows if row["step"] in saved])
     if step is None or checkpoints is None:
         reason = "the run had no validation split" if best else "it has saved none yet"
         raise UserError(

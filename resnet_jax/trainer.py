@@ -79,7 +79,9 @@ class Trainer:
                 )
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(
-            *(devices or jax.devices(), config.parallel, config.batch_size),
+            devices or jax.devices(),
+            config.parallel,
+            config.batch_size,
             image_shape=dataset.image_shape,
         )
         parts = config.optimizer.accumulate
@@ -102,6 +104,7 @@ class Trainer:
             config.augment.normalization, dataset.train.images
         )
         self.compile_seconds = 0.0
+        self._begun: list[Program] | None = None
 
     def new_state(self) -> TrainState:
         """The state of step 0: NumPy arrays, blocks under their unrolled names."""
@@ -111,6 +114,17 @@ class Trainer:
         freeze.check(config.optimizer, state.params)
         return models.unstack(state)
 
+    def _blank_state(self) -> TrainState:
+        """A state of zeros, in the form of `new_state`."""
+        variables = models.zeros(self.net, self._dataset.image_shape)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        opt_state = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(self._tx.init, params),
+        )
+        state = TrainState(np.int32(0), params, batch_stats, opt_state)
+        return state.replace(ema=state.trained) if self._config.optimizer.ema else state
+
     def place(self, state: TrainState) -> TrainState:
         """Puts a state as `new_state` and `fetch` return it on the devices."""
         return self.parallel.replicate(models.stack(state) if self.net.scan else state)
@@ -119,22 +133,35 @@ class Trainer:
         """Copies a state from the devices, into the form of `new_state`."""
         return models.unstack(self.parallel.fetch(self._with_statistics(state)))
 
-    def compile(self, state: TrainState) -> None:
-        """Places the data and compiles what `train` and `evaluate` run.
+    def compile(self) -> None:
+        """Compiles what `train` and `evaluate` run, and places the data."""
+        start = time.perf_counter()
+        if self._begun is None:
+            self._begun = self._begin()
+        Program.wait(self._begun)
+        self.compile_seconds += time.perf_counter() - start
 
-        Args:
-          state: on the devices.
-        """
+    def begin_compiling(self) -> None:
+        """Lets `compile` begin in the background."""
+        start = time.perf_counter()
+        self._begun = self._begin()
+        self.compile_seconds += time.perf_counter() - start
+
+    def _begin(self) -> list[Program]:
         config, dataset, parallel = self._config, self._dataset, self.parallel
+        state = self.place(self._blank_state())
         plain_steps = config.augment.plain_epochs * self.plan.steps_per_epoch
         train_steps = {
             size: make_train_step(
-                *(self.net, self._tx, config, self.normalization, size),
+                self.net,
+                self._tx,
+                config,
+                self.normalization,
+                size,
                 plain_from=self.plan.total_steps - plain_steps,
             )
             for size in (*self.plan.sizes, 0)
         }
-        start = time.perf_counter()
         compile_train = (
             self._compile_streamed if self._streams else self._compile_resident
         )
@@ -163,8 +190,7 @@ class Trainer:
         ]
         if state.ema:
             programs.append(self._statistics)
-        Program.wait(programs)
-        self.compile_seconds += time.perf_counter() - start
+        return programs
 
     def _compile_resident(
         self, state: TrainState, train_steps: dict[int, Callable]
@@ -179,10 +205,14 @@ class Trainer:
         self.programs = calls = {
             size: parallel.compile(
                 make_train_call(
-                    *(train_step, plan, parallel.axis_name),
+                    train_step,
+                    plan,
+                    parallel.axis_name,
                     config.augment.alternating_flip,
                 ),
-                *(state, *placed, self._one_more(state)),
+                state,
+                *placed,
+                parallel.replicate(np.int32(1)),
                 sharded=(2,),
                 donated=(0,),
             )
@@ -198,17 +228,15 @@ class Trainer:
 
         return run
 
-    def _one_more(self, state: TrainState) -> jax.Array:
-        """The number of the next update, for a call that makes no other."""
-        return self.parallel.replicate(self.parallel.fetch(state.step) + np.int32(1))
-
     def _compile_statistics(self, state: TrainState) -> Program:
         config, parallel = self._config, self.parallel
         return parallel.compile(
             make_statistics_call(
-                *(self.net, self.plan, config, self.normalization, parallel.axis_name)
+                self.net, self.plan, config, self.normalization, parallel.axis_name
             ),
-            *(state.ema["params"], state.batch_stats, *self._placed),
+            state.ema["params"],
+            state.batch_stats,
+            *self._placed,
             sharded=(3,),
         )
 
@@ -231,8 +259,12 @@ class Trainer:
         self.programs = calls = {
             size: parallel.compile(
                 make_streamed_call(train_step, parallel.axis_name),
-                *(state, parallel.replicate(zeros)),
-                *(*feed.empty_block(), feed.positions, seed, self._one_more(state)),
+                state,
+                parallel.replicate(zeros),
+                *feed.empty_block(),
+                feed.positions,
+                seed,
+                parallel.replicate(np.int32(1)),
                 sharded=(2, 3, 4),
                 donated=(0,),
             )

@@ -1,4 +1,4 @@
-"""A run's directory: where it is, whose it is, and its files, whole or not there."""
+"""Run directories: default location, locking, and atomic writing of files."""
 
 import contextlib
 import difflib
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from configs import common
 from resnet_jax import UserError
 
-# What may differ when a run goes on: it changes no update that is behind.
+# What may differ when a run is resumed: it changes no update that was made.
 _MAY_CHANGE = (
     "seeds",
     "epochs",
@@ -90,6 +90,11 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
     if checkpoints.exists() and not checkpoints.is_dir():
         raise UserError(f"{checkpoints} is a file: move it, or give another --workdir")
     saved = [path for path in checkpoints.glob("*") if path.name.isdigit()]
+    if not saved and (workdir / "summary.json").exists():
+        raise UserError(
+            f"--workdir={workdir} holds the results of a run whose checkpoints are "
+            "gone: give another --workdir"
+        )
     if not saved:  # nothing to lose
         if not is_run(workdir) and not _left_by_a_start(workdir):
             raise UserError(
@@ -100,8 +105,8 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
     if refused := [told for field, told in changed.items() if field not in _MAY_CHANGE]:
         raise UserError(
             f"--workdir={workdir} holds a run of another config "
-            f"({'; '.join(refused)}): give another --workdir, or the same config to go "
-            "on with that run"
+            f"({'; '.join(refused)}): give another --workdir, or the same config to "
+            "resume that run"
         )
     return list(changed.values())
 
@@ -200,9 +205,19 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def read_summary(workdir: Path) -> dict | None:
-    """The summary of the run in a directory; None where it has not ended."""
+    """The summary of the run in a directory; None where it has not ended.
+
+    Raises:
+      UserError: it is damaged.
+    """
     path = workdir / "summary.json"
-    return _read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    summary = _read_json(path)
+    needed = ("steps", "epochs", "test_accuracy", "test_loss", "test_examples")
+    if missing := [name for name in needed if name not in summary]:
+        raise UserError(f"{path} is damaged (no {missing[0]}): restore or delete it")
+    return summary
 
 
 def _read_json(path: Path) -> dict:
@@ -239,10 +254,10 @@ def _flat(config: ConfigDict) -> dict:
     return flat
 
 
-_GOES_ON = "mend that, and the same command goes on from the newest checkpoint"
+RESUME = "fix that, then run the same command to resume from the newest checkpoint"
 
 
-def write(path: Path, content: str | bytes, fix: str = _GOES_ON) -> None:
+def write(path: Path, content: str | bytes, fix: str = RESUME) -> None:
     """Writes a file whole: a reader sees the old content or the new, never a part.
 
     Raises:
@@ -266,6 +281,8 @@ def write(path: Path, content: str | bytes, fix: str = _GOES_ON) -> None:
 
 def make(out: Path) -> None:
     """Makes the directory that `--out` names. Raises UserError where it cannot be."""
+    if re.match(r"[a-z0-9]+:/", str(out)):
+        raise UserError(f"--out={out}: give a directory of this machine")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: give a directory")
     try:

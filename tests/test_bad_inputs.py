@@ -263,15 +263,15 @@ CONFIG_FILES = {
     "bytes": (bytes(range(256)), ["mine.py", "SyntaxError"]),
     "a picture": (b"\x89PNG\r\n\x1a\n", ["mine.py", "SyntaxError"]),
     "nothing": ("", ["mine.py", "defines no get_config()"]),
-    "no get_config": ("def getconfig():\n    pass\n", ["no get_config(): mend it"]),
+    "no get_config": ("def getconfig():\n    pass\n", ["no get_config(): fix it"]),
     "import": ("import not_a_module\n", ["mine.py", "'not_a_module'"]),
     "raises": (START + "    raise ValueError('too wide')\n", ["mine.py", "too wide"]),
     "ends the process": ("raise SystemExit\n", ["mine.py", "it ends the process"]),
     "returns a dict": (
         "def get_config():\n    return {'epochs': 3}\n",
-        ["mine.py", "no ConfigDict: mend it"],
+        ["mine.py", "no ConfigDict: fix it"],
     ),
-    "returns nothing": (START, ["mine.py", "no ConfigDict: mend it"]),
+    "returns nothing": (START, ["mine.py", "no ConfigDict: fix it"]),
     "a group alone": (
         START + "    return config.model\n",
         ["config.activation is not a field", "configs/common.py"],

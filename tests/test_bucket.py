@@ -119,7 +119,7 @@ def test_changes_go_back_whole_and_manifests_last(cloud):
     assert contents(run) == expected
 
 
-def test_run_whose_only_checkpoint_was_cut_off_starts_anew(cloud, capsys):
+def test_run_whose_only_checkpoint_was_cut_off_starts_again(cloud, capsys):
     runs = cloud.root / "lab" / "runs" / "a"
     cut_off = {"seed0/checkpoints/10/variables/d/0": "0"}
     whole = {"seed1/checkpoints/10/manifest.json": "m", "seed1/checkpoints/20/d/0": "0"}
@@ -128,7 +128,7 @@ def test_run_whose_only_checkpoint_was_cut_off_starts_anew(cloud, capsys):
     with bucket.sent_at_end():
         assert contents(bucket.local(URL)) == whole | configs
     assert capsys.readouterr().err == (
-        "damaged   seed0/checkpoints: none was sent whole; starting anew\n"
+        "damaged   seed0/checkpoints: none was sent whole; starting again\n"
     )
     assert contents(runs) == cut_off | whole | configs
 

@@ -61,7 +61,7 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("available", "size", "brief", "kept"),
+    ("available", "size", "fast", "kept"),
     [
         (True, 32, False, False),
         (True, 12, False, False),
@@ -71,23 +71,23 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
     ],
 )
 def test_programs_that_call_onednn_are_not_kept(
-    monkeypatch, available, size, brief, kept
+    monkeypatch, available, size, fast, kept
 ):
     """XLA cannot save them. Where it gains less than a soon start, they do not."""
-    monkeypatch.setattr(compilation, "has_onednn", lambda: available)
+    monkeypatch.setattr(compilation, "onednn_available", lambda: available)
     shape = (size, size, 1)
-    one = Parallel.over(jax.devices()[:1], "jit", 1, image_shape=shape, brief=brief)
+    one = Parallel.over(jax.devices()[:1], "jit", 1, image_shape=shape, fast_start=fast)
     number, traced = one.replicate(np.float32(1)), []
 
     def double(x):
-        traced.append(compilation.calls_onednn())
+        traced.append(compilation.tracing_for_onednn())
         return 2 * x
 
     double.__name__ = f"double_{uuid.uuid4().hex}"  # a program of no other run
     program = one.compile(double, number)
     assert program(number) == 2
     assert traced == [not kept]
-    assert not compilation.calls_onednn()
+    assert not compilation.tracing_for_onednn()
     cache = Path(jax.config.jax_compilation_cache_dir)
     assert bool(list(cache.glob(f"*{double.__name__}*"))) == kept
     if not kept:  # but by this process

@@ -59,6 +59,18 @@ def test_every_example_counts_once(dataset, network, batch_size, devices, mode):
         assert accuracy == pytest.approx(expected, nan_ok=True)
 
 
+def test_logits_that_are_no_numbers_are_never_correct(dataset, network):
+    net, variables, normalization, _ = network
+    variables = jax.tree.map(np.copy, variables)
+    variables["params"]["classifier"]["bias"][:] = np.nan
+    parallel = Parallel.over(jax.devices()[:1], "jit", 90)
+    evaluator = Evaluator(net, dataset.eval, normalization, 90, parallel)
+    placed = parallel.replicate(variables)
+    evaluator.compile(placed)
+    metrics = evaluator(placed)
+    assert metrics["accuracy"] == metrics["top5_accuracy"] == 0
+
+
 def test_ten_classes_have_no_top_five(dataset):
     net = models.resnet(1, 8, 10)
     variables = models.initialize(net, jax.random.key(0), dataset.image_shape)

@@ -199,9 +199,9 @@ def test_signal_while_starting_leaves_nothing(
 ):
     compile_programs = Trainer.compile
 
-    def signalled(self, state):
+    def signalled(self):
         os.kill(os.getpid(), signal.SIGTERM)
-        compile_programs(self, state)
+        compile_programs(self)
 
     monkeypatch.setattr(Trainer, "compile", signalled)
     with pytest.raises(preemption.StoppedError, match="while starting"):
@@ -209,6 +209,62 @@ def test_signal_while_starting_leaves_nothing(
     assert "saving" not in capsys.readouterr().err
     monkeypatch.undo()
     assert train.train_and_evaluate(config(), tmp_path / "run")["steps"] == 45
+
+
+def test_signal_between_the_end_and_the_return_is_not_lost():
+    """So that of several seeds the next one does not begin."""
+
+    def signalled() -> None:
+        with preemption.Preemption() as running:
+            running.started()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not running.received:
+                time.sleep(0.01)
+
+    with pytest.raises(preemption.StoppedError, match="at the end, which is saved"):
+        signalled()
+
+
+def test_change_is_recorded_although_the_start_that_made_it_died(
+    straight, tmp_path, monkeypatch, quick_training
+):
+    run = shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "45")
+    (run / "summary.json").unlink()
+
+    def die(self):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Trainer, "compile", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            train.train_and_evaluate(config(parallel="pmap"), run)
+    summary = train.train_and_evaluate(config(parallel="pmap"), run)
+    (change,) = summary["changes"]
+    assert change["step"] == 23
+    assert "parallel 'jit' -> 'pmap'" in change["changed"]
+
+
+def test_results_without_checkpoints_are_not_taken_for_a_new_run(run):
+    shutil.rmtree(run / "checkpoints")
+    content = (run / "config.json").read_bytes()
+    for changes in ({}, {"optimizer.learning_rate": 0.01}):
+        with pytest.raises(UserError, match="whose checkpoints are gone"):
+            train.train_and_evaluate(config(**changes), run)
+    assert (run / "config.json").read_bytes() == content
+
+
+def test_finished_run_keeps_its_config_and_split(run, capsys, quick_training):
+    content = json.loads((run / "config.json").read_text())
+    longer = content | {"steps": 90}
+    longer["dataset"] = content["dataset"] | {"eval_split": "test[:100]"}
+    (run / "config.json").write_text(json.dumps(longer))  # of a start that died
+    train.train_and_evaluate(config(), run)
+    assert "note" not in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text()) == content
+    train.train_and_evaluate(config(**{"dataset.eval_split": "test[:100]"}), run)
+    assert "that result is for test; to evaluate test[:100]" in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text()) == content
 
 
 @pytest.mark.slow
@@ -302,8 +358,8 @@ def test_directory_that_turns_read_only_ends_the_run(straight, monkeypatch):
         train.train_and_evaluate(config(steps=23), run)
         compile_programs = Trainer.compile
 
-        def compiled(self, state):
-            compile_programs(self, state)
+        def compiled(self):
+            compile_programs(self)
             stack.enter_context(read_only(run))
 
         monkeypatch.setattr(Trainer, "compile", compiled)

@@ -115,7 +115,7 @@ def scanned(convolution, strides, padding):
 def test_derivatives_do_not_depend_on_onednn(
     monkeypatch, kernel_size, strides, padding
 ):
-    monkeypatch.setattr(compilation, "calls_onednn", lambda: True)
+    monkeypatch.setattr(compilation, "tracing_for_onednn", lambda: True)
     arguments = draw(0, 2, 7, 5, 3), draw(1, *kernel_size, 3, 4)
     direction = draw(2, 2, 7, 5, 3), draw(3, *kernel_size, 3, 4)
     actual, expected = (
@@ -156,7 +156,7 @@ def test_kernel_gradient_in_float32_with_all_compiler_options(strides):
 @pytest.fixture(params=[False, True], ids=["without", "with"])
 def onednn(request, monkeypatch):
     """Gradients as they are for programs that do without oneDNN, and that call it."""
-    monkeypatch.setattr(compilation, "calls_onednn", lambda: request.param)
+    monkeypatch.setattr(compilation, "tracing_for_onednn", lambda: request.param)
 
 
 @pytest.mark.usefixtures("onednn")

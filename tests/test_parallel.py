@@ -2,6 +2,7 @@ import functools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from configs import common, digits
 from resnet_jax import UserError, compilation, data, models, trainer
 from resnet_jax.augment import augment, statistics
-from resnet_jax.parallel import Parallel
+from resnet_jax.parallel import Parallel, require_devices
 from resnet_jax.step import Batch, create_state, make_train_step
 from resnet_jax.trainer import Trainer
 
@@ -33,7 +34,7 @@ def train(devices: int, mode: str = "jit", image_size: int = 0):
         patch.setattr(trainer.jax, "devices", lambda: devices_of(devices))
         run = Trainer(config, data.load(config.dataset))
     state = run.place(run.new_state())
-    run.compile(state)
+    run.compile()
     states, losses = [], []
     for step in range(2):
         state, means = run.train(state, step, step + 1)
@@ -214,3 +215,29 @@ def test_cpu_is_there_whatever_jax_platforms_says(given, used):
     )
     environment = os.environ | {"JAX_PLATFORMS": given}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+@pytest.mark.parametrize("given", ["tpu", "nonsense"])
+def test_platform_that_is_not_here_is_a_sentence_and_no_run_on_the_cpu(given, tmp_path):
+    command = [sys.executable, "-m", "resnet_jax.main", "--config=configs/digits.py"]
+    ended = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": given},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert f"JAX_PLATFORMS={given}" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_cpu_in_place_of_a_gpu_is_refused(monkeypatch):
+    """JAX passes over 'cuda' where there is no NVIDIA GPU, if 'cpu' follows."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda: there is no such device"):
+        require_devices()
+    for allowed in ("cuda,cpu", "cpu", ""):
+        monkeypatch.setenv("JAX_PLATFORMS", allowed)
+        require_devices()

@@ -68,6 +68,6 @@ def test_a_run_traces_its_second_call(tmp_path, capsys):
         "no call, as one makes all 8 steps: give config.steps_per_call=4"
         in capsys.readouterr().out
     )
-    config.update(steps_per_call=2, profile=False)  # may differ when the run goes on
+    config.update(steps_per_call=2, profile=False)  # may differ when the run is resumed
     assert train.train_and_evaluate(config, tmp_path)["steps"] == 8
     assert json.loads((tmp_path / "config.json").read_text())["profile"] is False

@@ -29,7 +29,7 @@ def step_of(monkeypatch, image_shape=SHAPE, **changes) -> tuple[dict, dict]:
 @pytest.mark.slow
 def test_flops_are_what_xla_counts(monkeypatch):
     """To a few per cent: no gradient of the images, and sums besides products."""
-    monkeypatch.setattr(compilation, "has_onednn", lambda: False)
+    monkeypatch.setattr(compilation, "onednn_available", lambda: False)
     step, counted = step_of(monkeypatch)
     assert step["flops_per_step"] == pytest.approx(8 * counted["flops"], rel=0.1)
     assert step["bytes_per_step"] == int(8 * counted["bytes accessed"])
@@ -45,7 +45,7 @@ def test_loops_hide_bytes(monkeypatch):
 
 @pytest.mark.slow
 def test_onednn_hides_bytes(monkeypatch):
-    monkeypatch.setattr(compilation, "has_onednn", lambda: True)
+    monkeypatch.setattr(compilation, "onednn_available", lambda: True)
     assert step_of(monkeypatch)[0]["bytes_per_step"] is None
     small, _ = step_of(monkeypatch, image_shape=(8, 8, 1))  # does not call it
     assert small["bytes_per_step"] > 0

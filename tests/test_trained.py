@@ -38,6 +38,15 @@ def test_restores_what_the_run_measured(run):
     assert "stage1_blocks" not in names
 
 
+def test_best_checkpoint_is_the_best_of_those_that_are_saved(run, tmp_path):
+    """Rows are written before: a run that was killed between has none of its best."""
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    best = trained.load(copy, "best").step
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 999, "validation_accuracy": 1.0}) + "\n")
+    assert trained.load(copy, "best").step == best
+
+
 def test_needs_no_data_set(run, tmp_path, monkeypatch):
     directory, _ = run
     expected = trained.load(directory).inputs

@@ -24,7 +24,7 @@ def trained(request) -> tuple[Trainer, Callable]:
     config.parallel = request.param
     trainer = Trainer(config, data.load(config.dataset))
     state, step = trainer.place(trainer.new_state()), 0
-    trainer.compile(state)
+    trainer.compile()
 
     def train(steps: int) -> dict:
         nonlocal state, step
@@ -93,7 +93,7 @@ def test_all_seeds_share_one_program(monkeypatch):
         config = common.get_config("smoke", version=1, depth=8)
         config.update(seed=seed)
         trainer = Trainer(config, data.load(config.dataset))
-        trainer.compile(trainer.place(trainer.new_state()))
+        trainer.compile()
     assert len(programs) == 4
     assert sorted(programs[:2]) == sorted(programs[2:])
 

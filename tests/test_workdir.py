@@ -255,8 +255,13 @@ def test_damaged_config_is_told(tmp_path, text):
 
 def test_read_summary_is_none_until_the_run_has_ended(tmp_path):
     assert workdir.read_summary(tmp_path) is None
-    workdir.write_json(tmp_path / "summary.json", {"steps": 3, "test_loss": 0.5})
-    assert workdir.read_summary(tmp_path) == {"steps": 3, "test_loss": 0.5}
+    summary = {"steps": 3, "epochs": 0.5, "test_accuracy": 0.1, "test_loss": None}
+    workdir.write_json(tmp_path / "summary.json", summary)
+    with pytest.raises(UserError, match=r"damaged \(no test_examples\)"):
+        workdir.read_summary(tmp_path)
+    summary["test_examples"] = 360
+    workdir.write_json(tmp_path / "summary.json", summary)
+    assert workdir.read_summary(tmp_path) == summary
 
 
 def test_write_leaves_the_file_and_nothing_else(tmp_path):

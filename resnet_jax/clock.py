@@ -1,0 +1,37 @@
+"""The seconds that a run takes, over all the processes that worked on it."""
+
+import dataclasses
+import time
+
+
+@dataclasses.dataclass
+class Clock:
+    """Runs from when it is made.
+
+    Attributes:
+      training: seconds of calls that train.
+      compiling: seconds that the start waited for programs.
+    """
+
+    training: float = 0.0
+    compiling: float = 0.0
+    _earlier: float = 0.0
+    _start: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @property
+    def total(self) -> float:
+        return self._earlier + time.perf_counter() - self._start
+
+    def record(self) -> dict[str, float]:
+        """The seconds so far, for a checkpoint."""
+        return {
+            "total": self.total,
+            "training": self.training,
+            "compiling": self.compiling,
+        }
+
+    def add(self, record: dict[str, float]) -> None:
+        """Adds those of the processes before, as a checkpoint has them."""
+        self._earlier += record["total"]
+        self.training += record["training"]
+        self.compiling += record["compiling"]
