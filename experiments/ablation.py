@@ -106,7 +106,7 @@ def recipes(depth: int) -> dict[tuple[str, str], dict]:
     return found
 
 
-def training(scale: str, recipe: str, changes: dict, seed: int) -> dict:
+def run_config(scale: str, recipe: str, changes: dict, seed: int) -> dict:
     """The config of a run, as JSON holds it."""
     settings = SCALES[scale]
     config = common.get_config(recipe, 1, settings["depth"])
@@ -119,13 +119,15 @@ def training(scale: str, recipe: str, changes: dict, seed: int) -> dict:
     return json.loads(config.to_json())
 
 
-def run(study: Study) -> dict[tuple[str, str], list[dict]]:
+def run(experiment: Study) -> dict[tuple[str, str], list[dict]]:
     """The results by recipe and ingredient, for each seed; '' is the recipe itself."""
     cells = {}
-    for (recipe, name), changes in recipes(SCALES[study.scale]["depth"]).items():
-        configs = [training(study.scale, recipe, changes, seed) for seed in SEEDS]
+    for (recipe, name), changes in recipes(SCALES[experiment.scale]["depth"]).items():
+        configs = [
+            run_config(experiment.scale, recipe, changes, seed) for seed in SEEDS
+        ]
         cells[recipe, name] = [
-            study.cell(curves.last_accuracy, config=config) for config in configs
+            experiment.cell(curves.last_accuracy, config=config) for config in configs
         ]
     return cells
 
@@ -253,11 +255,11 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, draws the figure and writes the table."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
-    text = table(cells, own.scale, own.made_by())
-    own.write_section("ablation", "What each ingredient is worth", text)
-    own.save(draw(cells))
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
+    text = table(cells, experiment.scale, experiment.made_by())
+    experiment.write_section("ablation", "What each ingredient is worth", text)
+    experiment.save(draw(cells))
     print(text)
 
 

@@ -50,18 +50,21 @@ def measure(config: dict, order: str) -> dict:
     return curves.curves(config, order, partial(ordered, order))
 
 
-def run(study: Study) -> dict[str, dict[str, list[dict]]]:
+def run(experiment: Study) -> dict[str, dict[str, list[dict]]]:
     """The results by network, as '56 layers, basic', by order, and for each seed."""
-    scale, cells = SCALES[study.scale], {}
+    scale, cells = SCALES[experiment.scale], {}
     for depth, model in scale["networks"]:
         name = f"{depth} layers, {model.get('block', 'basic')}"
         for order in ORDERS:
             configs = [
-                curves.training(study.scale, 1, depth, seed, scale["epochs"], **model)
+                curves.run_config(
+                    experiment.scale, 1, depth, seed, scale["epochs"], **model
+                )
                 for seed in SEEDS
             ]
             cells.setdefault(name, {})[order] = [
-                study.cell(measure, config=config, order=order) for config in configs
+                experiment.cell(measure, config=config, order=order)
+                for config in configs
             ]
     return cells
 
@@ -84,12 +87,12 @@ def draw(cells: dict[str, dict[str, list[dict]]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     for network, orders in cells.items():
         print(f"{network} blocks")
         print(curves.table(orders, ("train_error", "test_error")))
-    own.save(draw(cells))
+    experiment.save(draw(cells))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ RECIPES = {
 }
 
 
-def training(scale: str, recipe: str, epochs: int, seed: int) -> dict:
+def run_config(scale: str, recipe: str, epochs: int, seed: int) -> dict:
     """The config of a run, as JSON holds it."""
     name, changes = RECIPES[recipe]
     config = common.get_config(name, 1, DEPTH)
@@ -70,13 +70,13 @@ def training(scale: str, recipe: str, epochs: int, seed: int) -> dict:
     return json.loads(config.to_json())
 
 
-def run(study: Study) -> dict[tuple[int, str], list[dict]]:
+def run(experiment: Study) -> dict[tuple[int, str], list[dict]]:
     """The results by epochs and recipe, for each seed."""
     return {
         (epochs, recipe): [
-            study.cell(
+            experiment.cell(
                 curves.last_accuracy,
-                config=training(study.scale, recipe, epochs, seed),
+                config=run_config(experiment.scale, recipe, epochs, seed),
             )
             for seed in SEEDS
         ]
@@ -133,11 +133,11 @@ def draw(cells: dict[tuple[int, str], list[dict]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, draws the figure and writes the table."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
-    text = table(cells, own.scale, own.made_by())
-    own.write_section("budgets", "The recipes at few epochs", text)
-    own.save(draw(cells))
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
+    text = table(cells, experiment.scale, experiment.made_by())
+    experiment.write_section("budgets", "The recipes at few epochs", text)
+    experiment.save(draw(cells))
     print(text)
 
 

@@ -21,7 +21,7 @@ from resnet_jax.metrics import read_rows
 CHANCE = 0.9
 
 
-def training(
+def run_config(
     scale: str, version: int, depth: int, seed: int, epochs: int, **model
 ) -> dict:
     """A config, as JSON holds it: 'full' is He's recipe on CIFAR-10, 'smoke' digits.

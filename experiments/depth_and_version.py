@@ -100,21 +100,21 @@ def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
     }
 
 
-def run(study: Study) -> dict[str, dict[tuple, list[dict]]]:
+def run(experiment: Study) -> dict[str, dict[tuple, list[dict]]]:
     """'trained' by version and depth, for each seed; 'costs' by these and remat."""
-    scale, trained, costs = SCALES[study.scale], {}, {}
+    scale, trained, costs = SCALES[experiment.scale], {}, {}
     for version, depth in itertools.product(VERSIONS, scale["depths"]):
         configs = [
-            curves.training(study.scale, version, depth, seed, scale["epochs"])
+            curves.run_config(experiment.scale, version, depth, seed, scale["epochs"])
             for seed in SEEDS
         ]
         trained[version, depth] = [
-            study.cell(curves.curves, config=config) for config in configs
+            experiment.cell(curves.curves, config=config) for config in configs
         ]
     for version, depth, remat in itertools.product(
         VERSIONS, scale["depths"], (False, True)
     ):
-        costs[version, depth, remat] = study.cell(
+        costs[version, depth, remat] = experiment.cell(
             cost,
             version=version,
             depth=depth,
@@ -184,10 +184,10 @@ def table(cells: dict[str, dict[tuple, list[dict]]]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measures what is not measured yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     print(table(cells))
-    own.save(draw(cells, SCALES[own.scale]["depths"]))
+    experiment.save(draw(cells, SCALES[experiment.scale]["depths"]))
 
 
 if __name__ == "__main__":

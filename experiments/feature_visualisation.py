@@ -46,13 +46,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import study
+from experiments import study, trained
 from experiments.blockwise import is_block
 from experiments.study import STYLES, Study
-from experiments.trained import Trained, trained, training, training_examples
+from experiments.trained import Subject
 from resnet_jax import command_line
 
-# Depth, the size of the images, and epochs (None: as `training` says).
+# Depth, the size of the images, and epochs (None: as `trained.run_config` says).
 SCALES = {
     "smoke": {"depth": 20, "image_size": 32, "epochs": 8},
     "full": {"depth": 56, "image_size": 0, "epochs": None},
@@ -63,16 +63,16 @@ FITTED = 500  # training examples of which the classes' means are taken
 TESTED = 1000  # test examples, at most
 
 
-def config_of(scale: str, seed: int) -> dict:
+def run_config(scale: str, seed: int) -> dict:
     """The config of a scale's network, as JSON holds it."""
     chosen = SCALES[scale]
-    config = training(scale, chosen["depth"], True, seed)
+    config = trained.run_config(scale, chosen["depth"], True, seed)
     config["dataset"]["image_size"] = chosen["image_size"]
     config["epochs"] = chosen["epochs"] or config["epochs"]
     return config
 
 
-def watch(run: Trained, images, added=None):
+def watch(subject: Subject, images, added=None):
     """The logits, and what each block gives, with `added[block]` added to it."""
     outputs = []
 
@@ -85,7 +85,7 @@ def watch(run: Trained, images, added=None):
         return output
 
     with nn.intercept_methods(record):
-        logits = run.net.apply(run.variables, images, train=False)
+        logits = subject.net.apply(subject.variables, images, train=False)
     return logits, outputs
 
 
@@ -103,16 +103,16 @@ def grad_cam(activations, gradients):
     return jax.nn.relu((weights * activations).sum(-1))
 
 
-def block_maps(run: Trained, images, labels) -> tuple[list, list]:
+def block_maps(subject: Subject, images, labels) -> tuple[list, list]:
     """For each block its activations, and the Grad-CAM of the right class."""
 
     @jax.jit
     def maps(images):
-        shapes = jax.eval_shape(lambda: watch(run, images)[1])
+        shapes = jax.eval_shape(lambda: watch(subject, images)[1])
         zeros = [jnp.zeros(shape.shape) for shape in shapes]
 
         def score(added):
-            logits, outputs = watch(run, images, added)
+            logits, outputs = watch(subject, images, added)
             return logits[jnp.arange(len(labels)), labels].sum(), outputs
 
         gradients, outputs = jax.grad(score, has_aux=True)(zeros)
@@ -142,15 +142,15 @@ def area(maps: np.ndarray) -> float:
 
 def measure(config: dict) -> dict:
     """By block: how well class means tell the classes apart, and Grad-CAM's area."""
-    run = trained(config)
-    fitted, fitted_labels = training_examples(config, FITTED)
-    pooled = jax.jit(lambda images: [x.mean((1, 2)) for x in watch(run, images)[1]])
-    images, labels = run.images[:TESTED], run.labels[:TESTED]
+    subject = trained.subject(config)
+    fitted, fitted_labels = trained.training_examples(config, FITTED)
+    pooled = jax.jit(lambda images: [x.mean((1, 2)) for x in watch(subject, images)[1]])
+    images, labels = subject.images[:TESTED], subject.labels[:TESTED]
     pairs = zip(pooled(fitted), pooled(images), strict=True)
-    _, cams = block_maps(run, images, labels)
+    _, cams = block_maps(subject, images, labels)
     return {
-        **run.made_by,
-        "test_accuracy": run.summary["test_accuracy"],
+        **subject.made_by,
+        "test_accuracy": subject.summary["test_accuracy"],
         "nearest_mean_accuracy": study.numbers(
             [
                 nearest_mean_accuracy(
@@ -169,17 +169,17 @@ def pictures(config: dict, examples: int, blocks: int) -> dict:
     Pictures are in whole percent of their range; the blocks are counted from 1, and the
     last is among them.
     """
-    run = trained(config)
-    _, first = np.unique(run.labels, return_index=True)
+    subject = trained.subject(config)
+    _, first = np.unique(subject.labels, return_index=True)
     chosen = first[np.linspace(0, len(first) - 1, examples).astype(int)]
-    images = run.images[chosen]
-    outputs, cams = block_maps(run, images, run.labels[chosen])
+    images = subject.images[chosen]
+    outputs, cams = block_maps(subject, images, subject.labels[chosen])
     every = -(-len(cams) // blocks)
     numbers = range(len(cams), 0, -every)[::-1]
-    filters = run.variables["params"]["stem_conv"]["kernel"].transpose(3, 0, 1, 2)
+    filters = subject.variables["params"]["stem_conv"]["kernel"].transpose(3, 0, 1, 2)
     return {
-        **run.made_by,
-        "labels": run.labels[chosen].tolist(),
+        **subject.made_by,
+        "labels": subject.labels[chosen].tolist(),
         "blocks": list(numbers),
         "filters": percent(filters, (0, 1, 2, 3)),
         "images": percent(images, (1, 2, 3)),
@@ -268,10 +268,14 @@ def draw(found: dict, results: list[dict]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains and measures what is not there yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    results = [own.cell(measure, config=config_of(own.scale, s)) for s in SEEDS]
-    found = own.cell(pictures, config=config_of(own.scale, SEEDS[0]), **SHOWN)
-    own.save(draw(found, results))
+    experiment = Study.of(argv, __doc__)
+    results = [
+        experiment.cell(measure, config=run_config(experiment.scale, s)) for s in SEEDS
+    ]
+    found = experiment.cell(
+        pictures, config=run_config(experiment.scale, SEEDS[0]), **SHOWN
+    )
+    experiment.save(draw(found, results))
 
 
 if __name__ == "__main__":

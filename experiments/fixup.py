@@ -144,15 +144,17 @@ def measure(config: dict, kind: str) -> dict:
     return curves.curves(config, kind, partial(without_norm, kind))
 
 
-def run(study: Study) -> dict[tuple, list[dict]]:
+def run(experiment: Study) -> dict[tuple, list[dict]]:
     """The results by kind, learning rate and depth, for each seed."""
-    scale, cells = SCALES[study.scale], {}
+    scale, cells = SCALES[experiment.scale], {}
     choices = itertools.product(KINDS, scale["learning_rates"], scale["depths"])
     for kind, learning_rate, depth in choices:
         for seed in SEEDS:
-            config = curves.training(study.scale, 1, depth, seed, scale["epochs"])
+            config = curves.run_config(
+                experiment.scale, 1, depth, seed, scale["epochs"]
+            )
             config["optimizer"]["learning_rate"] = learning_rate
-            found = study.cell(measure, config=config, kind=kind)
+            found = experiment.cell(measure, config=config, kind=kind)
             cells.setdefault((kind, learning_rate, depth), []).append(found)
     return cells
 
@@ -192,14 +194,14 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     named = {
         f"{kind}, rate {rate:g}, {depth} layers": results
         for (kind, rate, depth), results in cells.items()
     }
     print(curves.table(named, ("train_error", "test_error")))
-    own.save(draw(cells, SCALES[own.scale]))
+    experiment.save(draw(cells, SCALES[experiment.scale]))
 
 
 if __name__ == "__main__":

@@ -178,12 +178,12 @@ def _active(branch: float) -> float:
     return (y > 0).mean()
 
 
-def run(study: Study) -> dict[tuple, list[dict]]:
+def run(experiment: Study) -> dict[tuple, list[dict]]:
     """All cells, a value for each seed.
 
     The keys are network, norm, depth, initial scale and whether it was trained.
     """
-    scale, cells = SCALES[study.scale], {}
+    scale, cells = SCALES[experiment.scale], {}
     depths, initial_scales = scale["depths"], scale["initial_scales"]
     choices = [
         *((norm, depth, 1.0, False) for norm in (True, False) for depth in depths),
@@ -194,7 +194,7 @@ def run(study: Study) -> dict[tuple, list[dict]]:
     for network, choice in itertools.product(NETWORKS, choices):
         norm, depth, initial_scale, trained = choice
         cells[network, *choice] = [
-            study.cell(
+            experiment.cell(
                 measure,
                 dataset=scale["dataset"],
                 network=network,
@@ -286,8 +286,8 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Measures what is not measured yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    own.save(draw(run(own), SCALES[own.scale]))
+    experiment = Study.of(argv, __doc__)
+    experiment.save(draw(run(experiment), SCALES[experiment.scale]))
 
 
 if __name__ == "__main__":

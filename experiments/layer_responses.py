@@ -40,9 +40,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import study
+from experiments import study, trained
 from experiments.study import STYLES, Study
-from experiments.trained import trained, training
 from resnet_jax import command_line
 
 # Depth, and whether there are shortcuts.
@@ -53,14 +52,14 @@ SCALES = {
 SEEDS = (0, 1, 2)
 
 
-def config_of(scale: str, depth: int, residual: bool, seed: int) -> dict:
+def run_config(scale: str, depth: int, residual: bool, seed: int) -> dict:
     """The config of a network, as JSON holds it.
 
     Responses start at 1, BatchNorm's first scale, and weight decay brings them down
     where the loss does not keep them up: in He's recipe by 0.1 * 1e-4 an update, in
     64,000 of them. 'smoke' has 450, so it decays a hundred times faster.
     """
-    config = training(scale, depth, residual, seed)
+    config = trained.run_config(scale, depth, residual, seed)
     if scale == "smoke":
         config["optimizer"] |= {"learning_rate": 0.1, "weight_decay": 0.01}
     return config
@@ -88,11 +87,11 @@ def responses(net, variables, images) -> list[float]:
 
 def measure(config: dict) -> dict:
     """Of a trained network, on the test set."""
-    run = trained(config)
-    deviations = responses(run.net, run.variables, run.images)
+    subject = trained.subject(config)
+    deviations = responses(subject.net, subject.variables, subject.images)
     return {
-        **run.made_by,
-        "test_accuracy": run.summary["test_accuracy"],
+        **subject.made_by,
+        "test_accuracy": subject.summary["test_accuracy"],
         "responses": study.numbers(deviations),
     }
 
@@ -119,15 +118,17 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains and measures what is not there yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
+    experiment = Study.of(argv, __doc__)
     cells = {}
-    for depth, residual in SCALES[own.scale]:
+    for depth, residual in SCALES[experiment.scale]:
         name = f"{'residual' if residual else 'plain'}-{depth}"
         cells[name] = [
-            own.cell(measure, config=config_of(own.scale, depth, residual, seed))
+            experiment.cell(
+                measure, config=run_config(experiment.scale, depth, residual, seed)
+            )
             for seed in SEEDS
         ]
-    own.save(draw(cells))
+    experiment.save(draw(cells))
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ from jax import lax
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments import study
+from experiments import study, trained
 from experiments.blockwise import is_block
 from experiments.study import STYLES, Study
-from experiments.trained import Trained, trained, training
+from experiments.trained import Subject
 from resnet_jax import command_line
 from resnet_jax.layers import zero_padded_shortcut
 
@@ -98,7 +98,7 @@ def logits(net, variables, images, change: Callable):
         return net.apply(variables, images, train=False)
 
 
-def make_error(run: Trained) -> Callable:
+def make_error(subject: Subject) -> Callable:
     """Builds error(variables, kept): the part of the test set that is got wrong.
 
     `kept` says for each block whether it stays; else the shortcut stands in for it.
@@ -109,13 +109,13 @@ def make_error(run: Trained) -> Callable:
         def delete(number, shortcut, output):
             return jnp.where(kept[number], output, shortcut)
 
-        scores = logits(run.net, variables, run.images, delete)
-        return (scores.argmax(-1) != run.labels).mean()
+        scores = logits(subject.net, variables, subject.images, delete)
+        return (scores.argmax(-1) != subject.labels).mean()
 
     return lambda *args: float(error(*args))
 
 
-def make_path_gradient(run: Trained) -> Callable:
+def make_path_gradient(subject: Subject) -> Callable:
     """Builds gradient(through): of each example's loss with respect to its pixels.
 
     Forward nothing changes. Back it goes through the branches alone of the blocks that
@@ -131,15 +131,15 @@ def make_path_gradient(run: Trained) -> Callable:
             lax.stop_gradient(branch) + shortcut,
         )
 
-    labels = run.labels[:PATH_EXAMPLES]
+    labels = subject.labels[:PATH_EXAMPLES]
 
     def loss(images, through):
         change = functools.partial(one_way, through)
-        scores = logits(run.net, run.variables, images, change)
+        scores = logits(subject.net, subject.variables, images, change)
         return optax.softmax_cross_entropy_with_integer_labels(scores, labels).sum()
 
     gradient = jax.jit(jax.grad(loss))
-    return lambda through: gradient(run.images[:PATH_EXAMPLES], through)
+    return lambda through: gradient(subject.images[:PATH_EXAMPLES], through)
 
 
 def mean_norm(gradients) -> float:
@@ -147,10 +147,12 @@ def mean_norm(gradients) -> float:
     return float(jnp.sqrt((gradients**2).sum((1, 2, 3))).mean())
 
 
-def swapped(run: Trained, swaps: int, rng: np.random.Generator) -> tuple[dict, float]:
+def swapped(
+    subject: Subject, swaps: int, rng: np.random.Generator
+) -> tuple[dict, float]:
     """Variables after swaps of blocks of one stage, and Kendall's tau of the order."""
-    names = block_names(run.net)
-    order, n = np.arange(len(names)), run.net.blocks_per_stage[0]
+    names = block_names(subject.net)
+    order, n = np.arange(len(names)), subject.net.blocks_per_stage[0]
     for _ in range(swaps):
         first = n * rng.integers(3)
         pair = first + rng.choice(np.arange(1, n), 2, replace=False)
@@ -158,42 +160,42 @@ def swapped(run: Trained, swaps: int, rng: np.random.Generator) -> tuple[dict, f
     moved = {name: names[source] for name, source in zip(names, order, strict=True)}
     variables = {
         kind: {name: tree[moved.get(name, name)] for name in tree}
-        for kind, tree in run.variables.items()
+        for kind, tree in subject.variables.items()
     }
     return variables, float(stats.kendalltau(np.arange(len(names)), order).statistic)
 
 
 def measure(config: dict, draws: int) -> dict:
     """Test errors of a trained network after lesions, and gradients of its paths."""
-    run = trained(config)
+    subject = trained.subject(config)
     rng = np.random.default_rng(config["seed"])
-    count = 3 * run.net.blocks_per_stage[0]
-    error = make_error(run)
+    count = 3 * subject.net.blocks_per_stage[0]
+    error = make_error(subject)
 
     def drawn(number: int) -> np.ndarray:
         return np.isin(np.arange(count), rng.choice(count, number, replace=False))
 
-    orders = [swapped(run, swaps, rng) for swaps in range(count)]
+    orders = [swapped(subject, swaps, rng) for swaps in range(count)]
     result = {
-        "error": error(run.variables, ~drawn(0)),
+        "error": error(subject.variables, ~drawn(0)),
         "one_deleted": [
-            error(run.variables, np.arange(count) != b) for b in range(count)
+            error(subject.variables, np.arange(count) != b) for b in range(count)
         ],
         "deleted": [
-            [error(run.variables, ~drawn(number)) for _ in range(draws)]
+            [error(subject.variables, ~drawn(number)) for _ in range(draws)]
             for number in range(count + 1)
         ],
         "tau": [tau for _, tau in orders],
         "swapped": [error(variables, ~drawn(0)) for variables, _ in orders],
     }
     if config["model"]["residual"]:
-        gradient = make_path_gradient(run)
+        gradient = make_path_gradient(subject)
         result["path_gradients"] = [
             [mean_norm(gradient(drawn(length))) for _ in range(draws)]
             for length in range(count + 1)
         ]
     result = {name: study.numbers(value) for name, value in result.items()}
-    return result | run.made_by
+    return result | subject.made_by
 
 
 def draw(cells: dict[str, list[dict]]) -> Figure:
@@ -238,18 +240,20 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains and measures what is not there yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    scale, cells = SCALES[own.scale], {}
+    experiment = Study.of(argv, __doc__)
+    scale, cells = SCALES[experiment.scale], {}
     for depth, residual in scale["networks"]:
         cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-            own.cell(
+            experiment.cell(
                 measure,
-                config=training(own.scale, depth, residual, seed, epochs=10, width=8),
+                config=trained.run_config(
+                    experiment.scale, depth, residual, seed, epochs=10, width=8
+                ),
                 draws=scale["draws"],
             )
             for seed in SEEDS
         ]
-    own.save(draw(cells))
+    experiment.save(draw(cells))
 
 
 if __name__ == "__main__":

@@ -52,9 +52,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
-from experiments import study
+from experiments import study, trained
 from experiments.study import STYLES, Study
-from experiments.trained import trained, training, training_examples
 from resnet_jax import command_line, models
 
 # Networks are depth and whether there are shortcuts.
@@ -178,19 +177,20 @@ def lanczos(
 
 def measure(config: dict, points: int, examples: int, iterations: int) -> dict:
     """Of the training loss around a trained network."""
-    run = trained(config)
+    subject = trained.subject(config)
     rng = np.random.default_rng(config["seed"])
-    net, variables = run.net.clone(scan=True), models.stack(run.variables)
-    images, labels = training_examples(config, examples)
+    net, variables = subject.net.clone(scan=True), models.stack(subject.variables)
+    images, labels = trained.training_examples(config, examples)
     loss = make_loss(net, variables["batch_stats"], images, labels)
     directions = [
-        models.stack(filter_normalized(rng, run.variables["params"])) for _ in range(2)
+        models.stack(filter_normalized(rng, subject.variables["params"]))
+        for _ in range(2)
     ]
     product, length = make_hessian_product(loss, variables["params"])
     eigenvalues = lanczos(product, length, iterations, rng)
     return {
-        **run.made_by,
-        "test_accuracy": run.summary["test_accuracy"],
+        **subject.made_by,
+        "test_accuracy": subject.summary["test_accuracy"],
         "loss": study.numbers(surface(loss, variables["params"], directions, points)),
         "largest": study.numbers(eigenvalues[: -SHOWN - 1 : -1]),
         "smallest": study.numbers(eigenvalues[:SHOWN]),
@@ -256,20 +256,22 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains and measures what is not there yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    scale, cells = SCALES[own.scale], {}
+    experiment = Study.of(argv, __doc__)
+    scale, cells = SCALES[experiment.scale], {}
     for depth, residual in scale["networks"]:
         cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-            own.cell(
+            experiment.cell(
                 measure,
-                config=training(own.scale, depth, residual, seed, epochs=10, width=8),
+                config=trained.run_config(
+                    experiment.scale, depth, residual, seed, epochs=10, width=8
+                ),
                 points=scale["points"],
                 examples=scale["examples"],
                 iterations=scale["iterations"],
             )
             for seed in SEEDS
         ]
-    own.save(draw(cells))
+    experiment.save(draw(cells))
 
 
 if __name__ == "__main__":

@@ -105,12 +105,12 @@ def _examples(settings: dict) -> int:
     return len(data.load(config.dataset).train.labels)
 
 
-def run(study: Study) -> dict[str, list[dict]]:
+def run(experiment: Study) -> dict[str, list[dict]]:
     """The results of each contender, by seed."""
-    scale = SCALES[study.scale]
+    scale = SCALES[experiment.scale]
     return {
         contender: [
-            study.cell(
+            experiment.cell(
                 measure, contender=contender, minutes=scale["minutes"], seed=seed
             )
             for seed in scale["seeds"]
@@ -149,12 +149,12 @@ def draw(cells: dict[str, list[dict]], minutes: float) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Measures what is not measured yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    if not own.redraw:
+    experiment = Study.of(argv, __doc__)
+    if not experiment.redraw:
         require(*PEERS["torch"].packages, *PEERS["keras_tensorflow"].packages)
-    cells = run(own)
+    cells = run(experiment)
     print(table(cells))
-    own.save(draw(cells, SCALES[own.scale]["minutes"]))
+    experiment.save(draw(cells, SCALES[experiment.scale]["minutes"]))
 
 
 if __name__ == "__main__":

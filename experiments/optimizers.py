@@ -91,16 +91,18 @@ def best(results: dict[float, dict]) -> float:
     return min(results, key=key)
 
 
-def run(study: Study) -> dict[tuple, dict]:
+def run(experiment: Study) -> dict[tuple, dict]:
     """By network and optimizer: 'tuning' by rate, 'rate', and its 'results' by seed."""
-    scale, cells = SCALES[study.scale], {}
+    scale, cells = SCALES[experiment.scale], {}
 
     def trained(version: int, depth: int, name: str, rate: float, seed: int) -> dict:
-        config = curves.training(study.scale, version, depth, seed, scale["epochs"])
-        config["dataset"] |= SPLITS[study.scale]
+        config = curves.run_config(
+            experiment.scale, version, depth, seed, scale["epochs"]
+        )
+        config["dataset"] |= SPLITS[experiment.scale]
         more = {"name": name, "learning_rate": rate}
         config["optimizer"] |= OPTIMIZERS[name][1] | more
-        return study.cell(curves.curves, config=config)
+        return experiment.cell(curves.curves, config=config)
 
     for network, name in itertools.product(scale["networks"], scale["names"]):
         middle, _ = OPTIMIZERS[name]
@@ -181,10 +183,10 @@ def table(cells: dict[tuple, dict]) -> str:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     print(table(cells))
-    own.save(draw(cells, SCALES[own.scale]["factors"]))
+    experiment.save(draw(cells, SCALES[experiment.scale]["factors"]))
 
 
 if __name__ == "__main__":

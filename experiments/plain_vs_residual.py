@@ -40,18 +40,18 @@ SCALES = {
 SEEDS = (0, 1, 2)
 
 
-def run(study: Study) -> dict[str, list[dict]]:
+def run(experiment: Study) -> dict[str, list[dict]]:
     """The results of each network, as 'plain-20', for each seed."""
-    scale, cells = SCALES[study.scale], {}
+    scale, cells = SCALES[experiment.scale], {}
     for residual, depth in itertools.product((False, True), scale["depths"]):
         configs = [
-            curves.training(
-                study.scale, 1, depth, seed, scale["epochs"], residual=residual
+            curves.run_config(
+                experiment.scale, 1, depth, seed, scale["epochs"], residual=residual
             )
             for seed in SEEDS
         ]
         cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-            study.cell(curves.curves, config=config) for config in configs
+            experiment.cell(curves.curves, config=config) for config in configs
         ]
     return cells
 
@@ -74,10 +74,10 @@ def draw(cells: dict[str, list[dict]], depths: tuple[int, ...]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     print(curves.table(cells, ("train_error", "test_error")))
-    own.save(draw(cells, SCALES[own.scale]["depths"]))
+    experiment.save(draw(cells, SCALES[experiment.scale]["depths"]))
 
 
 if __name__ == "__main__":

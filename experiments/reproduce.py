@@ -38,7 +38,7 @@ from resnet_jax.seeds import statistics
 _CIFAR10_MEAN = (125.306918, 122.950394, 113.865383)
 
 
-def training(
+def run_config(
     table: Table, network: str, seed: int, epochs: int, dtype: str = "float32"
 ) -> dict:
     """The config of a run, as JSON holds it. `epochs` 0 leaves the recipe's."""
@@ -234,7 +234,7 @@ def main(argv: list[str]) -> None:
     own = Study(name, Path(values.out), values.redraw)
 
     def config_of(network: str, seed: int) -> dict:
-        return training(table, network, seed, values.epochs, values.dtype)
+        return run_config(table, network, seed, values.epochs, values.dtype)
 
     if not values.redraw:
         for seed in range(values.seeds):  # so that there is soon a bit of everything

@@ -227,11 +227,11 @@ def draw(cells: dict[str, list[tuple[dict, dict]]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Measures what is not measured yet; prints the table and draws the figure."""
-    own = Study.of(argv, __doc__)
-    scale = SCALES[own.scale]
+    experiment = Study.of(argv, __doc__)
+    scale = SCALES[experiment.scale]
     usual = {"version": 1, "depth": 20, "devices": 0, "mode": "jit"} | scale
-    if own.redraw:  # on any machine what was measured on another
-        counts = sorted({cell["devices"] for cell in own.settings()} - {0})
+    if experiment.redraw:  # on any machine what was measured on another
+        counts = sorted({cell["devices"] for cell in experiment.settings()} - {0})
     else:
         counts = device_counts()
     grid = {
@@ -252,12 +252,12 @@ def main(argv: list[str]) -> None:
         ],
     }
     cells = {
-        axis: [(settings, own.cell(measure, **settings)) for settings in chosen]
+        axis: [(settings, experiment.cell(measure, **settings)) for settings in chosen]
         for axis, chosen in grid.items()
     }
     print(table(cells))
-    print(own.made_by())
-    own.save(draw(cells))
+    print(experiment.made_by())
+    experiment.save(draw(cells))
 
 
 if __name__ == "__main__":

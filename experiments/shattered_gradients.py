@@ -189,11 +189,11 @@ def draw(cells: dict[str, list[dict]], depths: tuple[int, ...]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Measures what is not measured yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    scale = SCALES[own.scale]
+    experiment = Study.of(argv, __doc__)
+    scale = SCALES[experiment.scale]
     cells = {
         network: [
-            own.cell(
+            experiment.cell(
                 measure,
                 residual=residual,
                 norm=norm,
@@ -206,7 +206,7 @@ def main(argv: list[str]) -> None:
         ]
         for network, (residual, norm, beta) in NETWORKS.items()
     }
-    own.save(draw(cells, scale["depths"]))
+    experiment.save(draw(cells, scale["depths"]))
 
 
 if __name__ == "__main__":

@@ -53,16 +53,19 @@ def measure(config: dict, shortcut: str) -> dict:
     return curves.curves(config, shortcut, partial(with_shortcut, shortcut))
 
 
-def run(study: Study) -> dict[str, list[dict]]:
+def run(experiment: Study) -> dict[str, list[dict]]:
     """The results by kind of shortcut, for each seed."""
-    scale, cells = SCALES[study.scale], {}
+    scale, cells = SCALES[experiment.scale], {}
     for shortcut in SHORTCUTS:
         configs = [
-            curves.training(study.scale, 1, scale["depth"], seed, scale["epochs"])
+            curves.run_config(
+                experiment.scale, 1, scale["depth"], seed, scale["epochs"]
+            )
             for seed in SEEDS
         ]
         cells[shortcut] = [
-            study.cell(measure, config=config, shortcut=shortcut) for config in configs
+            experiment.cell(measure, config=config, shortcut=shortcut)
+            for config in configs
         ]
     return cells
 
@@ -97,10 +100,10 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     print(curves.table(cells, ("train_error", "test_error")))
-    own.save(draw(cells))
+    experiment.save(draw(cells))
 
 
 if __name__ == "__main__":

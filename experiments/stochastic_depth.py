@@ -48,18 +48,18 @@ SCALES = {
 SEEDS = (0, 1, 2)
 
 
-def run(study: Study) -> dict[tuple, list[dict]]:
+def run(experiment: Study) -> dict[tuple, list[dict]]:
     """The results by depth and the last block's chance, for each seed."""
-    scale, cells = SCALES[study.scale], {}
+    scale, cells = SCALES[experiment.scale], {}
     choices = itertools.product(scale["trainings"], scale["chances"], SEEDS)
     for (depth, epochs, eval_every, dataset), chance, seed in choices:
-        config = curves.training(
-            *(study.scale, 1, depth, seed, epochs), stochastic_depth=chance
+        config = curves.run_config(
+            *(experiment.scale, 1, depth, seed, epochs), stochastic_depth=chance
         )
         config["dataset"] |= dataset
         if eval_every > 1:
             config["eval_every"] = config["checkpoint"]["every"] = eval_every
-        found = study.cell(curves.curves, config=config)
+        found = experiment.cell(curves.curves, config=config)
         cells.setdefault((depth, chance), []).append(found)
     return cells
 
@@ -90,13 +90,13 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     named = {
         f"{depth} layers, {chance:g}": cells[depth, chance] for depth, chance in cells
     }
     print(curves.table(named, ("train_error", "test_error")))
-    own.save(draw(cells, SCALES[own.scale]))
+    experiment.save(draw(cells, SCALES[experiment.scale]))
 
 
 if __name__ == "__main__":

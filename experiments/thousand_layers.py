@@ -80,27 +80,27 @@ def first_updates(config: dict) -> dict:
     }
 
 
-def run(study: Study) -> dict[str, dict[str, list[dict]]]:
+def run(experiment: Study) -> dict[str, dict[str, list[dict]]]:
     """Results of the 'first' updates and the 'trained', by network, for each seed."""
-    scale, cells = SCALES[study.scale], {"first": {}, "trained": {}}
+    scale, cells = SCALES[experiment.scale], {"first": {}, "trained": {}}
     for network, (version, deepest, model) in NETWORKS.items():
         model = model | scale["model"]
         for seed in SEEDS:
-            config = curves.training(
-                study.scale, version, deepest, seed, scale["epochs"], **model
+            config = curves.run_config(
+                experiment.scale, version, deepest, seed, scale["epochs"], **model
             )
             config |= scale["updates"]
             config["optimizer"]["learning_rate"] = scale["learning_rate"]
             config["schedule"] |= {"name": "constant", "warmup_epochs": 0.0}
-            found = study.cell(first_updates, config=config)
+            found = experiment.cell(first_updates, config=config)
             cells["first"].setdefault(network, []).append(found)
     for network, (version, deepest, model) in NETWORKS.items():
         depth, model = scale["depth"] or deepest, model | scale["model"]
         for seed in SEEDS:
-            config = curves.training(
-                study.scale, version, depth, seed, scale["epochs"], **model
+            config = curves.run_config(
+                experiment.scale, version, depth, seed, scale["epochs"], **model
             )
-            found = study.cell(curves.curves, config=config)
+            found = experiment.cell(curves.curves, config=config)
             cells["trained"].setdefault(network, []).append(found)
     return cells
 
@@ -149,11 +149,11 @@ def table(first: dict[str, list[dict]]) -> str:
 
 def main(argv: list[str]) -> None:
     """Trains what is not trained yet, and draws the figure."""
-    own = Study.of(argv, __doc__)
-    cells = run(own)
+    experiment = Study.of(argv, __doc__)
+    cells = run(experiment)
     print(table(cells["first"]))
     print(curves.table(cells["trained"], ("train_error", "test_error")))
-    own.save(draw(cells, SCALES[own.scale]["depth"]))
+    experiment.save(draw(cells, SCALES[experiment.scale]["depth"]))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 
 from configs import common
 from experiments.curves import run_directory
-from resnet_jax import config, data, models, train
+from resnet_jax import data, models, train, trained
 from resnet_jax.augment import normalize, statistics
-from resnet_jax.checkpoint import Checkpoints
 
 
-class Trained(NamedTuple):
+class Subject(NamedTuple):
     """A trained network, and the normalised examples that it is reported on."""
 
     summary: dict
@@ -26,12 +25,12 @@ class Trained(NamedTuple):
 
     @property
     def made_by(self) -> dict:
-        """For `Study.cell`: what trained it, perhaps before."""
+        """For `Study.cell`, since the run may have been made before."""
         names = ("device", "versions", "git_commit")
         return {"made_by": {name: self.summary[name] for name in names}}
 
 
-def training(
+def run_config(
     scale: str,
     depth: int,
     residual: bool,
@@ -55,22 +54,18 @@ def training(
     return json.loads(settings.to_json())
 
 
-def trained(settings: dict) -> Trained:
+def subject(settings: dict) -> Subject:
     """Trains as a config says, once: experiments with equal configs share the run.
 
     The run is in runs/experiments.
     """
     directory, settings = run_directory(settings), ConfigDict(settings)
     summary = train.train_and_evaluate(settings, directory)
-    dataset = data.load(settings.dataset)
-    net = config.build_network(settings, dataset.num_classes).clone(scan=False)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=None)
-    shapes = {"variables": models.variable_shapes(net, dataset.image_shape)}
-    trees = checkpoints.restore(checkpoints.saved_step, shapes)
-    checkpoints.close()
-    scaling = statistics(settings.augment.normalization, dataset.train.images)
-    images = normalize(jnp.asarray(dataset.eval.images), *scaling)
-    return Trained(summary, net, trees["variables"], images, dataset.eval.labels)
+    run = trained.load(directory)
+    test = trained.load_data(run).eval
+    images = normalize(jnp.asarray(test.images), *run.inputs.normalization)
+    net, variables = run.net.clone(scan=False), models.unstack(run.variables)
+    return Subject(summary, net, variables, images, test.labels)
 
 
 def training_examples(settings: dict, count: int) -> tuple[jax.Array, np.ndarray]:

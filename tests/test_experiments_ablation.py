@@ -38,7 +38,7 @@ def test_ingredients_are_added_with_the_values_of_strong_and_taken_away_whole():
 @pytest.mark.parametrize("scale", ablation.SCALES)
 def test_configs_are_valid(scale):
     for (recipe, _), changes in ablation.recipes(DEPTH).items():
-        made = ablation.training(scale, recipe, changes, 1)
+        made = ablation.run_config(scale, recipe, changes, 1)
         settings = common.default()
         settings.update(made)
         config.validate(settings)
@@ -113,7 +113,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_measured(tiny, quick_training):
-    made = ablation.training("smoke", "strong", {}, 0)
+    made = ablation.run_config("smoke", "strong", {}, 0)
     made["model"]["width"] = 2
     found = curves.last_accuracy(made)
     assert 0 <= found["accuracy"] <= 1

@@ -10,7 +10,7 @@ from resnet_jax import command_line, config
 @pytest.mark.parametrize("scale", budgets.SCALES)
 def test_configs_are_valid_and_never_train_on_what_compares_them(scale, recipe):
     settings = common.default()
-    settings.update(budgets.training(scale, recipe, 5, 1))
+    settings.update(budgets.run_config(scale, recipe, 5, 1))
     config.validate(settings)
     assert (settings.epochs, settings.seed) == (5, 1)
     assert settings.dataset.validation_split == "train[45000:]"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import feature_visualisation, trained
-from experiments.trained import Trained
+from experiments.trained import Subject
 from resnet_jax import models
 from tests.quick import random_variables
 
@@ -18,8 +18,8 @@ def test_grad_cam_of_the_last_block_is_the_class_activation_map():
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((6, 16, 16, 1)), jnp.float32)
     labels = rng.integers(0, 10, 6)
-    run = Trained({}, net, variables, images, labels)
-    outputs, cams = feature_visualisation.block_maps(run, images, labels)
+    subject = Subject({}, net, variables, images, labels)
+    outputs, cams = feature_visualisation.block_maps(subject, images, labels)
     assert [cam.shape for cam in cams] == [(6, 16, 16), (6, 8, 8), (6, 4, 4)]
     kernel = variables["params"]["classifier"]["kernel"]
     expected = np.einsum("bhwc,cb->bhw", outputs[-1], kernel[:, labels])
@@ -54,10 +54,9 @@ def test_end_to_end(tmp_path, monkeypatch, quick_training):
     tiny = {"depth": 8, "image_size": 8, "epochs": 1}
     monkeypatch.setitem(feature_visualisation.SCALES, "smoke", tiny)
     monkeypatch.setattr(feature_visualisation, "SEEDS", (0,))
+    run_config = trained.run_config
     monkeypatch.setattr(
-        feature_visualisation,
-        "training",
-        lambda *args: trained.training(*args) | {"steps": 2},
+        trained, "run_config", lambda *args: run_config(*args) | {"steps": 2}
     )
     out = tmp_path / "results"
     feature_visualisation.main(["feature_visualisation", f"--out={out}"])

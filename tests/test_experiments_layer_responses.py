@@ -33,10 +33,11 @@ def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(layer_responses.SCALES, "smoke", ((8, True),))
     monkeypatch.setattr(layer_responses, "SEEDS", (0,))
+    run_config = trained.run_config
     monkeypatch.setattr(
-        layer_responses,
-        "training",
-        lambda *args: trained.training(*args) | {"steps": 2, "epochs": 1},
+        trained,
+        "run_config",
+        lambda *args: run_config(*args) | {"steps": 2, "epochs": 1},
     )
     layer_responses.main(["layer_responses", f"--out={tmp_path / 'results'}"])
     lines = (tmp_path / "results" / "smoke.jsonl").read_text().splitlines()

@@ -94,11 +94,12 @@ def test_end_to_end(tmp_path, monkeypatch, quick_training):
     tiny = {"networks": ((8, True),), "points": 3, "examples": 16, "iterations": 12}
     monkeypatch.setitem(loss_landscape.SCALES, "smoke", tiny)
     monkeypatch.setattr(loss_landscape, "SEEDS", (0,))
+    run_config = trained.run_config
     monkeypatch.setattr(
-        loss_landscape,
-        "training",
+        trained,
+        "run_config",
         lambda *args, **smaller: (
-            trained.training(*args, **smaller) | {"steps": 2, "epochs": 1}
+            run_config(*args, **smaller) | {"steps": 2, "epochs": 1}
         ),
     )
     loss_landscape.main(["loss_landscape", f"--out={tmp_path / 'results'}"])

@@ -64,7 +64,7 @@ def test_of_other_pixels_no_difference_is_told():
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_train_valid_configs_of_the_networks(name):
     for network in TABLES[name].networks:
-        made = ConfigDict(reproduce.training(TABLES[name], network, 2, 0))
+        made = ConfigDict(reproduce.run_config(TABLES[name], network, 2, 0))
         settings = common.default()
         settings.update(made)
         config.validate(settings)
@@ -73,7 +73,7 @@ def test_tables_train_valid_configs_of_the_networks(name):
         assert made.dataset.name == "cifar10"
         assert made.epochs >= 164
         assert 80 < TABLES[name].networks[network].percent < 98
-    short = reproduce.training(TABLES[name], network, 2, 15, "bfloat16")
+    short = reproduce.run_config(TABLES[name], network, 2, 15, "bfloat16")
     assert (short["epochs"], short["model"]["dtype"]) == (15, "bfloat16")
     assert short["augment"]["plain_epochs"] < 2
     if short["schedule"]["warmup"] == "constant":  # the paper's 400 updates

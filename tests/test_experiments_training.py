@@ -130,7 +130,7 @@ def test_a_cell_names_what_computed_it(tmp_path):
 @pytest.mark.slow
 def test_divergence_is_a_result(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
-    made = curves.training("smoke", 1, 8, 0, 2, width=4)
+    made = curves.run_config("smoke", 1, 8, 0, 2, width=4)
     made["optimizer"]["learning_rate"] = 1e6
     made["schedule"]["warmup_epochs"] = 0.0
     result = curves.curves(made)
@@ -141,14 +141,14 @@ def test_divergence_is_a_result(tmp_path, monkeypatch, quick_training):
 @pytest.fixture
 def shallow(monkeypatch, quick_training):
     """Networks of width 2, on images as they are, which compiles sooner."""
-    training = curves.training
+    run_config = curves.run_config
 
     def narrow(*args, **settings):
-        made = training(*args, **settings | {"width": 2})
-        made["augment"]["crop"] = 0.0
-        return made | {"steps": made["steps"] or 2}
+        config = run_config(*args, **settings | {"width": 2})
+        config["augment"]["crop"] = 0.0
+        return config | {"steps": config["steps"] or 2}
 
-    monkeypatch.setattr(curves, "training", narrow)
+    monkeypatch.setattr(curves, "run_config", narrow)
 
 
 @pytest.mark.slow
