@@ -1,4 +1,4 @@
-"""One picture file to pixels: any size, mode and orientation to RGB of one size."""
+"""Decodes a picture file: any size, mode and orientation to RGB of one size."""
 
 import contextlib
 import warnings
@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UnreadableError(Exception):
-    """A file is no picture that can be read; says why in a few words."""
+    """A file is not a picture that can be read; says why in a few words."""
 
 
 def decode(
