@@ -45,7 +45,7 @@ from experiments import curves, study
 from experiments.study import STYLES, Study
 from resnet_jax import command_line
 from resnet_jax.config import get
-from resnet_jax.seeds import statistics
+from resnet_jax.seeds import mean_and_interval
 
 SCALES = {
     "smoke": {
@@ -197,7 +197,9 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             row += [_points(worth), f"x{worth['seconds']:.2f}"] if worth else ["", ""]
         lines.append(f"| {' | '.join(row)} |")
     ends = {
-        recipe: statistics([100 * result["accuracy"] for result in cells[recipe, ""]])
+        recipe: mean_and_interval(
+            [100 * result["accuracy"] for result in cells[recipe, ""]]
+        )
         for recipe in ("paper", "strong")
     }
     settings = SCALES[scale]

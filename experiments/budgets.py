@@ -35,7 +35,7 @@ from experiments import curves, study
 from experiments.published import TABLES
 from experiments.study import STYLES, Study
 from resnet_jax import command_line
-from resnet_jax.seeds import statistics
+from resnet_jax.seeds import mean_and_interval
 
 SCALES = {
     "smoke": {
@@ -97,7 +97,7 @@ def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) ->
         row = [f"`{recipe}`"]
         for epochs in budgets:
             results = cells[epochs, recipe]
-            found = statistics([100 * result["accuracy"] for result in results])
+            found = mean_and_interval([100 * result["accuracy"] for result in results])
             seconds = [result["seconds"] for result in results if result["seconds"]]
             deviation = found["standard_deviation"]
             spread = "" if deviation is None else f" ± {deviation:.2f}"

@@ -32,7 +32,7 @@ from experiments import curves, study
 from experiments.published import TABLES, Published, Table
 from experiments.study import Study
 from resnet_jax import UserError, command_line, data, workdir
-from resnet_jax.seeds import statistics
+from resnet_jax.seeds import mean_and_interval
 
 # Of the training images' channels, which tell CIFAR-10 from re-encoded copies of it.
 _CIFAR10_MEAN = (125.306918, 122.950394, 113.865383)
@@ -92,14 +92,14 @@ def compare(published: Published, results: list[dict]) -> dict:
         "published": published.percent,
         "accuracies": ours,
         "diverged": len(results) - len(ours),
-        **statistics(ours),
+        **mean_and_interval(ours),
         "best_epoch": None,
         "difference": None,
         "standard_errors": None,
     }
     if ours:
         best = [100 * result["best_test_accuracy"] for result in finished]
-        found["best_epoch"] = statistics(best)["mean"]
+        found["best_epoch"] = mean_and_interval(best)["mean"]
         if all(result["dataset"] == "CIFAR-10" for result in finished):
             found["difference"] = found["mean"] - published.percent
         found["seconds"] = float(np.median([result["seconds"] for result in finished]))

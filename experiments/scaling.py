@@ -66,7 +66,7 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
     loaded = replace(data.load(config.dataset), eval=None)  # compiles training alone
     trainer = Trainer(config, loaded, devices=jax.devices()[: devices or None])
     state = trainer.place(trainer.new_state())
-    trainer.compile(state)
+    trainer.compile()
     rounds, steps, done = [], 2, 0
     while sum(rounds[2:]) * steps < seconds or len(rounds) < 5:
         start = time.perf_counter()

@@ -118,7 +118,7 @@ def step(path: str, image_size: int, stream: str = "never") -> Callable[[int], N
     config = _config(path, image_size, stream)
     trainer = Trainer(config, data.load(config.dataset))
     state = trainer.place(trainer.new_state())
-    trainer.compile(state)
+    trainer.compile()
     done = 0
 
     def train(steps: int) -> None:

@@ -32,7 +32,7 @@ from experiments import spread, study
 from experiments.spread import Job
 from resnet_jax import UserError, command_line, workdir
 from resnet_jax.report.command import flat
-from resnet_jax.seeds import statistics
+from resnet_jax.seeds import mean_and_interval
 
 _HELD_BACK = {
     "dataset.train_split": "train[:90%]",
@@ -168,7 +168,7 @@ def results(sweep: Sweep) -> list[dict]:
                 "cell": cell,
                 "validation_accuracy": accuracies,
                 "diverged": len(outcomes) - len(finished),
-                **statistics(accuracies),
+                **mean_and_interval(accuracies),
                 "test_accuracy": [result["test_accuracy"] for result in finished],
                 "seconds": [result["seconds"] for result in finished],
                 "device": sorted({result["device"] for result in finished}),

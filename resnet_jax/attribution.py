@@ -1,4 +1,4 @@
-"""Which pixels speak for a class: Grad-CAM and integrated gradients, and their check.
+"""Pixels that are evidence for a class: Grad-CAM, integrated gradients, and a check.
 
 Grad-CAM: Selvaraju et al. 2017, arXiv 1610.02391. Integrated gradients: Sundararajan et
 al. 2017, arXiv 1703.01365. Sanity check: Adebayo et al. 2018, arXiv 1810.03292.
@@ -33,26 +33,26 @@ def grad_cam(
 
     Args:
       net: the network.
-      variables: its own.
+      variables: the network's.
       images: normalised.
       labels: the class to explain in each image.
-      layer: 'features', what is pooled for the classifier, or the output of a stage, as
-        'stage2': earlier ones are finer and know less of the class.
+      layer: 'features', the maps that are pooled for the classifier, or the output of a
+        stage, such as 'stage2': earlier ones are finer and know less of the class.
     """
 
     def score(change):
-        found = []
+        outputs = []
 
         def intercept(call, args, kwargs, context):
             output = call(*args, **kwargs)
             if context.module.path != (layer,):
                 return output
-            found.append(output)
+            outputs.append(output)
             return output if change is None else output + change
 
         with nn.intercept_methods(intercept):
             logits = net.apply(variables, images, train=False)
-        return _chosen(logits, labels).sum(), found[0]
+        return _chosen(logits, labels).sum(), outputs[0]
 
     _, shape = jax.eval_shape(lambda: score(None))
     nothing = jnp.zeros(shape.shape, shape.dtype)
@@ -106,11 +106,11 @@ def _chosen(logits, labels):
 def randomized(
     net: models.ResNet, variables: dict, image_shape: tuple[int, int, int], seed: int
 ) -> dict[str, dict]:
-    """Variables in which more and more layers are drawn anew, from the output down.
+    """Variables in which more and more layers are drawn again, from the output down.
 
     Returns:
-      What is new, as 'classifier' and 'and stage 3', with the variables: the cascading
-      randomisation of Adebayo et al., section 3.1.
+      The part drawn last, such as 'classifier' or 'and stage 3', with the variables:
+      the cascading randomisation of Adebayo et al., section 3.1.
     """
     fresh = models.initialize(net, jax.random.key(seed), image_shape)
     groups = {"classifier": ("classifier", "final_bn")}
@@ -136,7 +136,7 @@ def rank_correlation(
 ) -> float:
     """The mean over images of Spearman's rank correlation of two sets of maps.
 
-    A map whose pixels are all equal says nothing: it counts as 0.
+    A map whose pixels are all equal counts as 0.
     """
     correlations = []
     for a, b in zip(first, second, strict=True):

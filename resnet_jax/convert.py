@@ -6,11 +6,12 @@ python -m resnet_jax.convert --workdir=runs/v1_20/seed0 --out=resnet20.pt
 
 Reads a run, a file of `torch.save` or safetensors in the naming of
 akamaster/pytorch_resnet_cifar10 or of chenyaofo/pytorch-cifar-models and torchvision, a
-model that the Keras example saved, and safetensors of its own; writes all but Keras's.
+model that the Keras example saved, and its own safetensors; writes all but Keras's.
 """
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ class DifferentError(UserError):
 
 
 def read(path: Path) -> tuple[Weights, list[Peer]]:
-    """Reads weights of any format, and tells who else can compute their logits.
+    """Reads weights of any format, and finds who else can compute their logits.
 
     Raises:
       UserError: the file is not there, or is none of those that are read.
@@ -57,15 +58,15 @@ def read(path: Path) -> tuple[Weights, list[Peer]]:
     if not path.is_file():
         raise UserError(f"--source={path}: there is no such file: give another")
     if path.suffix in keras_example.SUFFIXES:
-        found = keras_example.read(path)
+        loaded = keras_example.read(path)
         try:
             model = keras_example.load_model(path)
         except (ImportError, TypeError, ValueError, OSError) as error:
             cause = " ".join(str(error).split())[:200]
-            print(f"compared  not with Keras ({cause})")
-            return found, []
+            print(f"skipped   comparison with Keras ({cause})")
+            return loaded, []
         shape = model.input_shape[1:]
-        return found, [Peer("Keras", lambda x: np.asarray(model(x)), shape)]
+        return loaded, [Peer("Keras", lambda x: np.asarray(model(x)), shape)]
     if path.suffix in pytorch.SUFFIXES:
         state = pytorch.read(path)
     elif path.suffix == ".safetensors":
@@ -79,24 +80,24 @@ def read(path: Path) -> tuple[Weights, list[Peer]]:
             f"--source={path}: {path.suffix or 'no ending'} is not known: give a file "
             f"of {', '.join(known)}"
         )
-    found = pytorch.from_state(state, str(path))
-    return found, _torch_peers(state)
+    loaded = pytorch.from_state(state, str(path))
+    return loaded, _torch_peers(state)
 
 
 def _torch_peers(state: dict[str, np.ndarray]) -> list[Peer]:
     if importlib.util.find_spec("torch") is None:
-        print("compared  not with PyTorch (it is not installed)")
+        print("skipped   comparison with PyTorch (it is not installed)")
         return []
     return [Peer("PyTorch", lambda images: pytorch.logits(state, images))]
 
 
-def encode(found: Weights, out: Path, naming: str) -> tuple[bytes, list[Peer]]:
-    """What `out` will hold, and who else can compute its logits.
+def encode(loaded: Weights, out: Path, naming: str | None) -> tuple[bytes, list[Peer]]:
+    """The content of `out`, and who else can compute its logits.
 
     Args:
-      found: the weights.
-      out: says the format by its ending.
-      naming: 'resnet_jax', one of `pytorch.NAMINGS`, or '' for what suits.
+      loaded: the weights to encode.
+      out: the file, whose ending says the format.
+      naming: 'resnet_jax' or one of `pytorch.NAMINGS`; None: as suits the network.
 
     Raises:
       UserError: the ending is unknown, or the network has no such form.
@@ -108,40 +109,40 @@ def encode(found: Weights, out: Path, naming: str) -> tuple[bytes, list[Peer]]:
             f".safetensors or {', '.join(pytorch.SUFFIXES)}"
         )
     if not naming and torch_file:
-        naming = "akamaster" if found.network().shortcut == "A" else "chenyaofo"
-    if naming in ("", "resnet_jax"):
+        naming = "akamaster" if loaded.network().shortcut == "A" else "chenyaofo"
+    if naming in (None, "resnet_jax"):
         if torch_file:
             raise UserError(
                 f"--naming=resnet_jax goes with .safetensors: give --out={out.stem}"
                 ".safetensors"
             )
-        return weights.to_bytes(found), []
-    state = pytorch.to_state(found, naming)
+        return weights.to_bytes(loaded), []
+    state = pytorch.to_state(loaded, naming)
     content = (
         pytorch.to_bytes(state, out) if torch_file else weights.state_to_bytes(state)
     )
     return content, _torch_peers(state)
 
 
-def compare(found: Weights, peers: list[Peer]) -> None:
+def compare(loaded: Weights, peers: list[Peer]) -> None:
     """Prints how far our logits are from others'.
 
     Raises:
       DifferentError: further than `TOLERANCE`.
     """
-    usual = found.inputs.image_shape if found.inputs else (32, 32, found.channels)
+    usual = loaded.inputs.image_shape if loaded.inputs else (32, 32, loaded.channels)
     for peer in peers:
         shape = (8, *(peer.image_shape or usual))
         images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        ours, theirs = weights.logits(found, images), peer.logits(images)
+        ours, theirs = weights.logits(loaded, images), peer.logits(images)
         difference, largest = np.abs(ours - theirs).max(), np.abs(theirs).max()
-        told = (
+        outcome = (
             f"with {peer.name}: logits of 8 random images differ by at most "
             f"{difference:.1e}; the largest is {largest:.3g}"
         )
         if not difference <= TOLERANCE * max(1, largest):
-            raise DifferentError(f"{told}: nothing was written, please report this")
-        print(f"compared  {told}")
+            raise DifferentError(f"{outcome}: nothing was written, please report this")
+        print(f"compared  {outcome}")
 
 
 def main(argv: list[str]) -> None:
@@ -149,18 +150,16 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
-        for name, what in (
-            ("source", "File of weights, instead of --workdir."),
-            ("out", "File to write: .safetensors, .pt, .pth or .th."),
-        ):
-            flags.DEFINE_string(name, None, what, flag_values=values)
-        flags.DEFINE_enum(
+        string = partial(flags.DEFINE_string, flag_values=values)
+        enum = partial(flags.DEFINE_enum, flag_values=values)
+        string("source", None, "File of weights, instead of --workdir.")
+        string("out", None, "File to write: .safetensors, .pt, .pth or .th.")
+        enum(
             "naming",
-            "",
-            ["", "resnet_jax", *pytorch.NAMINGS],
-            "Names of the weights; '': resnet_jax in safetensors, else akamaster for "
-            "shortcuts A and chenyaofo for B.",
-            flag_values=values,
+            None,
+            ["resnet_jax", *pytorch.NAMINGS],
+            "Names of the weights. (default: resnet_jax in safetensors, else akamaster "
+            "for shortcuts A and chenyaofo for B)",
         )
 
     values = command_line.parse(argv, __doc__, define)
@@ -171,19 +170,19 @@ def main(argv: list[str]) -> None:
     out = Path(values.out)
     if values.source:
         origin = values.source
-        found, readers = read(Path(origin))
+        loaded, readers = read(Path(origin))
     else:
         origin = values.workdir
-        found = weights.of_run(trained.load(origin, values.checkpoint))
+        loaded = weights.of_run(trained.load(origin, values.checkpoint))
         readers = []
-    net = found.network()
-    count = summary.count_parameters(found.variables["params"])
+    net = loaded.network()
+    count = summary.count_parameters(loaded.variables["params"])
     print(
-        f"read      {origin}: v{found.model['version']}-{found.model['depth']}, "
-        f"{summary.describe(net)}; {found.num_classes} classes; {count:,} parameters"
+        f"read      {origin}: v{loaded.model['version']}-{loaded.model['depth']}, "
+        f"{summary.describe(net)}; {loaded.num_classes} classes; {count:,} parameters"
     )
-    content, writers = encode(found, out, values.naming)
-    compare(found, readers + writers)
+    content, writers = encode(loaded, out, values.naming)
+    compare(loaded, readers + writers)
     workdir.write(out, content, "give another --out=FILE")
     print(f"written   {out}: {len(content):,} bytes")
 

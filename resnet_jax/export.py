@@ -1,4 +1,4 @@
-"""A trained network for others: a program that runs without this package, and weights.
+"""Exports a trained network: a program that runs without this package, and weights.
 
 python -m resnet_jax.export --workdir=runs/v2_56/seed0
 
@@ -9,6 +9,7 @@ out), model.safetensors and a model card, README.md.
 import io
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -41,7 +42,7 @@ def program(run: Trained) -> jax.export.Exported:
 
 
 def archive(run: Trained, exported: jax.export.Exported) -> bytes:
-    """The file that `example` reads: 'program', and 'model.json' on what it takes."""
+    """The file that `example` reads: 'program', and 'model.json' on its inputs."""
     described = {
         "class_names": run.inputs.class_names,
         "image_shape": run.inputs.image_shape,
@@ -78,14 +79,14 @@ def difference(run: Trained, content: bytes) -> float:
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         exported = jax.export.deserialize(bytearray(file.read("program")))
     draws = np.random.default_rng(0)
-    found = 0.0
+    largest = 0.0
     for batch in (1, 7):
         shape = (batch, *run.inputs.image_shape)
         images = draws.integers(0, 256, shape, dtype=np.uint8)
         logits = jax.jit(run.logits)(run.variables, jnp.asarray(images))
         apart = jnp.abs(exported.call(images) - jax.nn.softmax(logits)).max()
-        found = max(found, float(apart))
-    return found
+        largest = max(largest, float(apart))
+    return largest
 
 
 def card(run: Trained) -> str:
@@ -128,8 +129,8 @@ A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
 
 ## Use
 
-`model.zip` is the whole prediction for {", ".join(PLATFORMS)}. It takes
-`pip install jax flatbuffers`, of JAX {jax.__version__} or newer:
+`model.zip` is the whole prediction for {", ".join(PLATFORMS)}. It needs
+`pip install jax flatbuffers`, with JAX {jax.__version__} or newer:
 
 ```python
 {example(run, "model.zip")}
@@ -137,7 +138,7 @@ print(classes[probabilities[0].argmax()])
 ```
 
 `model.safetensors` has the weights, the architecture, and the mean and scale of images.
-With `resnet_jax`, to go on training from them on other classes, or for PyTorch:
+With `resnet_jax`, to continue training from them on other classes, or for PyTorch:
 
 ```bash
 python -m resnet_jax.main --config=... --config.init_from=model.safetensors
@@ -146,12 +147,12 @@ python -m resnet_jax.convert --source=model.safetensors --out=model.pt
 
 ## Limits
 
-It has seen {inputs.dataset} alone. A picture of anything else gets one of these classes
-too, often with a high probability.
+It was trained only on {inputs.dataset}. Any other picture is still assigned one of
+these classes, often with high probability.
 
 ## Config
 
-What differs from the defaults:
+Differences from the defaults:
 
 ```
 {chr(10).join(changed)}
@@ -164,8 +165,8 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
-        what = "Directory to write to; '': WORKDIR/export."
-        flags.DEFINE_string("out", "", what, flag_values=values)
+        string = partial(flags.DEFINE_string, flag_values=values)
+        string("out", None, "Directory to write to. (default: WORKDIR/export)")
 
     values = command_line.parse(argv, __doc__, define)
     run = trained.load(values.workdir, values.checkpoint)

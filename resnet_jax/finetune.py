@@ -19,41 +19,41 @@ def begin_with(
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
 
-    The classifier stays new where the classes are others: by name, or by number where
-    the file does not name them.
+    The classifier stays new where the classes differ: by name, or by number where the
+    file does not name them.
 
     Args:
       init_from: a run's directory, or a file that `weights.read` reads.
       state: as `Trainer.new_state` returns it.
       class_names: of the new run.
       residual: whether its network has shortcuts, which no shape may tell.
-      scale: what its images are divided by. Prints a warning where the old run's were
-        by quite another, if the weights tell.
+      scale: the divisor of its images. Prints a warning where the old run's was quite
+        different, if the weights have it.
 
     Returns:
       The state, and a sentence about what was taken.
 
     Raises:
-      UserError: it cannot be read, or its network is another.
+      UserError: it cannot be read, or is of another network.
     """
-    found = _read(init_from)
-    if found.model.get("residual", True) != residual:
+    old_run = _read(init_from)
+    if old_run.model.get("residual", True) != residual:
         raise UserError(
             f"config.init_from={init_from} is of a network "
             f"{'without' if residual else 'with'} shortcuts: set config.model.residual "
             f"to {not residual}"
         )
-    if found.inputs:
-        theirs, ours = np.mean(found.inputs.normalization[1]), np.mean(scale)
+    if old_run.inputs:
+        theirs, ours = np.mean(old_run.inputs.normalization[1]), np.mean(scale)
         if not 0.5 < theirs / ours < 2:
             print(
                 f"warning   {init_from} reads images divided by {theirs:.2g}, and this "
                 f"run's are by {ours:.2g}: give the augment.normalization of that run"
             )
-        same = found.inputs.class_names == class_names
+        same = old_run.inputs.class_names == class_names
     else:
-        same = found.num_classes == len(class_names)
-    old, new = weights.flatten(found.variables), weights.flatten(state.variables)
+        same = old_run.num_classes == len(class_names)
+    old, new = weights.flatten(old_run.variables), weights.flatten(state.variables)
     taken = {}
     for path in sorted(old.keys() | new.keys()):
         if path.startswith("params/classifier/") and not same:
@@ -64,7 +64,7 @@ def begin_with(
             theirs, ours = (shape or "none" for shape in shapes)
             raise UserError(
                 f"config.init_from={init_from} is of another network than "
-                f"config.model (v{found.model['version']}-{found.model['depth']}): "
+                f"config.model (v{old_run.model['version']}-{old_run.model['depth']}): "
                 f"{path} has shape {theirs} there and {ours} here: give the weights of "
                 "this network, or set config.model as there"
             )

@@ -18,7 +18,7 @@ from resnet_jax import UserError
 
 
 def is_frozen(config: ConfigDict, path: str) -> bool:
-    """Whether a parameter, as 'stage1_block1/conv1/kernel', stays as it is."""
+    """Whether a parameter, such as 'stage1_block1/conv1/kernel', stays as it is."""
     return bool(config.freeze) and re.search(config.freeze, path) is not None
 
 
@@ -32,7 +32,7 @@ def check(config: ConfigDict, params: dict) -> None:
         return
     fits = "every parameter: leave some to train"
     if not any(frozen):
-        fits = f"no parameter: they are named as {min(names, key=len)}"
+        fits = f"no parameter: they have names such as {min(names, key=len)}"
     raise UserError(f"config.optimizer.freeze={config.freeze!r} fits {fits}")
 
 
@@ -66,7 +66,9 @@ def kept_statistics(config: ConfigDict) -> AbstractContextManager:
 
 
 def scale_updates(config: ConfigDict) -> list[optax.GradientTransformation]:
-    """What ends the optimizer: no update of what is frozen, less of the backbone."""
+    """The last transformations of the chain: zero updates for frozen parameters, scaled
+    ones for the backbone.
+    """
     if not config.freeze and config.backbone_factor == 1:
         return []
 

@@ -41,14 +41,14 @@ def read(path: Path) -> Weights:
     if len(convs) < 3 or len(dense) != 1 or not biased:
         raise UserError(
             f"{path} has {len(convs)} convolutions and {len(dense)} dense layers"
-            f"{'' if biased else ', not all with a bias'}, as no network of the Keras "
-            "example: give one's saved model"
+            f"{'' if biased else ', not all with a bias'}, unlike any network of the "
+            "Keras example: give one's saved model"
         )
     version = 1 if convs[1][0].shape[:2] == (3, 3) else 2
     model = {
         "version": version,
-        # Besides the branches' and the stem there are projections in 2 or 3 stages,
-        # and depth counts the classifier.
+        # In addition to the branches' and the stem there are projections in 2 or 3
+        # stages, and depth counts the classifier.
         "depth": len(convs) - version,
         "variant": "keras",
         "width": convs[0][0].shape[-1],
@@ -64,14 +64,14 @@ def read(path: Path) -> Weights:
             f"{path} is no network of the Keras example ({error}): give one's saved "
             "model"
         ) from None
-    for kind, found in (("conv", convs), ("bn", norms)):
+    for kind, stored in (("conv", convs), ("bn", norms)):
         names = [name for name in order if kind in name.rpartition("/")[2]]
-        for name, arrays in zip(names, found, strict=False):
+        for name, arrays in zip(names, stored, strict=False):
             for leaf, array in zip(_LEAVES[kind], arrays, strict=True):
                 flat[leaf.format(name)] = array
-        if len(names) != len(found):
+        if len(names) != len(stored):
             raise UserError(
-                f"{path} has {len(found)} layers of the kind {kind!r}, and version "
+                f"{path} has {len(stored)} layers of the kind {kind!r}, and version "
                 f"{version} of the Keras example with {model['depth']} layers has "
                 f"{len(names)}: give one of its saved models"
             )
@@ -81,7 +81,7 @@ def read(path: Path) -> Weights:
 def _creation_order(model: dict) -> list[str]:
     """Paths of convolutions and BatchNorms as the example makes them, in order.
 
-    A block's projection comes behind its branch.
+    A block's projection comes after its branch.
     """
     config = common.default()
     config.model.update(model)
@@ -102,7 +102,7 @@ def _layers(path: Path) -> list[list[np.ndarray]]:
         import h5py
     except ImportError:
         raise UserError(
-            f"{path} takes h5py, which is not installed: pip install h5py"
+            f"{path} needs h5py, which is not installed: pip install h5py"
         ) from None
     try:
         if path.suffix == ".keras":
@@ -125,17 +125,17 @@ def _layers(path: Path) -> list[list[np.ndarray]]:
 
 
 def _new_layers(file) -> list[tuple[str, list[np.ndarray]]]:
-    """Of Keras 3's own format: layers/PLACE/vars/NUMBER, with the layer's name."""
-    found = []
+    """Reads Keras 3's own format: layers/PLACE/vars/NUMBER, with the layer's name."""
+    layers = []
     for group in file.get("layers", {}).values():
         arrays = group["vars"]
         ordered = sorted(arrays, key=int)
-        found.append((arrays.attrs["name"], [arrays[n][()] for n in ordered]))
-    return found
+        layers.append((arrays.attrs["name"], [arrays[n][()] for n in ordered]))
+    return layers
 
 
 def _old_layers(file) -> list[tuple[str, list[np.ndarray]]]:
-    """Of the format before: NAME/..., with lists of names as attributes."""
+    """Reads the format before it: NAME/..., with lists of names as attributes."""
     return [
         (name, [file[name][weight][()] for weight in file[name].attrs["weight_names"]])
         for name in map(_text, file.attrs["layer_names"])

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from scipy.special import softmax
 
 from resnet_jax import UserError, command_line, trained
 from resnet_jax.data import listing
@@ -30,7 +31,7 @@ from resnet_jax.trained import Trained
 
 STDIN = "-"
 _BATCH_SIZE = 128  # at most
-_MANY = 5_000  # examples, for which speed counts for more than a soon start
+_MANY = 5_000  # examples, for which speed counts for more than an early start
 _AHEAD = 256  # pictures decoded while the devices compute
 
 
@@ -50,16 +51,13 @@ class Predictor:
         self.batch_size = -(-batch // len(devices)) * len(devices)
         self._shape = run.inputs.image_shape
         self._parallel = Parallel.over(
-            *(devices, "jit", self.batch_size, self._shape), fast_start=examples < _MANY
+            devices, "jit", self.batch_size, self._shape, fast_start=examples < _MANY
         )
         self._variables = self._parallel.replicate(run.variables)
 
         images = self._parallel.shard(self._padded(np.empty((0, *self._shape))))
         self._logits = self._parallel.compile(
-            run.logits,
-            *(self._variables, images),
-            sharded=(1,),
-            inference=True,
+            run.logits, self._variables, images, sharded=(1,), inference=True
         )
 
     def __call__(self, images: np.ndarray | StreamedImages) -> np.ndarray:
@@ -68,20 +66,14 @@ class Predictor:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             placed = self._parallel.shard(self._padded(batch))
-            found = self._parallel.fetch(self._logits(self._variables, placed))
-            parts.append(found[: len(batch)])
+            logits = self._parallel.fetch(self._logits(self._variables, placed))
+            parts.append(logits[: len(batch)])
         return np.concatenate(parts)
 
     def _padded(self, images: np.ndarray) -> np.ndarray:
         batch = np.zeros((self.batch_size, *self._shape), np.uint8)
         batch[: len(images)] = images
         return batch
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of the last axis, float64."""
-    exponents = np.exp(np.float64(logits) - logits.max(-1, keepdims=True))
-    return exponents / exponents.sum(-1, keepdims=True)
 
 
 def find_pictures(arguments: list[str]) -> list[str]:
@@ -92,11 +84,11 @@ def find_pictures(arguments: list[str]) -> list[str]:
     """
     if not arguments:
         raise UserError("no picture is given: name files or folders, or - for stdin")
-    found = []
+    pictures = []
     for argument in arguments:
         path = Path(argument)
         if argument == STDIN or path.is_file():
-            found.append(argument)
+            pictures.append(argument)
         elif path.is_dir():
             inside = listing.pictures(path)
             if not inside:
@@ -104,16 +96,16 @@ def find_pictures(arguments: list[str]) -> list[str]:
                 raise UserError(
                     f"{argument} holds no picture ({suffixes}): give another"
                 )
-            found += inside
+            pictures += inside
         else:
             raise UserError(f"{argument} is not there: name a file or a folder")
-    return found
+    return pictures
 
 
 def read_pictures(
     names: list[str], image_shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, np.ndarray | None]]:
-    """Decodes pictures side by side, in order; tells of those that it cannot read.
+    """Decodes pictures in parallel, in order; prints those that it cannot read.
 
     Yields names with images, uint8 of `image_shape`, or None for an unreadable one.
     """
@@ -205,7 +197,8 @@ def predict(run: Trained, names: list[str], form: str, top: int) -> None:
         group = [(name, image) for name, image in group if image is not None]
         if not group:
             continue
-        probabilities = softmax(predictor(np.stack([image for _, image in group])))
+        logits = predictor(np.stack([image for _, image in group]))
+        probabilities = softmax(np.float64(logits), axis=-1)
         read += len(group)
         for (name, _), row in zip(group, probabilities, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
@@ -220,11 +213,10 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
-        define_enum = partial(flags.DEFINE_enum, flag_values=values)
-        define_enum("format", "table", ["table", "csv", "json"], "What to print.")
-        flags.DEFINE_integer(
-            "top", 3, "Classes for each picture.", lower_bound=1, flag_values=values
-        )
+        enum = partial(flags.DEFINE_enum, flag_values=values)
+        integer = partial(flags.DEFINE_integer, flag_values=values)
+        enum("format", "table", ["table", "csv", "json"], "Form of the output.")
+        integer("top", 3, "Classes for each picture.", lower_bound=1)
 
     values, arguments = command_line.parse_with_arguments(argv, __doc__, define)
     names = find_pictures(arguments)

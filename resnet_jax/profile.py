@@ -22,7 +22,7 @@ class Operation:
     """An operation of a compiled program.
 
     Attributes:
-      name: in the program, as 'fusion.12'.
+      name: in the program, such as 'fusion.12'.
       seconds: that it took in all.
       times: how often it ran, on all devices.
     """
@@ -47,10 +47,8 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
         calls += 1
         if calls == 1 and stop == trainer.plan.total_steps:
             half = (stop - start) // 2
-            fix = f": give config.steps_per_call={half}" if half else ""
-            hosts.tell(
-                f"profile   of no call, as one makes all {stop - start:,} steps{fix}"
-            )
+            fix = f"; set config.steps_per_call={half}" if half else ""
+            hosts.tell(f"profile   nothing was traced: the whole run is one call{fix}")
         if calls != 2 or not hosts.is_first():
             return call(state, start, stop)
         size = trainer.plan.image_size(start)
@@ -71,7 +69,7 @@ def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
 def operations(file: Path) -> list[Operation]:
     """The operations that ran on the devices by a trace, the costliest first.
 
-    Time in which several are under way is shared among them, so that all add up to the
+    Time in which several run is shared among them, so that all add up to the
     time in which there was any.
     """
     starts, ends, ended = {}, {}, {}
@@ -91,7 +89,7 @@ def operations(file: Path) -> list[Operation]:
                     ended.setdefault(name, []).append(event.start_ns)
     edges = []
     for name in starts:
-        # An event is but the start of what other threads of a CPU do until its end.
+        # An event is only the start of what other threads of a CPU do until its end.
         apart = len(ended.get(name, ())) == len(starts[name])
         edges += [(time, 1, name) for time in starts[name]]
         edges += [(time, -1, name) for time in (ended if apart else ends)[name]]
@@ -107,17 +105,18 @@ def operations(file: Path) -> list[Operation]:
 def sources(program: str) -> dict[str, str]:
     """Where in the network a compiled program's operations come from, by its text.
 
-    As 'stage1_block1/conv1/conv_general_dilated, backward', of a fusion its last part.
+    For example 'stage1_block1/conv1/conv_general_dilated, backward'; for a fusion that
+    of its last part.
     """
-    found = {}
+    places = {}
     named = r'^\s*(?:ROOT )?%?(\S+) = .*metadata=\{.*?op_name="([^"]+)"'
     for name, path in re.findall(named, program, re.MULTILINE):
         backward = ", backward" if "transpose(" in path else ""
         _, network, inside = path.rpartition("ResNet")
         parts = (inside if network else path).strip(")/").split("/")
         kept = [part for part in parts if part not in ("while", "body")]
-        found[name] = "/".join(kept[-4:]) + backward
-    return found
+        places[name] = "/".join(kept[-4:]) + backward
+    return places
 
 
 def table(found: list[Operation], places: dict[str, str], count: int = 10) -> str:

@@ -82,7 +82,7 @@ def from_state(state: dict[str, np.ndarray], where: str) -> Weights:
     Without a projection anywhere, the shortcuts are A, which have no weights.
 
     Raises:
-      UserError: they are no such network's; the sentence names the first that is not.
+      UserError: they are no such network's; the sentence names the first wrong one.
     """
     flat = {}
     for name, array in state.items():
@@ -150,7 +150,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as weights of PyTorch ({cause}): give a file of "
             "torch.save(model.state_dict(), FILE)"
         ) from None
-    for name in ("state_dict", "model"):  # what training scripts save beside others
+    for name in ("state_dict", "model"):  # as training scripts save it, among others
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
@@ -162,7 +162,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def to_bytes(state: dict[str, np.ndarray], path: Path) -> bytes:
-    """What `torch.save` writes of a state dict; `path` is for the sentence."""
+    """The bytes that `torch.save` writes; `path` is for the error message."""
     torch = _torch(path)
     file = io.BytesIO()
     torch.save({name: torch.tensor(array) for name, array in state.items()}, file)
@@ -170,7 +170,7 @@ def to_bytes(state: dict[str, np.ndarray], path: Path) -> bytes:
 
 
 def logits(state: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
-    """What PyTorch computes from a state dict, in evaluation.
+    """Logits that PyTorch computes from a state dict, in evaluation.
 
     Args:
       state: as `read` and `to_state` return it.
@@ -235,7 +235,7 @@ def _torch(path: Path):
         import torch
     except ImportError:
         raise UserError(
-            f"{path} takes PyTorch, which is not installed: pip install torch, or use "
+            f"{path} needs PyTorch, which is not installed: pip install torch, or use "
             "a .safetensors file"
         ) from None
     return torch

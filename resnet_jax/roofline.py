@@ -1,4 +1,4 @@
-"""What a training step costs, and how long a device would take at its peaks.
+"""The cost of a training step, and how long a device would take at its peaks.
 
 FLOPs are those of the network: 2 for a multiply-accumulate, forward and two backward,
 without what `model.remat` computes again. Bytes are what the compiled program moves to
@@ -44,67 +44,67 @@ _PEAKS = {
 
 
 def peak(device_kind: str) -> Peak | None:
-    """The peaks of a device; None of one that is not known, as a CPU."""
+    """The peaks of a device; None where they are not known, such as a CPU's."""
     known = (peak for kind, peak in _PEAKS.items() if re.match(kind, device_kind))
     return next(known, None)
 
 
 def of_step(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
-    """What a step of a compiled trainer costs, over all devices.
+    """The cost of a step of a compiled trainer, over all devices.
 
     Args:
-      trainer: whose programs are compiled.
+      trainer: one whose programs are compiled.
       config: its config.
       macs: multiply-accumulates of one image, forward.
 
     Returns:
       'flops_per_step'; 'bytes_per_step', or None where loops or oneDNN hide them; and
-      of known devices 'seconds_by_flops' and 'seconds_by_bytes', what these alone would
-      take.
+      of known devices 'seconds_by_flops' and 'seconds_by_bytes', the time that these
+      alone would take.
     """
     count = trainer.parallel.device_count
     flops = 6 * macs * config.batch_size
     cost = trainer.programs[0].result().cost_analysis() or {}
     # XLA counts the body of a loop once: right for the loop over steps, not for others.
     loops = trainer.net.scan or config.optimizer.accumulate > 1
-    # What oneDNN does it does not count.
+    # It does not count the work of oneDNN.
     hidden = loops or trainer.parallel.uses_onednn
     moved = None if hidden else cost.get("bytes accessed")
-    found = {"flops_per_step": flops, "bytes_per_step": moved and int(moved * count)}
+    result = {"flops_per_step": flops, "bytes_per_step": moved and int(moved * count)}
     if known := peak(jax.devices()[0].device_kind):
-        found["seconds_by_flops"] = flops / count / getattr(known, config.model.dtype)
-        found["seconds_by_bytes"] = moved and moved / known.bandwidth
-    return found
+        result["seconds_by_flops"] = flops / count / getattr(known, config.model.dtype)
+        result["seconds_by_bytes"] = moved and moved / known.bandwidth
+    return result
 
 
 def reached(step: dict[str, Any], seconds: float) -> dict[str, float]:
     """'flops_per_second' of steps that took `seconds` each, and of known devices 'mfu',
     the share of their peak.
     """
-    found = {"flops_per_second": float(f"{step['flops_per_step'] / seconds:.4g}")}
+    rates = {"flops_per_second": float(f"{step['flops_per_step'] / seconds:.4g}")}
     if "seconds_by_flops" in step:
-        found["mfu"] = round(step["seconds_by_flops"] / seconds, 5)
-    return found
+        rates["mfu"] = round(step["seconds_by_flops"] / seconds, 5)
+    return rates
 
 
 def sentence(step: dict[str, Any], device_kind: str) -> str:
-    """What `of_step` found, in a line."""
+    """The result of `of_step`, in a line."""
     moved = step["bytes_per_step"]
-    told = f"{step['flops_per_step'] / 1e9:,.1f} GFLOP, " + (
+    amounts = f"{step['flops_per_step'] / 1e9:,.1f} GFLOP, " + (
         f"{moved / 1e9:,.2f} GB" if moved else "bytes hidden from XLA"
     )
     if "seconds_by_flops" not in step:
-        return f"{told} (the peaks of {device_kind} are not known)"
+        return f"{amounts} (the peaks of {device_kind} are not known)"
     alone = f"{1000 * step['seconds_by_flops']:.3g} ms"
     if moved:
         alone += f" and {1000 * step['seconds_by_bytes']:.3g} ms"
-    return f"{told}: {alone} alone on {device_kind}"
+    return f"{amounts}: {alone} alone on {device_kind}"
 
 
 def of_config(
     config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int], macs: int
 ) -> dict[str, Any]:
-    """What `of_step` says of a config, on this machine's devices and images of zeros.
+    """The result of `of_step` for a config, on this machine's devices and zero images.
 
     Raises:
       UserError: as for `Trainer`.

@@ -20,21 +20,21 @@ def run_all(
 ) -> dict:
     """Runs `config.seeds` seeds from `config.seed` on, in PARENT/seed<seed>.
 
-    Finished ones are left as they are, and one that was stopped goes on. A seed that
+    Finished ones are left as they are, and one that was stopped resumes. A seed that
     diverges does not keep the others from training.
 
     Args:
-      config: of all.
+      config: the config of all.
       parent: where the runs are, and `seeds.json`.
       run: trains one, given its config and directory, and returns its summary.
 
     Returns:
-      What `seeds.json` holds: 'seeds', their 'test_accuracy' (None: diverged), and
-      what `statistics` makes of those.
+      The content of `seeds.json`: 'seeds', their 'test_accuracy' (None: diverged), and
+      the result of `mean_and_interval` for those.
 
     Raises:
-      UserError: a directory is not what it should be, or what `run` raises.
-      DivergedError: seeds diverged; what the others gave is written.
+      UserError: a directory is not what it should be, or `run` raised it.
+      DivergedError: seeds diverged; the results of the others are written.
     """
     configs = {}
     for seed in range(config.seed, config.seed + config.seeds):
@@ -53,7 +53,7 @@ def run_all(
     result = {
         "seeds": list(configs),
         "test_accuracy": accuracies,
-        **statistics(finished),
+        **mean_and_interval(finished),
     }
     hosts.from_first(lambda: workdir.write_json(parent / "seeds.json", result))
     hosts.tell(_table(result))
@@ -71,7 +71,7 @@ def _directory(parent: Path, seed: int) -> Path:
 
 
 def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
-    """Refuses before the first seed trains what would end a later one."""
+    """Refuses, before the first seed trains, anything that would end a later one."""
     if workdir.is_run(parent):
         raise UserError(
             f"--workdir={parent} holds a run of one seed: give another --workdir, or "
@@ -80,21 +80,21 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
     new = not all(workdir.is_run(_directory(parent, seed)) for seed in configs)
     for seed, config in configs.items():
         directory = _directory(parent, seed)
-        for told in workdir.check(directory, config):
-            if new and told.startswith(("epochs ", "steps ")):
+        for change in workdir.check(directory, config):
+            if new and change.startswith(("epochs ", "steps ")):
                 print(
-                    f"warning   {directory} began with another length ({told}): it is "
-                    "not the run that its seed would be alone, which another --workdir "
-                    "gives"
+                    f"warning   {directory} began with another length ({change}): it "
+                    "is not the run that its seed would be alone, which another "
+                    "--workdir gives"
                 )
-            if told.startswith("dataset.eval_split"):  # of which there is one mean
+            if change.startswith("dataset.eval_split"):  # of which there is one mean
                 raise UserError(
-                    f"{directory} reports another split ({told}): give the split of "
+                    f"{directory} reports another split ({change}): give the split of "
                     "then, or another --workdir"
                 )
 
 
-def statistics(values: list[float]) -> dict:
+def mean_and_interval(values: list[float]) -> dict:
     """Mean, standard deviation and 95% interval of the mean (Student's t) over seeds.
 
     Of one value there is only a mean, and of none not even that: None instead.

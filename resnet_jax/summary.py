@@ -1,4 +1,4 @@
-"""What a network consists of and costs, layer by layer, with no data and no device.
+"""Layers, parameters and cost of a network.
 
 python -m resnet_jax.summary --config=configs/v2_56.py
 python -m resnet_jax.summary --config=configs/v2_56.py --roofline
@@ -8,6 +8,7 @@ import dataclasses
 import math
 import resource
 import sys
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -30,7 +31,7 @@ class Layer:
       output_shape: of one image.
       parameters: trainable values of one of them.
       macs: multiply-accumulates of one of them for one image, in a forward pass.
-      copies: how many.
+      copies: the number of equal ones.
     """
 
     name: str
@@ -48,7 +49,7 @@ def count_parameters(params) -> int:
 def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The layers of a network in the order in which they run."""
     net = net.clone(scan=True, remat=False)  # traces equal blocks once
-    found = {}
+    by_name = {}
 
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
@@ -66,34 +67,34 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
                 last = f"-{copies + 1}" if copies > 1 else ""
                 name = name.replace("_blocks", f"_block2{last}")
             parameters = count_parameters(params)
-            found[name] = Layer(name, output.shape[1:], parameters, macs, copies)
+            by_name[name] = Layer(name, output.shape[1:], parameters, macs, copies)
         return output
 
     with nn.intercept_methods(record):
         jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    return list(found.values())
+    return list(by_name.values())
 
 
 def cost(net: models.ResNet, image_shape: tuple[int, int, int]) -> dict[str, int]:
     """'params' and 'macs': trainable values, and multiply-accumulates of the
     convolutions and the classifier for one image forward.
     """
-    found = layers(net, image_shape)
+    rows = layers(net, image_shape)
     return {
-        "params": sum(layer.parameters * layer.copies for layer in found),
-        "macs": sum(layer.macs * layer.copies for layer in found),
+        "params": sum(layer.parameters * layer.copies for layer in rows),
+        "macs": sum(layer.macs * layer.copies for layer in rows),
     }
 
 
-def activation_bytes(net: models.ResNet, found: list[Layer], batch_size: int) -> int:
+def activation_bytes(net: models.ResNet, rows: list[Layer], batch_size: int) -> int:
     """Bytes of the layers' outputs for a batch, which the backward pass reads.
 
-    Under `net.remat` those of the blocks' ends, and of the largest block in full. What
-    a compiled step takes is of this order: XLA computes some of them again, and needs
-    temporary memory besides.
+    Under `net.remat` those of the blocks' ends, and of the largest block in full. The
+    memory of a compiled step is of this order: XLA computes some of them again, and
+    also needs temporary memory.
     """
     sizes, ends, inside = [], {}, {}
-    for layer in found:
+    for layer in rows:
         size = math.prod(layer.output_shape) * jnp.dtype(net.dtype).itemsize
         block, _, inner = layer.name.partition("/")
         if net.remat and inner:
@@ -111,7 +112,7 @@ def device_bytes(
     image_shape: tuple[int, int, int],
     examples: int,
 ) -> dict[str, int]:
-    """What each device holds whole while it trains, however many there are, in bytes.
+    """Bytes that each device holds whole while it trains, however many there are.
 
     'model state' is parameters and BatchNorm's statistics (twice, with moving means of
     them) and the optimizer's state; 'data set' is `examples` images of all splits and
@@ -156,16 +157,16 @@ def table(
 ) -> str:
     """The layers of a config's network and their totals, as text."""
     net = build_network(config, num_classes)
-    found = layers(net, image_shape)
+    rows = layers(net, image_shape)
     lines = [f"{'layer':<30} {'output':>12} {'parameters':>14} {'MACs':>17}"]
-    for layer in found:
+    for layer in rows:
         times = f"{layer.copies} x " if layer.copies > 1 else ""
         lines.append(
             f"{layer.name:<30} {'x'.join(map(str, layer.output_shape)):>12} "
             f"{times + format(layer.parameters, ','):>14} "
             f"{times + format(layer.macs, ',') if layer.macs else '':>17}"
         )
-    memory = activation_bytes(net, found, config.batch_size)
+    memory = activation_bytes(net, rows, config.batch_size)
     total = cost(net, image_shape)
     totals = {
         "parameters": f"{total['params']:,}",
@@ -182,7 +183,7 @@ def table(
 
 
 def describe(net: models.ResNet) -> str:
-    """A network in a few words, as 'bottleneck blocks, pre-activation, shortcut B'."""
+    """A network in a few words: 'bottleneck blocks, pre-activation, shortcut B'."""
     variant = ", Keras variant" if net.keras else ""
     shortcut = f"shortcut {net.shortcut}" if net.shortcut else "no shortcuts"
     stem = ", ImageNet stem" if net.stem == "imagenet" else ""
@@ -194,19 +195,17 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         command_line.define_config(values, argv)
-        for name, what in (
-            ("num_classes", "Classes to tell apart."),
-            ("image_size", "Pixels a side."),
-            ("channels", "Channels of an image."),
-            ("examples", "Examples of all splits."),
-        ):
-            what += " Left out: as of the config's data set, or CIFAR-10's."
-            flags.DEFINE_integer(name, None, what, lower_bound=1, flag_values=values)
-        flags.DEFINE_bool(
+        integer = partial(flags.DEFINE_integer, lower_bound=1, flag_values=values)
+        boolean = partial(flags.DEFINE_bool, flag_values=values)
+        default = "(default: the config's data set's, or CIFAR-10's)"
+        integer("num_classes", None, f"Classes to tell apart. {default}")
+        integer("image_size", None, f"Pixels a side. {default}")
+        integer("channels", None, f"Channels of an image. {default}")
+        integer("examples", None, f"Examples of all splits. {default}")
+        boolean(
             "roofline",
             False,
-            "Compile a training step, for what it costs on these devices.",
-            flag_values=values,
+            "Compile a training step, and print its cost on these devices.",
         )
 
     values = command_line.parse(argv, __doc__, define)
@@ -230,8 +229,8 @@ def main(argv: list[str]) -> None:
         macs = cost(build_network(config, num_classes), shape)["macs"]
         step = roofline.of_config(config, num_classes, shape, macs)
         kind = jax.devices()[0].device_kind
-        told = roofline.sentence(step, kind)
-        print(f"{f'a step of {config.batch_size} images':<30} {told}")
+        name = f"a step of {config.batch_size} images"
+        print(f"{name:<30} {roofline.sentence(step, kind)}")
 
 
 if __name__ == "__main__":

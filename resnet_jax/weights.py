@@ -1,4 +1,4 @@
-"""A network's weights in one safetensors file, which says what network it is."""
+"""A network's weights and description in one safetensors file."""
 
 import dataclasses
 import json
@@ -59,22 +59,22 @@ def of_run(run: Trained) -> Weights:
 
 
 def flatten(variables: dict) -> dict:
-    """Leaves by path, as 'params/stage1_block1/conv1/kernel'."""
+    """Leaves by path, such as 'params/stage1_block1/conv1/kernel'."""
     return flatten_dict(variables, sep="/")
 
 
 def checked(
     model: dict, flat: dict[str, np.ndarray], where: str, inputs: Inputs | None = None
 ) -> Weights:
-    """Makes weights of arrays by path, if they are just those of the network.
+    """Makes weights of arrays by path, if they are exactly those of the network.
 
     Raises:
       UserError: `model` describes no network; or an array is missing, is too many, or
         has another shape. The sentence begins with `where` and names the first.
     """
-    found = Weights(model, unflatten_dict(flat, sep="/"), inputs)
+    weights = Weights(model, unflatten_dict(flat, sep="/"), inputs)
     try:
-        net, channels = found.network(), found.channels
+        net, channels = weights.network(), weights.channels
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{where} holds no network of this package ({error}): give weights of one"
@@ -94,11 +94,11 @@ def checked(
         else:
             continue
         raise UserError(f"{where} {problem}: give weights of another network")
-    return found
+    return weights
 
 
 def to_bytes(weights: Weights) -> bytes:
-    """What a file of weights holds; `read` undoes it."""
+    """The content of a file of weights; `read` reverses it."""
     tensors = {
         name.replace("/", "."): np.ascontiguousarray(array, np.float32)
         for name, array in flatten(weights.variables).items()
@@ -117,7 +117,7 @@ def to_bytes(weights: Weights) -> bytes:
 
 
 def read(path: Path) -> Weights:
-    """Reads a file that holds what `to_bytes` gives.
+    """Reads a file with the content that `to_bytes` gives.
 
     Raises:
       UserError: it cannot be read, is damaged, or is another program's.

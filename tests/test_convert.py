@@ -371,7 +371,7 @@ def test_without_pytorch_its_files_are_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     out = f"--out={tmp_path}/out.safetensors"
     error = refused(capsys, f"--source={tmp_path}/theirs.pt", out)
-    assert "takes PyTorch, which is not installed: pip install torch" in error
+    assert "needs PyTorch, which is not installed: pip install torch" in error
 
 
 def test_other_programs_and_damage(tmp_path, capsys):

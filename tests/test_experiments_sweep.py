@@ -14,7 +14,7 @@ from experiments import spread, sweep
 from resnet_jax import UserError, command_line
 from resnet_jax.preemption import StoppedError
 from resnet_jax.report.command import flat
-from resnet_jax.seeds import statistics
+from resnet_jax.seeds import mean_and_interval
 from tests.quick import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
@@ -189,7 +189,7 @@ def test_a_run_that_may_go_on_is_not_done(tmp_path):
 
 def cell(name: str, accuracies: list[float], diverged: int = 0) -> dict:
     told = {"validation_accuracy": accuracies, "diverged": diverged, "seconds": [1.0]}
-    return {"cell": {"model.depth": name}} | told | statistics(accuracies)
+    return {"cell": {"model.depth": name}} | told | mean_and_interval(accuracies)
 
 
 def test_the_best_is_of_those_that_train_surely():

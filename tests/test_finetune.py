@@ -196,7 +196,7 @@ def test_off_leaves_checkpoints_as_they_were(network):
 @pytest.mark.parametrize(
     ("pattern", "named"),
     [
-        ("layer1", "fits no parameter: they are named as stem_bn/bias"),
+        ("layer1", "fits no parameter: they have names such as stem_bn/bias"),
         ("kernel|scale|bias", "fits every parameter"),
     ],
 )

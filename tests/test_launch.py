@@ -583,7 +583,7 @@ def test_interrupt_leaves_the_training_running(cloud, long_command):
         os.killpg(process.pid, signal.SIGINT)
         error = process.communicate(timeout=10)[1]
     assert process.returncode == 130
-    assert "the same launch goes on with it" in error
+    assert "the same launch continues with it" in error
     assert not (cloud.directory / "n").exists()
     cloud.write("end", "")
     result = cloud.launch(command=command)

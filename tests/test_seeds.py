@@ -85,17 +85,17 @@ def test_finished_ones_are_skipped_and_a_stopped_one_goes_on(
 
 def test_statistics_are_students():
     values = [0.91, 0.93, 0.92, 0.95]
-    found = seeds.statistics(values)
+    found = seeds.mean_and_interval(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert found["interval"] == pytest.approx(list(expected))
     assert found["mean"] == pytest.approx(0.9275)
     assert found["standard_deviation"] == pytest.approx(0.01707825)
-    assert seeds.statistics([0.5]) == {
+    assert seeds.mean_and_interval([0.5]) == {
         "mean": 0.5,
         "standard_deviation": None,
         "interval": None,
     }
-    assert seeds.statistics([])["mean"] is None
+    assert seeds.mean_and_interval([])["mean"] is None
 
 
 def test_one_that_diverges_leaves_the_others(tmp_path):

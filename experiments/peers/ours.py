@@ -27,7 +27,7 @@ class Ours:
     def first_step(self) -> None:
         """Compiles the evaluation, too."""
         state = self._trainer.place(self._start)
-        self._trainer.compile(state)
+        self._trainer.compile()
         self._trainer.train(state, 0, 1)
         self._state, self._step = self._trainer.place(self._start), 0
 

@@ -6,82 +6,38 @@ array_record format, of which cifar10, cifar100, fashion_mnist and svhn_cropped 
 downloaded and prepared here. TensorFlow is never imported.
 """
 
-import dataclasses
 import re
-from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from resnet_jax import UserError
 from resnet_jax.data import digits, fake, image_folder, reading, splits, tfds
 from resnet_jax.data.cache import cached
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.dataset import Split as Split
+from resnet_jax.data.known import KNOWN as KNOWN
 from resnet_jax.data.source import Source
 from resnet_jax.data.stream import StreamedImages, fit
 
 # Decoded images up to this many bytes live on the device; more of them are streamed.
 RESIDENT_BYTES = 2 * 2**30
 _BUNDLED = {"digits": digits.source, "fake": fake.source}
-# Classes, image shape, and examples of all splits, of what can be had here.
-KNOWN = {
-    "cifar10": (10, (32, 32, 3), 60_000),
-    "cifar100": (100, (32, 32, 3), 60_000),
-    "fashion_mnist": (10, (28, 28, 1), 70_000),
-    "svhn_cropped": (10, (32, 32, 3), 99_289),
-    "digits": (10, (8, 8, 1), 1_797),
-    "fake": (10, (32, 32, 3), 60_000),
-}
 
 
 def base_name(name: str) -> str:
-    """A set's name without TFDS's config and version."""
+    """A data set's name without TFDS's config and version."""
     return re.split("[/:]", name)[0]
 
 
-class Split(NamedTuple):
-    """Labelled images."""
-
-    # uint8 [examples, height, width, channels]
-    images: np.ndarray | StreamedImages
-    labels: np.ndarray  # int32 [examples]
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A data set, in memory or ready to be streamed.
-
-    Attributes:
-      name: For titles and reports; says so where the data are not real.
-      class_names: One name a label.
-      train: What is trained on.
-      validation: What is for choosing; None where `validation_split` is ''.
-      eval: What is reported at the end; None where training alone is measured.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    train: Split
-    validation: Split | None
-    eval: Split | None
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of every image."""
-        return self.train.images.shape[1:]
-
-
-def check(config) -> None:
+def check(config: ConfigDict) -> None:
     """Checks `config.dataset` without reading data.
 
     Args:
-      config: The fields of `load`.
+      config: the fields of `load`.
 
     Raises:
-      UserError: The set is unknown, or cannot be read or prepared; `data_dir` or `path`
+      UserError: the set is unknown, or cannot be read or prepared; `data_dir` or `path`
         is given and not there; a split is not in TFDS's syntax; the mirror is no
         address; the image size is negative; or random pixels are to be streamed.
     """
@@ -90,11 +46,11 @@ def check(config) -> None:
     if config.image_size < 0:
         raise UserError(
             f"config.dataset.image_size={config.image_size} is not a size: "
-            "give a number of pixels, or 0 to leave the images as they are."
+            "give a number of pixels, or 0 to leave the images as they are"
         )
     if config.mirror and not config.mirror.startswith(("http://", "https://")):
         raise UserError(
-            f"config.dataset.mirror={config.mirror} is not an address: begin it with https://."
+            f"config.dataset.mirror={config.mirror} is not an address: begin it with https://"
         )
     if config.name == "image_folder":
         image_folder.check(config.path)
@@ -108,7 +64,7 @@ def check(config) -> None:
         tfds.locate(config.name, config.data_dir)
 
 
-def load(config) -> Dataset:
+def load(config: ConfigDict) -> Dataset:
     """Reads a data set, downloading and preparing it where need be.
 
     Args:
@@ -120,7 +76,7 @@ def load(config) -> Dataset:
         `train_split`, `validation_split` (may be '') and `eval_split` in TFDS's syntax.
 
     Raises:
-      UserError: As for `check`; and where the set cannot be had, is damaged, has no
+      UserError: as for `check`; and where the set cannot be had, is damaged, has no
         such split, or has images of several sizes; or training and validation overlap.
     """
     check(config)
@@ -143,27 +99,27 @@ def load(config) -> Dataset:
             )
     chosen, size = list(selections.values()), config.image_size
     streams = _streams(config, source, chosen)
-    read = reading.to_know if streams else reading.into_memory
+    read = reading.read_index if streams else reading.read_pixels
+    kind = "to_know" if streams else "into_memory"  # as existing caches are named
     arrays = cached(
-        source.key and f"{source.key} {chosen} middle {size} {read.__name__}",
+        source.key and f"{source.key} {chosen} middle {size} {kind}",
         lambda: read(source, chosen, size),
     )
     reading.tell_skipped(arrays["skipped"])
     if streams:
-        read = reading.splits_to_stream(arrays, source, size)
+        parts = reading.splits_to_stream(arrays, source, size)
     else:
-        read = reading.splits_in_memory(arrays)
-    read = [Split(*split) for split in read]
+        parts = reading.splits_in_memory(arrays)
     return Dataset(
         name=source.name,
         class_names=source.class_names,
-        train=read[0],
-        validation=read[1] if validation else None,
-        eval=read[-1],
+        train=parts[0],
+        validation=parts[1] if validation else None,
+        eval=parts[-1],
     )
 
 
-def reopen(dataset: Dataset, config) -> None:
+def reopen(dataset: Dataset, config: ConfigDict) -> None:
     """Lets a data set that came from another process read its streamed images here.
 
     Raises:
@@ -178,7 +134,7 @@ def reopen(dataset: Dataset, config) -> None:
             images.reopen(source)
 
 
-def _source(config) -> Source:
+def _source(config: ConfigDict) -> Source:
     if config.name == "image_folder":
         return image_folder.source(config.path, config.image_size, config.split_seed)
     if config.name in _BUNDLED:
@@ -186,7 +142,7 @@ def _source(config) -> Source:
     return tfds.source(config.name, config.data_dir, config.mirror)
 
 
-def _specs(config) -> dict[str, str]:
+def _specs(config: ConfigDict) -> dict[str, str]:
     """The splits to read, by field, in the order of `Dataset`."""
     specs = {"config.dataset.train_split": config.train_split}
     if config.validation_split:
@@ -194,7 +150,9 @@ def _specs(config) -> dict[str, str]:
     return specs | {"config.dataset.eval_split": config.eval_split}
 
 
-def _streams(config, source: Source, selections: reading.Selections) -> bool:
+def _streams(
+    config: ConfigDict, source: Source, selections: reading.Selections
+) -> bool:
     """Whether the images are read batch by batch, and not kept in memory."""
     if config.stream != "auto":
         return config.stream == "always"

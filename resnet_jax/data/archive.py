@@ -31,10 +31,10 @@ def official(name: str) -> list[Archive]:
 
 
 def find(archive: Archive, data_dir: Path) -> Path | None:
-    """An archive that lies in `data_dir` or its downloads/; None: it does not.
+    """The path of an archive in `data_dir` or its downloads/; None: it is not there.
 
     Raises:
-      UserError: What lies there is not it.
+      UserError: the file there is another one.
     """
     for path in (data_dir / archive.name, data_dir / "downloads" / archive.name):
         if not path.exists():
@@ -43,7 +43,7 @@ def find(archive: Archive, data_dir: Path) -> Path | None:
             raise UserError(
                 f"{path} is not the official archive (it has "
                 f"{path.stat().st_size} bytes of {archive.size}, and another "
-                "SHA-256): delete it, or put the right one there."
+                "SHA-256): delete it, or put the right one there"
             )
         return path
     return None
@@ -53,17 +53,17 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
     """Finds an archive in `data_dir` or its downloads/, or downloads it there.
 
     Args:
-      archive: What to obtain.
-      name: The data set that needs it, for the messages.
+      archive: the file to obtain.
+      name: the data set that needs it, for the messages.
       data_dir: TFDS's data directory; its downloads/ exists.
-      mirror: The base URL to download from, '' for the official host.
+      mirror: the base URL to download from, '' for the official host.
 
     Returns:
       The path of the file, whose checksum is right.
 
     Raises:
-      UserError: What is there, or what came, is not it; or it cannot be had, with
-        what was tried and the ways out.
+      UserError: the file that is there, or that came, is another one; or it cannot
+        be had: the message has what was tried and the ways out.
     """
     if path := find(archive, data_dir):
         return path
@@ -72,7 +72,7 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
     path = downloads / archive.name
     print(
         f"Downloading {url} ({archive.size / 1e6:.0f} MB) to {downloads}; if it is "
-        "stopped, the next run goes on from there.",
+        "stopped, the next run resumes it.",
         file=sys.stderr,
     )
     try:
@@ -85,6 +85,6 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
             f"into {downloads}, or give --config.dataset.mirror=URL;\n"
             "  give --config.dataset.data_dir or TFDS_DATA_DIR, a directory that has "
             f"{name}, prepared by TFDS as array_record;\n"
-            "  or take --config.dataset.name=digits, which needs no download."
+            "  or take --config.dataset.name=digits, which needs no download"
         ) from None
     return path

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-_NAMES = "names"  # of all arrays: one that is gone is missed
+_NAMES = "names"  # of all arrays: shows when one is gone
 _DAMAGED = (OSError, ValueError, EOFError)  # or not there
 
 
 def cached(
     key: str, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """What `make` returns, or what it returned for this key before.
+    """Returns what `make` returns, or what it returned for this key before.
 
     Args:
-      key: Says all that the arrays depend on; '' keeps nothing.
-      make: Makes the arrays, by name; 'images' comes back as a map of its file.
+      key: has all that the arrays depend on; '' keeps nothing.
+      make: makes the arrays, by name; 'images' comes back as a map of its file.
     """
     if not key:
         return make()

@@ -1,4 +1,4 @@
-"""A download that can be cut off and go on, and is checked before it is used."""
+"""A download that can be cut off and resumed, and is checked before it is used."""
 
 import hashlib
 import time
@@ -29,19 +29,19 @@ def sha256(path: Path) -> str:
 def fetch(url: str, path: Path, *, size: int, digest: str) -> None:
     """Downloads a file to `path`, where it appears only once it is whole and right.
 
-    What has come so far stays in `path` + '.part', also when the program is stopped,
-    and the next call goes on from there, if the server knows the Range header.
+    The bytes received so far stay in `path` + '.part', also when the program is
+    stopped, and the next call resumes from there, if the server knows the Range header.
 
     Args:
-      url: Where the file is.
-      path: Where it shall be; its folder exists.
-      size: Its length in bytes.
-      digest: Its SHA-256, in hexadecimal.
+      url: where the file is.
+      path: where to put it; its folder exists.
+      size: its length in bytes.
+      digest: its SHA-256, in hexadecimal.
 
     Raises:
-      DownloadError: The server does not have it or does not answer, after a few
+      DownloadError: the server does not have it or does not answer, after a few
         attempts.
-      UserError: Another file came; it is deleted.
+      UserError: another file came; it is deleted.
     """
     part = path.with_name(path.name + ".part")
     most, failures = _length(part), 0
@@ -51,7 +51,7 @@ def fetch(url: str, path: Path, *, size: int, digest: str) -> None:
             reason = "the connection was closed early"
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             reason = _reason(error)
-        # A host that is slow or cuts off is borne with as long as it sends more.
+        # A slow or unreliable host is accepted as long as it sends more.
         failures = 0 if _length(part) > most else failures + 1
         most = max(most, _length(part))
         if failures == ATTEMPTS:
@@ -61,14 +61,14 @@ def fetch(url: str, path: Path, *, size: int, digest: str) -> None:
     if sha256(part) != digest:
         part.unlink()
         raise UserError(
-            f"What came from {url} is not {path.name}: its SHA-256 is wrong. It is "
-            "deleted; run again, or give another config.dataset.mirror."
+            f"The file from {url} is not {path.name}: its SHA-256 is wrong. It is "
+            "deleted; run again, or give another config.dataset.mirror"
         )
     part.rename(path)
 
 
 def _receive(url: str, part: Path, size: int) -> None:
-    """Adds to `part` what one request brings."""
+    """Appends to `part` the bytes that one request brings."""
     have = _length(part)
     # 'identity': some servers would label a .gz as compressed, to be unpacked.
     headers = {"Accept-Encoding": "identity"}
@@ -96,7 +96,7 @@ def _receive(url: str, part: Path, size: int) -> None:
                 disable=None,
             ) as progress,
         ):
-            # Not iter_content, which unpacks what is labelled as compressed.
+            # Not iter_content, which unpacks content labelled as compressed.
             for chunk in response.raw.stream(2**14, decode_content=False):
                 file.write(chunk)
                 progress.update(len(chunk))
@@ -107,7 +107,7 @@ def _length(path: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """A few words for what requests and urllib3 say in many."""
+    """A short reason for a long message of requests or urllib3."""
     if isinstance(error, requests.ConnectTimeout):
         return f"no answer in {CONNECT_SECONDS:g} s"
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):

@@ -1,8 +1,9 @@
-"""A folder of pictures: DIR/train/CLASS/* with val/ or test/ beside, or DIR/CLASS/*.
+"""A folder of pictures: DIR/train/CLASS/*, and val/ or test/ like it, or DIR/CLASS/*.
 
 Where there is no val/ and no test/, a fifth of each class's pictures is the test set,
 chosen by `split_seed` and the files' names. A split lists its pictures shuffled, with
-the classes evenly mixed: any slice, as `train[:90%]`, has a fair share of each.
+the classes evenly mixed: any slice, such as `train[:90%]`, has a fair share
+of each.
 """
 
 import hashlib
@@ -31,10 +32,10 @@ class _File(NamedTuple):
 
 
 def check(path: str) -> Path:
-    """Sees that a folder is there, and reads nothing in it.
+    """Checks that a folder is there, and reads nothing in it.
 
     Raises:
-      UserError: It is not.
+      UserError: it is not.
     """
     if not path:
         raise UserError(
@@ -43,8 +44,10 @@ def check(path: str) -> Path:
         )
     root = Path(path).expanduser()
     if not root.is_dir():
-        what = "is a file" if root.is_file() else "is not there"
-        raise UserError(f"config.dataset.path={path} {what}: give a folder of pictures")
+        problem = "is a file" if root.is_file() else "is not there"
+        raise UserError(
+            f"config.dataset.path={path} {problem}: give a folder of pictures"
+        )
     return root
 
 
@@ -52,12 +55,12 @@ def source(path: str, size: int, split_seed: int) -> Source:
     """Lists the pictures of a folder, which `Source.examples` then reads in threads.
 
     Args:
-      path: The folder.
-      size: Pixels a side; see `picture.decode`.
-      split_seed: Of the test set where the folder has none, and of the order.
+      path: the folder.
+      size: pixels a side; see `picture.decode`.
+      split_seed: seed of the order, and of the test set where the folder has none.
 
     Raises:
-      UserError: There are no two classes with pictures, a class is in the test set
+      UserError: there are no two classes with pictures, a class is in the test set
         alone, splits have other names than above, or a folder cannot be read.
     """
     root, notes, aliases = check(path), [], ()
@@ -68,37 +71,37 @@ def source(path: str, size: int, split_seed: int) -> Source:
     else:
         folders = {"train": root / "train"} | folders
         if extra := [name for name in listing.folders(root) if name not in folders]:
-            notes.append(f"ignored   {_listed(extra)} beside train")
-    found, ignored = {}, []
+            notes.append(f"ignored   {_listed(extra)} next to train")
+    by_split, ignored = {}, []
     for name, folder in folders.items():
         split = _SPLITS.get(name, name)
-        if split in found:
+        if split in by_split:
             raise UserError(
                 f"config.dataset.path={path} has several folders for validation "
                 "(val, valid, validation): keep one"
             )
-        found[split] = listing.classes(folder, ignored)
+        by_split[split] = listing.classes(folder, ignored)
     if ignored:
         notes.append(f"ignored   no pictures: {_listed(ignored, root)}")
-    empty = [name for name, files in found["train"].items() if not files]
+    empty = [name for name, files in by_split["train"].items() if not files]
     if empty:
         notes.append(f"left out  classes without a picture: {_listed(empty)}")
-    names = tuple(name for name, files in found["train"].items() if files)
+    names = tuple(name for name, files in by_split["train"].items() if files)
     _require_classes(path, folders["train"], names)
-    for split, classes in found.items():
+    for split, classes in by_split.items():
         unknown = [
             name for name, files in classes.items() if files and name not in names
         ]
         if unknown and split != "train":
             raise UserError(
                 f"config.dataset.path={path}: {_listed(unknown)} of {split} has no "
-                "pictures to train on: give it some in train, or take it away"
+                "pictures to train on: give it some in train, or remove it"
             )
         if absent := [name for name in names if not classes.get(name)]:
             notes.append(f"warning   {split} has no picture of {_listed(absent)}")
     ordered = {
         split: [_shuffled(classes.get(name, []), root, split_seed) for name in names]
-        for split, classes in found.items()
+        for split, classes in by_split.items()
     }
     if len(ordered) == 1:
         ordered = _cut(ordered["train"])
@@ -127,7 +130,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
 
 
 def _require_names(path: str, root: Path) -> None:
-    """Sees that no split, as `Train`, is taken for a class."""
+    """Checks that no split, such as `Train`, is taken for a class."""
     splits = [
         name
         for name in listing.folders(root)
@@ -155,15 +158,15 @@ def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
             "give at least two classes"
         )
     loose = listing.has_loose_pictures(folder)
-    what = "pictures, but in no folders" if loose else "no pictures"
+    content = "pictures, but in no folders" if loose else "no pictures"
     raise UserError(
-        f"config.dataset.path={path} has {what}: put each class's pictures "
+        f"config.dataset.path={path} has {content}: put each class's pictures "
         f"({', '.join(sorted(picture.SUFFIXES))}) in a folder of its name"
     )
 
 
 def _shuffled(paths: list[str], root: Path, seed: int) -> list[str]:
-    """In an order that depends on each file's own name, so that it outlives others."""
+    """Orders files by their own names alone: no other file changes the order."""
 
     def draw(path: str) -> bytes:
         name = os.path.relpath(path, root).replace(os.sep, "/")
@@ -219,7 +222,7 @@ def _key(splits: dict[str, list[_File]], root: Path, size: int) -> str:
                 stat = Path(path).stat()
                 state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_mode}"
             except OSError:
-                state = "gone"  # a link to nothing: told when it is read
+                state = "gone"  # a link to nothing: reported when it is read
             name = os.path.relpath(path, root)
             digest.update(f"{split} {label} {state} {name}\n".encode(errors="replace"))
     return digest.hexdigest()
@@ -232,13 +235,13 @@ def _balance(names: tuple[str, ...], counts: list[int]) -> str:
         return f"classes   {len(names)}, of {most:,} pictures each in train"
     return (
         f"classes   {len(names)}, of {least:,} ({smallest}) to {most:,} ({largest}) "
-        f"pictures in train; always to guess {largest} is right for "
-        f"{most / sum(counts):.0%} of them"
+        f"pictures in train; always guessing {largest} would be right for "
+        f"{most / sum(counts):.0%}"
     )
 
 
 def _listed(names: list[str], root: Path | None = None) -> str:
-    """A few of the names, and how many there are."""
+    """A few of the names, and how many more there are."""
     shown = [os.path.relpath(name, root) if root else name for name in names[:3]]
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return ", ".join(shown) + more

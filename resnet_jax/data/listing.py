@@ -1,4 +1,4 @@
-"""What lies in folders of pictures, by the files' names; no hidden files, no litter."""
+"""Lists folders of pictures, by the files' names; no hidden files, no litter."""
 
 import os
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ def pictures(folder: Path) -> list[str]:
 
 def classes(folder: Path, ignored: list[str]) -> dict[str, list[str]]:
     """The pictures in and below each class's folder; adds other files to `ignored`."""
-    found = {}
+    by_class = {}
     for entry in _entries(folder):
         if _is_folder(entry):
             parents = (_identity(folder.stat()), _identity(entry.stat()))
-            found[entry.name] = list(_below(entry.path, parents, ignored))
+            by_class[entry.name] = list(_below(entry.path, parents, ignored))
         else:
             ignored.append(entry.path)
-    return found
+    return by_class
 
 
 def folders(folder: Path) -> list[str]:
-    """The names of the folders in one; [] where it is none."""
+    """The names of the folders inside a folder; [] where it is not one."""
     if not folder.is_dir():
         return []
     return [entry.name for entry in _entries(folder) if _is_folder(entry)]
@@ -78,6 +78,6 @@ def _entries(folder: Path | str) -> list[os.DirEntry]:
             ]
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be read ({error.strerror}): mend that, or take it away"
+            f"{folder} cannot be read ({error.strerror}): fix that, or remove it"
         ) from None
     return sorted(visible, key=lambda entry: entry.name)

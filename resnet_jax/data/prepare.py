@@ -2,7 +2,7 @@
 
 TFDS's own builders read the archives through TensorFlow. A subclass of each, which
 reads them with NumPy, writes the same array_record files in the same order, so that
-what is prepared here serves every other program that uses TFDS, and the other way round
+sets prepared here serve every other program that uses TFDS, and the other way round
 (only `extra` of svhn_cropped, 1.3 GB, is left out).
 """
 
@@ -22,7 +22,7 @@ from resnet_jax.data import archive
 
 NAMES = ("cifar10", "cifar100", "fashion_mnist", "svhn_cropped")
 
-# The fields of a split's examples, in TFDS's names, each an array or a list.
+# The fields of a split's examples, by TFDS's names, each an array or a list.
 Fields = dict[str, np.ndarray | list[str]]
 
 
@@ -32,15 +32,15 @@ def prepare(name: str, data_dir: Path, mirror: str) -> Path:
     The result appears in its place only when it is whole.
 
     Args:
-      name: Which set.
+      name: the set.
       data_dir: TFDS's data directory; created if it is not there.
-      mirror: The base URL to download from, '' for the official host.
+      mirror: the base URL to download from, '' for the official host.
 
     Returns:
       The directory of the prepared set, `data_dir/name/version`.
 
     Raises:
-      UserError: An archive is wrong or cannot be had, or writing fails.
+      UserError: an archive is wrong or cannot be had, or writing fails.
     """
     import tensorflow_datasets as tfds
 
@@ -48,7 +48,7 @@ def prepare(name: str, data_dir: Path, mirror: str) -> Path:
     target = data_dir / name / str(parent.VERSION)
     try:
         for file in archive.official(name):
-            archive.find(file, data_dir)  # A wrong one is told before all else.
+            archive.find(file, data_dir)  # A wrong one is reported first.
         (data_dir / "downloads").mkdir(parents=True, exist_ok=True)
         with _alone(data_dir / "downloads" / f"{name}.lock"):
             if not target.exists():  # Else another process has just made it.
@@ -61,7 +61,7 @@ def prepare(name: str, data_dir: Path, mirror: str) -> Path:
     except OSError as error:
         raise UserError(
             f"Cannot prepare {name} in {data_dir}: {error}. Make room or give "
-            "--config.dataset.data_dir=DIR, a directory that you can write to."
+            "--config.dataset.data_dir=DIR, a directory that you can write to"
         ) from None
     return target
 
@@ -102,7 +102,7 @@ def _build(parent: type, name: str, data_dir: Path, paths: dict[str, Path]) -> N
                 # TFDS encodes PIL's images itself, but arrays through TensorFlow.
                 yield key, example | {"image": Image.fromarray(example["image"])}
 
-        # TFDS prints sizes that it does not know, and the end, which is plain.
+        # TFDS would print sizes that it does not know, and that it is done.
         _log_download_bytes = _log_download_done = lambda self: None
 
     Builder.name = name

@@ -1,4 +1,4 @@
-"""One pass over the splits that a config chooses: into memory, or only to know them."""
+"""One pass over the splits that a config chooses: their pixels, or only an index."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from resnet_jax import UserError
+from resnet_jax.data.dataset import Split
 from resnet_jax.data.picture import UnreadableError
 from resnet_jax.data.source import Source
 from resnet_jax.data.stream import StreamedImages, fit
@@ -16,16 +17,14 @@ _TOLD = 10
 
 # For each split of a config, its parts: indices of a split of the source.
 Selections = list[list[tuple[str, range]]]
-# For each split of a config, its images and labels.
-Read = list[tuple[np.ndarray | StreamedImages, np.ndarray]]
 
 
 class Reader:
     """Reads the examples of several selections; says what it leaves out.
 
     Attributes:
-      kept: The number of examples of each selection that could be read.
-      skipped: The sentences about the others.
+      kept: the number of examples of each selection that could be read.
+      skipped: the sentences about the others.
     """
 
     def __init__(self, source: Source, selections: Selections, size: int):
@@ -38,7 +37,7 @@ class Reader:
         """Yields (number of the selection, split, index, image, label).
 
         Raises:
-          UserError: Images differ in size, have no label, or too many are damaged.
+          UserError: images differ in size, have no label, or too many are damaged.
         """
         shape = None
         progress = tqdm(
@@ -60,19 +59,19 @@ class Reader:
                     raise UserError(
                         f"The images of {self._source.name} differ in size ({shape}, "
                         f"{image.shape}): give config.dataset.image_size, for example "
-                        "64, to resize them all to that square."
+                        "64, to resize them all to that square"
                     )
                 if label < 0:
                     raise UserError(
                         f"{self._source.name} has examples without a label in these "
-                        "splits: choose other splits."
+                        "splits: choose other splits"
                     )
                 self.kept[number] += 1
                 yield number, split, index, image, label
         if not self.kept.all():
             raise UserError(
                 f"{self._source.name}: no picture of a split can be read (first "
-                f"{self.skipped[0]}): mend them"
+                f"{self.skipped[0]}): fix them"
             )
 
     def _all(self):
@@ -88,11 +87,12 @@ class Reader:
         if len(self.skipped) > max(1, UNREADABLE_LIMIT * self.total):
             raise UserError(
                 f"{self._source.name}: over {UNREADABLE_LIMIT:.0%} of {self.total:,} "
-                f"pictures cannot be read (as {self.skipped[0]}): mend or delete them"
+                f"pictures cannot be read (such as {self.skipped[0]}): fix or delete "
+                "them"
             )
 
 
-def into_memory(source: Source, selections: Selections, size: int) -> dict:
+def read_pixels(source: Source, selections: Selections, size: int) -> dict:
     """Reads everything: arrays 'images', 'labels', 'kept' and 'skipped'."""
     reader, images = Reader(source, selections, size), None
     labels = np.empty(reader.total, np.int32)
@@ -109,20 +109,21 @@ def into_memory(source: Source, selections: Selections, size: int) -> dict:
     }
 
 
-def to_know(source: Source, selections: Selections, size: int) -> dict:
-    """Reads everything and keeps no image: what a `StreamedImages` needs, as arrays.
+def read_index(source: Source, selections: Selections, size: int) -> dict:
+    """Reads everything and keeps no image, only the arrays for `splits_to_stream`.
 
-    'splits', 'indices' and 'labels' of the images that could be read; of those of the
-    first selection, which is trained on, the 'sum' and the 'squares'.
+    They are 'splits', 'indices' and 'labels' of the images that could be read, 'kept'
+    and 'skipped', and 'sum' and 'squares' of the images of the first selection, which
+    is trained on.
     """
     reader, total, squares = Reader(source, selections, size), 0, 0
-    known = []
+    rows = []
     for number, split, index, image, label in reader:
-        known.append((split, index, label))
+        rows.append((split, index, label))
         if number == 0:
             total = total + image.astype(np.int64)
             squares = squares + np.square(image, dtype=np.int64)
-    splits, indices, labels = zip(*known, strict=True)
+    splits, indices, labels = zip(*rows, strict=True)
     return {
         "splits": np.array(splits, np.str_),
         "indices": np.array(indices, np.int64),
@@ -134,21 +135,21 @@ def to_know(source: Source, selections: Selections, size: int) -> dict:
     }
 
 
-def splits_in_memory(arrays: dict) -> Read:
-    """Cuts what `into_memory` read into splits."""
+def splits_in_memory(arrays: dict) -> list[Split]:
+    """Cuts the arrays of `read_pixels` into splits."""
     cuts = np.cumsum(arrays["kept"])[:-1]
     parts = (np.split(arrays[name], cuts) for name in ("images", "labels"))
-    return list(zip(*parts, strict=True))
+    return list(map(Split, *parts))
 
 
-def splits_to_stream(arrays: dict, source: Source, size: int) -> Read:
-    """Makes splits of what `to_know` found."""
+def splits_to_stream(arrays: dict, source: Source, size: int) -> list[Split]:
+    """Makes splits of the arrays of `read_index`."""
     cuts = np.cumsum(arrays["kept"])[:-1]
     names, indices, labels = (
         np.split(arrays[name], cuts) for name in ("splits", "indices", "labels")
     )
     sums = arrays["sum"], arrays["squares"]
-    read = []
+    parts = []
     for number in range(len(arrays["kept"])):
         images = StreamedImages(
             source,
@@ -158,8 +159,8 @@ def splits_to_stream(arrays: dict, source: Source, size: int) -> Read:
             indices[number],
             sums if number == 0 else None,
         )
-        read.append((images, labels[number]))
-    return read
+        parts.append(Split(images, labels[number]))
+    return parts
 
 
 def tell_skipped(skipped: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What every source of data looks like to `load`."""
+"""The form in which every source of data is given to `load`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -9,17 +9,17 @@ from resnet_jax.data.picture import UnreadableError
 
 
 class Source(NamedTuple):
-    """Labelled images that have a known number, of which none is read yet.
+    """Labelled images, known in number, of which none is read yet.
 
     Attributes:
-      name: What to call the data in titles and reports.
-      class_names: One name a label.
-      sizes: The number of examples in each split.
+      name: the data's name in titles and reports.
+      class_names: one name a label.
+      sizes: the number of examples in each split.
       examples: `examples(split, indices)` reads (image, label) pairs in that order;
         an image is uint8 `[height, width]` or `[height, width, channels]`, or the
         error, beginning with the file, that says why there is none.
-      key: Changes whenever a pixel may; '' where reading again is as quick as keeping.
-      notes: What the user should know of, a line each.
+      key: changes whenever a pixel may; '' where reading again is as quick as keeping.
+      notes: lines that the user should see.
       aliases: (Another name, split) pairs.
     """
 

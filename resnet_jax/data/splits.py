@@ -17,25 +17,25 @@ def parse(spec: str, field: str) -> list[tuple[str, str, str]]:
     """Reads a split, for example 'train[:45000]' or 'train+test'.
 
     Args:
-      spec: The split as the user wrote it.
-      field: The config field it comes from, for the error.
+      spec: the split as the user wrote it.
+      field: the config field it comes from, for the error.
 
     Returns:
       A (name, start, stop) for each term, the bounds as written, '' where left out.
 
     Raises:
-      UserError: The syntax is wrong.
+      UserError: the syntax is wrong.
     """
     parts = []
     for term in spec.split("+"):
         match = _PART.fullmatch(term.strip())
         name, start, stop = match.groups("") if match else ("", "", "")
-        # TFDS takes a plain bound beside a percentage for one, which no one expects.
+        # TFDS takes a plain bound next to a percentage for one, which no one expects.
         mixed = start and stop and start.endswith("%") != stop.endswith("%")
         if not match or mixed:
             raise UserError(
                 f"{field}={spec!r} is not a split: write for example train, "
-                "train[:45000], train[80%:90%] or train+test."
+                "train[:45000], train[80%:90%] or train+test"
             )
         parts.append((name, start, stop))
     return parts
@@ -47,19 +47,19 @@ def select(
     sizes: dict[str, int],
     aliases: tuple[tuple[str, str], ...] = (),
 ) -> list[tuple[str, range]]:
-    """Says which examples of which splits a split means.
+    """Resolves a split to the examples of the source that it means.
 
     Args:
-      spec: The split as the user wrote it.
-      field: The config field it comes from, for the errors.
-      sizes: The number of examples in each split of the source.
+      spec: the split as the user wrote it.
+      field: the config field it comes from, for the errors.
+      sizes: the number of examples in each split of the source.
       aliases: (Another name, split) pairs.
 
     Returns:
       (split, indices) for each term.
 
     Raises:
-      UserError: The syntax is wrong, there is no such split, a bound lies beyond its
+      UserError: the syntax is wrong, there is no such split, a bound lies beyond its
         end, or nothing is left.
     """
     selections, other_names = [], dict(aliases)
@@ -71,7 +71,7 @@ def select(
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
                 f"{field}={spec!r}: there is no split {name!r}.{hint} "
-                f"The splits are {', '.join(names)}."
+                f"The splits are {', '.join(names)}"
             )
         size = sizes[name]
         try:
@@ -79,12 +79,12 @@ def select(
         except IndexError as error:
             raise UserError(
                 f"{field}={spec!r}: {error} is beyond the {size} examples of {name!r}: "
-                "give bounds within them."
+                "give bounds within them"
             ) from None
         if not indices:
             raise UserError(
                 f"{field}={spec!r}: {name}[{start}:{stop}] is empty: give a first "
-                "bound below the last."
+                "bound below the last"
             )
         selections.append((name, indices))
     return selections
@@ -101,7 +101,7 @@ def _index(bound: str, size: int) -> int:
 
 
 def shared(one: list[tuple[str, range]], other: list[tuple[str, range]]) -> int:
-    """The number of examples that are in both of what `select` returned."""
+    """The number of examples that are in both of two results of `select`."""
     return sum(
         max(0, min(a.stop, b.stop) - max(a.start, b.start))
         for name, a in one
@@ -115,15 +115,15 @@ def check_disjoint(
     validation: list[tuple[str, range]],
     sizes: dict[str, int],
 ) -> None:
-    """Sees that no example is both trained on and used for choosing.
+    """Checks that no example is both trained on and used for choosing.
 
     Args:
-      train: What `select` made of `train_split`.
-      validation: And of `validation_split`.
-      sizes: The number of examples in each split of the source.
+      train: the result of `select` for `train_split`.
+      validation: the same for `validation_split`.
+      sizes: the number of examples in each split of the source.
 
     Raises:
-      UserError: Some are; the sentence says what to give instead.
+      UserError: some are; the sentence says what to give instead.
     """
     for name, held_out in validation:
         for other, indices in train:
@@ -141,5 +141,5 @@ def check_disjoint(
             )
             raise UserError(
                 "config.dataset.train_split and config.dataset.validation_split share "
-                f"{count} examples of {name!r}: give for example {fix}."
+                f"{count} examples of {name!r}: give for example {fix}"
             )

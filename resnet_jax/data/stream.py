@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet_jax import UserError
-from resnet_jax.data.picture import UnreadableError, resized
+from resnet_jax.data.picture import UnreadableError
 from resnet_jax.data.source import Source
 
 THREADS = 16  # that read ahead
 _AHEAD = 2  # batches that are read before they are asked for
-# Images that a thread reads at once: handing one over takes Grain as long as to decode
+# Images that a thread reads at once: handing one over takes Grain as long as decoding
 # one of 32 pixels.
 _CHUNK = 16
 
@@ -22,8 +22,8 @@ class StreamedImages:
 
     Attributes:
       shape: (examples, height, width, channels).
-      sums: Of all its images, exactly: their sum and that of their squares, each int64
-        [height, width, channels]; None for splits that nothing is computed of.
+      sums: the sum of all its images and that of their squares, exact, each int64
+        [height, width, channels]; None for splits of which nothing is computed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StreamedImages:
         """Reads one image, uint8 [height, width, channels], or several, as NumPy does.
 
         Raises:
-          UserError: One cannot be read any more.
+          UserError: one cannot be read any more.
         """
         if isinstance(rows, slice | np.ndarray):
             numbers = np.arange(len(self))[rows]
@@ -78,7 +78,7 @@ class StreamedImages:
         if isinstance(image, UnreadableError):
             raise UserError(
                 f"{image}, although it could be read at the start: put the file back, "
-                "and the same command goes on"
+                "and the same command continues"
             )
         return fit(image, self._size)
 
@@ -88,7 +88,8 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     if size and image.shape[:2] != (size, size):
         grey = image.ndim == 3 and image.shape[-1] == 1
         whole = Image.fromarray(image[..., 0] if grey else image)
-        image = np.asarray(resized(whole, size, size))
+        middle = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
+        image = np.asarray(middle)
     return image[..., None] if image.ndim == 2 else image
 
 
@@ -97,37 +98,37 @@ def batches(
     labels: np.ndarray,
     row_of: Callable[[int], int],
     places: range,
-    own: np.ndarray,
+    positions: np.ndarray,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads batch after batch, ahead of who asks for them.
+    """Reads one batch after another, before they are asked for.
 
     Args:
-      images: To read.
+      images: to read.
       labels: int32, of each.
-      row_of: The row that comes at a place; places count on from batch to batch.
-      places: The numbers of the batches.
-      own: int32, the places in a batch that this process reads.
-      batch_size: Places in a batch, over all processes.
+      row_of: the row that comes at a place; places are counted on from batch to batch.
+      places: the numbers of the batches.
+      positions: int32, the places in a batch that this process reads.
+      batch_size: places in a batch, over all processes.
 
     Yields:
-      The images and labels of `own`, in that order.
+      The images and labels of `positions`, in that order.
     """
     import grain
 
-    chunk = max(n for n in range(1, _CHUNK + 1) if len(own) % n == 0)
+    chunk = max(n for n in range(1, _CHUNK + 1) if len(positions) % n == 0)
 
     class Chunks:
         def __len__(self) -> int:
-            return len(places) * len(own) // chunk
+            return len(places) * len(positions) // chunk
 
         def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-            batch, first = divmod(int(number) * chunk, len(own))
+            batch, first = divmod(int(number) * chunk, len(positions))
             start = places[batch] * batch_size
-            rows = [row_of(start + int(p)) for p in own[first : first + chunk]]
+            rows = [row_of(start + int(p)) for p in positions[first : first + chunk]]
             return np.stack([images[row] for row in rows]), labels[rows]
 
-    count = len(own) // chunk
+    count = len(positions) // chunk
     ahead = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=_AHEAD * count)
     dataset = grain.MapDataset.source(Chunks()).to_iter_dataset(ahead).batch(count)
     for chunks in dataset:

@@ -18,6 +18,7 @@ from PIL import Image
 from resnet_jax import UserError
 from resnet_jax.data import picture, prepare
 from resnet_jax.data.cache import cached
+from resnet_jax.data.known import KNOWN
 from resnet_jax.data.source import Source
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
@@ -30,11 +31,11 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
 
     Args:
       name: TFDS's name for it: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
-      data_dir: As in `data_directory`.
-      mirror: As in `prepare.prepare`.
+      data_dir: as in `data_directory`.
+      mirror: as in `prepare.prepare`.
 
     Raises:
-      UserError: There is no such set, it is damaged or not for image classification,
+      UserError: there is no such set, it is damaged or not for image classification,
         or it cannot be read or prepared without TensorFlow.
     """
     directory = locate(name, data_dir)
@@ -76,7 +77,7 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
 def _decoded(
     content: bytes, channels: int, name: str
 ) -> np.ndarray | picture.UnreadableError:
-    """Pixels as `predict` reads them, too; as they are stored in sets of 4 channels."""
+    """Pixels as `predict` reads them too; those of sets of 4 channels as stored."""
     file = io.BytesIO(content)
     try:
         if channels in (1, 3):
@@ -108,7 +109,7 @@ def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
     """The 'class_names', 'splits' and 'sizes' of a set that can be read.
 
     Raises:
-      UserError: As for `source`.
+      UserError: as for `source`.
     """
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordReader
@@ -124,14 +125,14 @@ def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"config.dataset.name={name} has no 8-bit 'image' with one class as "
             f"'label' (but {', '.join(sorted(features))}): choose an "
-            "image-classification set."
+            "image-classification set"
         )
     for split in splits.values():
         for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
-            found = ArrayRecordReader(str(path)).num_records()
-            if found != length:
+            stored = ArrayRecordReader(str(path)).num_records()
+            if stored != length:
                 raise _damaged(
-                    directory, f"{path.name} holds {found} examples, not {length}"
+                    directory, f"{path.name} holds {stored} examples, not {length}"
                 )
     return {
         "channels": np.array(image.shape[-1] or 0),
@@ -145,32 +146,32 @@ def data_directory(data_dir: str) -> Path:
     """The directory of prepared sets: as given, $TFDS_DATA_DIR or TFDS's default.
 
     Raises:
-      UserError: It is given and not there.
+      UserError: it is given and not there.
     """
-    given, origin = data_dir, "config.dataset.data_dir"
-    if not given:
-        given, origin = os.environ.get("TFDS_DATA_DIR", ""), "TFDS_DATA_DIR"
-    if not given:
+    directory, origin = data_dir, "config.dataset.data_dir"
+    if not directory:
+        directory, origin = os.environ.get("TFDS_DATA_DIR", ""), "TFDS_DATA_DIR"
+    if not directory:
         return Path("~/tensorflow_datasets").expanduser()
-    path = Path(given).expanduser()
+    path = Path(directory).expanduser()
     if not path.is_dir():
         raise UserError(
-            f"{origin}={given} is not a directory on this machine: create it "
-            "(mkdir -p), or leave it out to use ~/tensorflow_datasets."
+            f"{origin}={directory} is not a directory on this machine: create it "
+            "(mkdir -p), or leave it out to use ~/tensorflow_datasets"
         )
     return path
 
 
 def locate(name: str, data_dir: str) -> Path | None:
-    """Where a set lies prepared; None if it is not but `prepare` can do it.
+    """Where a set lies prepared; None if it does not but `prepare` can prepare it.
 
     Args:
-      name: As in `source`.
-      data_dir: As in `data_directory`.
+      name: as in `source`.
+      data_dir: as in `data_directory`.
 
     Raises:
-      UserError: There is no such set, what is there cannot be read, or nothing is there
-        and preparing it takes TensorFlow.
+      UserError: there is no such set, what is there cannot be read, or nothing is there
+        and preparing it needs TensorFlow.
     """
     root = data_directory(data_dir)
     match = _NAME.fullmatch(name)
@@ -189,7 +190,7 @@ def locate(name: str, data_dir: str) -> Path | None:
         if configs:
             raise UserError(
                 f"config.dataset.name={name} comes in several kinds: choose one of "
-                f"{', '.join(sorted(configs))}."
+                f"{', '.join(sorted(configs))}"
             )
     if name in prepare.NAMES:
         return None
@@ -199,15 +200,14 @@ def locate(name: str, data_dir: str) -> Path | None:
     if match and base in known:
         raise UserError(
             f"config.dataset.name={name} is not prepared in {root}, and preparing it "
-            f"takes TensorFlow: {_elsewhere(base)}."
+            f"needs TensorFlow: {_elsewhere(base)}"
         )
-    near = difflib.get_close_matches(
-        name, [*prepare.NAMES, "digits", "fake", *known], 1
-    )
+    near = difflib.get_close_matches(name, [*KNOWN, *known], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
+    *others, last = KNOWN
     raise UserError(
         f"config.dataset.name={name} is not known, nor prepared in {root}.{hint} "
-        f"Without TensorFlow there are {', '.join(prepare.NAMES)}, digits and fake."
+        f"Without TensorFlow there are {', '.join(others)} and {last}"
     )
 
 
@@ -218,7 +218,7 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _check_readable(directory: Path, base: str) -> None:
-    """Sees that the set was written to its end, and in a format that we can read."""
+    """Checks that the set is complete, and in a format that we can read."""
     for file in ("dataset_info.json", "features.json"):
         if not (directory / file).is_file():
             raise _damaged(directory, f"there is no {file}")
@@ -234,7 +234,7 @@ def _check_readable(directory: Path, base: str) -> None:
     if "array_record" not in formats:
         raise UserError(
             f"{directory} is in {formats[0]} format, which cannot be read without "
-            f"TensorFlow: {_elsewhere(base)}."
+            f"TensorFlow: {_elsewhere(base)}"
         )
 
 
@@ -245,7 +245,7 @@ def _elsewhere(base: str) -> str:
     )
 
 
-def _damaged(directory: Path, what: str) -> UserError:
+def _damaged(directory: Path, reason: str) -> UserError:
     return UserError(
-        f"{directory} is damaged or half-written ({what}): delete it and run again."
+        f"{directory} is damaged or half-written ({reason}): delete it and run again"
     )

@@ -4,6 +4,7 @@ python -m resnet_jax.report --workdir=runs/v2_56/seed0
 python -m resnet_jax.report --workdir=runs/v1_20/seed0 --workdir=runs/v2_20/seed0
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -16,18 +17,19 @@ def main(argv: list[str]) -> None:
     """Writes the page, and prints where it is."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_multi_string(
+        multi_string = partial(flags.DEFINE_multi_string, flag_values=values)
+        string = partial(flags.DEFINE_string, flag_values=values)
+        multi_string(
             "workdir",
             None,
-            "Directory of a finished run, or gs://BUCKET/DIR; several times to "
-            "compare runs.",
-            flag_values=values,
+            "Directory of a finished run, or gs://BUCKET/DIR; several times to compare "
+            "runs.",
         )
-        flags.DEFINE_string(
+        string(
             "out",
-            "comparison.html",
-            "File to write the comparison of several runs to.",
-            flag_values=values,
+            None,
+            "File to write the comparison of several runs to. (default: "
+            "comparison.html)",
         )
 
     values = command_line.parse(argv, __doc__, define)
@@ -35,9 +37,14 @@ def main(argv: list[str]) -> None:
     if not directories:
         raise UserError("--workdir is missing: give the directory of a run")
     if len(directories) == 1:
+        if values.out is not None:
+            raise UserError(
+                f"--out={values.out} is for the comparison of several runs, and one is "
+                "given: leave it out, the page is WORKDIR/report.html"
+            )
         path = page.write(directories[0])
     else:
-        path = Path(values.out)
+        path = Path(values.out or "comparison.html")
         page.compare(directories, path)
     print(f"written   {bucket.shown(path)}")
 

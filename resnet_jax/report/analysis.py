@@ -1,4 +1,4 @@
-"""What a trained network does on its data: everything that a report measures itself."""
+"""Measurements of a trained network on its data, for the report."""
 
 import dataclasses
 import re
@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import softmax
 from scipy.stats import binomtest
 
 from resnet_jax import data, explain, models, trained
 from resnet_jax.augment import normalize
-from resnet_jax.predict import Predictor, softmax
+from resnet_jax.predict import Predictor
 from resnet_jax.report import calibration
 from resnet_jax.trained import Trained
 
@@ -21,14 +22,14 @@ _GRADIENT_IMAGES = 128
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """Of the split that a run reports.
+    """Measurements of a network on its reported split.
 
     Attributes:
       confusion: int [true class, predicted class], numbers of images.
       mistakes: the most confident ones, see `_mistakes`.
       calibration: see `_calibration`.
       gradients: see `gradient_norms`.
-      gradient_images: how many training images they are of.
+      gradient_images: the number of training images that they are of.
     """
 
     confusion: np.ndarray
@@ -51,7 +52,7 @@ def analyse(run: Trained) -> Analysis:
     count = min(_GRADIENT_IMAGES, len(dataset.train.labels))
     return Analysis(
         confusion,
-        _mistakes(run, images, labels, softmax(logits)),
+        _mistakes(run, images, labels, softmax(np.float64(logits), axis=-1)),
         _calibration(logits, labels, held_out),
         gradient_norms(run, *(array[:count] for array in dataset.train)),
         count,
@@ -60,8 +61,8 @@ def analyse(run: Trained) -> Analysis:
 
 def interval(correct: int, total: int) -> tuple[float, float]:
     """Wilson's 95% interval of a proportion."""
-    found = binomtest(correct, total).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
+    limits = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(limits.low), float(limits.high)
 
 
 def _mistakes(
@@ -70,7 +71,7 @@ def _mistakes(
     labels: np.ndarray,
     probabilities: np.ndarray,
 ) -> list[dict]:
-    """The wrong answers with the highest probability, and what speaks for them.
+    """The wrong answers with the highest probability, and the evidence for them.
 
     Each has 'number' (of the image in its split), 'true', 'predicted', 'probability',
     'true_probability', 'image', and the overlays 'grad_cam' and 'integrated_gradients'
@@ -83,7 +84,7 @@ def _mistakes(
     if not len(chosen):
         return []
     shown = images[chosen]
-    found = explain.Explainer(run)(shown, predicted[chosen])
+    explanations = explain.Explainer(run)(shown, predicted[chosen])
     names = run.inputs.class_names
     return [
         {
@@ -97,7 +98,11 @@ def _mistakes(
             "integrated_gradients": explain.overlay(image, parts, signed=True),
         }
         for number, image, heat, parts in zip(
-            chosen, shown, found.grad_cam, found.integrated_gradients, strict=True
+            chosen,
+            shown,
+            explanations.grad_cam,
+            explanations.integrated_gradients,
+            strict=True,
         )
     ]
 
@@ -161,15 +166,15 @@ def gradient_norms(
             if path[-1].key == "kernel"
         }
 
-    found = {"at the end": run.variables}
+    variables = {"at the end": run.variables}
     if not config.init_from:
         key = jax.random.key(config.seed)
         first = models.initialize(net, key, run.inputs.image_shape)
-        found = {"at the start": first} | found
-    found = {when: norms(each, images, labels) for when, each in found.items()}
+        variables = {"at the start": first} | variables
+    by_layer = {when: norms(each, images, labels) for when, each in variables.items()}
     return {
         when: {name: float(each[name]) for name in _ordered(each)}
-        for when, each in found.items()
+        for when, each in by_layer.items()
     }
 
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize_scalar
-
-from resnet_jax.predict import softmax
+from scipy.special import log_softmax, softmax
 
 BINS = 15  # as in the paper
 Logits = Float[np.ndarray, "examples classes"]
@@ -26,7 +25,7 @@ class Bins(NamedTuple):
 
 def reliability(logits: Logits, labels: Labels) -> Bins:
     """Confidence against accuracy, for the reliability diagram (section 2)."""
-    probabilities = softmax(logits)
+    probabilities = softmax(np.float64(logits), axis=-1)
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == labels
     # Bin m holds the confidences in ((m-1)/M, m/M].
@@ -47,27 +46,26 @@ def calibration_error(bins: Bins) -> float:
 
 
 def negative_log_likelihood(logits: Logits, labels: Labels) -> float:
-    shifted = np.float64(logits) - logits.max(1, keepdims=True)
-    scores = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    return float((np.log(np.exp(shifted).sum(1)) - scores).mean())
+    scores = log_softmax(np.float64(logits), axis=-1)
+    return -float(np.take_along_axis(scores, labels[:, None], axis=1).mean())
 
 
 def temperature(logits: Logits, labels: Labels) -> float:
-    """What to divide logits by for the smallest NLL (section 4.2), 1/20 to 20."""
+    """The divisor of logits that gives the smallest NLL (section 4.2), 1/20 to 20."""
     bound = np.log(20.0)
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log: negative_log_likelihood(logits / np.exp(log), labels),
         bounds=(-bound, bound),
         method="bounded",
     )
-    return float(np.exp(found.x))
+    return float(np.exp(result.x))
 
 
 def scale_across(logits: Logits, labels: Labels) -> tuple[Logits, float]:
     """Scales each half of the examples by the temperature that the other half gives.
 
-    For where there is no other split to fit on: no example's own label is used for it.
-    Returns the logits, and the mean of both temperatures.
+    It serves where there is no other split to fit on: no example's own label is used
+    for it. Returns the logits, and the mean of both temperatures.
     """
     halves = np.arange(len(labels)) % 2
     fitted = np.array(

@@ -37,7 +37,7 @@ def flat(config: ConfigDict) -> dict:
 
 def _starts() -> dict[str, dict]:
     """Every config of configs/, with and without a recipe, by the flag's value."""
-    found = {}
+    starts = {}
     for module in pkgutil.iter_modules(configs.__path__):
         build = importlib.import_module(f"configs.{module.name}").get_config
         if module.name == "common":
@@ -45,10 +45,10 @@ def _starts() -> dict[str, dict]:
         for recipe in ("", "paper", "keras", "strong", "fast", "smoke", "imagenet"):
             name = f"configs/{module.name}.py" + (f":{recipe}" if recipe else "")
             try:
-                found[name] = flat(build(recipe) if recipe else build())
+                starts[name] = flat(build(recipe) if recipe else build())
             except UserError:  # this one has other recipes
                 continue
-    return found
+    return starts
 
 
 def _value(value) -> str:

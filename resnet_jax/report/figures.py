@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from resnet_jax.report.calibration import Bins
 
-# Seen on white and on black. Series have line styles besides, for those who print.
+# Visible on white and on black. Series also have line styles, for those who print.
 COLORS = ("#3b82c4", "#e07b39", "#2a9d6c", "#b05cc4", "#c9a227", "#d1495b", "#6b7fd7")
 DASHES = ("-", "--", "-.", ":")
 _TEXT = "#010203"  # becomes currentColor
@@ -49,7 +49,7 @@ def lines(
       labels: of both axes.
       log: a logarithmic y axis.
       percent: y is shown in percent.
-      colors: number of each line's colour, where it is not its own.
+      colors: number of each line's colour; left out, each has its own.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(labels)
@@ -85,7 +85,7 @@ def lines(
 
 
 def reliability_diagram(bins: Bins, title: str) -> Markup:
-    """Draws accuracy against confidence; the diagonal is what would be right."""
+    """Draws accuracy against confidence; the diagonal is perfect calibration."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(("confidence", "accuracy"))
         edges = np.linspace(0, 1, len(bins.counts) + 1)

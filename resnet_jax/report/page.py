@@ -4,13 +4,23 @@ import base64
 import datetime
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
-from scipy import stats
 
-from resnet_jax import UserError, bucket, metrics, results, summary, trained, workdir
+from resnet_jax import (
+    UserError,
+    bucket,
+    metrics,
+    results,
+    seeds,
+    summary,
+    trained,
+    workdir,
+)
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
 from resnet_jax.report.command import flat, reproduce
@@ -45,7 +55,7 @@ def write(directory: Path) -> Path:
     """
     result = _finished(directory)
     run = trained.load(directory)
-    found = analyse(run)
+    analysis = analyse(run)
     rows = metrics.read_rows(directory)
     net, batch = run.net, run.config.batch_size
     layers = summary.layers(net, run.inputs.image_shape)
@@ -63,24 +73,33 @@ def write(directory: Path) -> Path:
         ),
         activation_bytes=summary.activation_bytes(net, layers, batch),
         curves=_curves(rows),
-        classes=_classes(run.inputs.class_names, found.confusion),
-        confusion=_confusion(run.inputs.class_names, found.confusion),
+        classes=_classes(run.inputs.class_names, analysis.confusion),
+        confusion=_confusion(run.inputs.class_names, analysis.confusion),
         mistakes=[
             {name: _shown(value) for name, value in mistake.items()}
-            for mistake in found.mistakes
+            for mistake in analysis.mistakes
         ],
-        calibration=found.calibration,
+        calibration=analysis.calibration,
         reliability=[
-            figures.reliability_diagram(found.calibration[name]["bins"], title)
+            figures.reliability_diagram(analysis.calibration[name]["bins"], title)
             for name, title in (("before", "as trained"), ("after", "scaled"))
         ],
-        gradients=_gradients(found.gradients),
-        gradient_images=found.gradient_images,
+        gradients=_gradients(analysis.gradients),
+        gradient_images=analysis.gradient_images,
         fields=flat(run.config),
         command=reproduce(run.config),
     )
     workdir.write(directory / "report.html", page)
     return directory / "report.html"
+
+
+class _Run(NamedTuple):
+    """A finished run."""
+
+    directory: Path
+    fields: dict  # of its config, by dotted names
+    result: dict  # its summary.json
+    history: list[dict]  # the rows of its metrics.jsonl
 
 
 def compare(directories: list[Path], path: Path) -> None:
@@ -91,46 +110,66 @@ def compare(directories: list[Path], path: Path) -> None:
       UserError: one is not there or has not finished.
       WriteError: the file cannot be written.
     """
-    runs = []
-    for directory in directories:
-        result = _finished(directory)
-        fields = flat(workdir.read_config(directory))
-        runs.append((directory, fields, result, metrics.read_rows(directory)))
-    names = {name for _, fields, *_ in runs for name in fields} - _SAME_TRAINING
-    names = sorted(names)
-    groups: dict[tuple, list] = {}
+    runs = [_read(directory) for directory in directories]
+    groups, differing = _grouped(runs)
+    page = _templates.get_template("comparison.html").render(
+        title=f"{len(runs)} runs compared",
+        written=datetime.date.today().isoformat(),
+        rows=[_row(name, members, differing) for name, members in groups.items()],
+        differing=differing,
+        same_data=len({run.result["dataset"] for run in runs}) == 1,
+        curves=_compared_curves(groups),
+    )
+    workdir.write(path, page, "give another --out=FILE")
+
+
+def _read(directory: Path) -> _Run:
+    result = _finished(directory)
+    fields = flat(workdir.read_config(directory))
+    return _Run(directory, fields, result, metrics.read_rows(directory))
+
+
+def _grouped(runs: list[_Run]) -> tuple[dict[str, list[_Run]], list[str]]:
+    """Runs of the same training, by a letter, and the fields in which those differ."""
+    names = sorted({name for run in runs for name in run.fields} - _SAME_TRAINING)
+    groups: dict[tuple, list[_Run]] = {}
     for run in runs:
-        key = tuple(repr(run[1].get(name)) for name in names)
+        key = tuple(repr(run.fields.get(name)) for name in names)
         groups.setdefault(key, []).append(run)
+    values = zip(*groups, strict=True)  # of each field, over the groups
     differing = [
-        name
-        for place, name in enumerate(names)
-        if len({key[place] for key in groups}) > 1
+        name for name, each in zip(names, values, strict=True) if len(set(each)) > 1
     ]
-    rows = []
-    for letter, members in zip(_letters(), groups.values(), strict=False):
-        values = [result["test_accuracy"] for _, _, result, _ in members]
-        mean, low, high = _mean_interval(values, members[0][2]["test_examples"])
-        rows.append(
-            {
-                "name": letter,
-                "directories": [bucket.shown(directory) for directory, *_ in members],
-                "seeds": [fields["seed"] for _, fields, *_ in members],
-                "accuracy": mean,
-                "low": low,
-                "high": high,
-                "result": members[0][2],
-                "seconds": np.mean([result["seconds"] for _, _, result, _ in members]),
-                "fields": {name: members[0][1].get(name) for name in differing},
-            }
-        )
+    return dict(zip(_letters(), groups.values(), strict=False)), differing
+
+
+def _row(name: str, members: list[_Run], differing: list[str]) -> dict:
+    """A row of the table of results: runs that differ in the seed alone."""
+    first = members[0]
+    accuracies = [run.result["test_accuracy"] for run in members]
+    accuracy, low, high = _mean_interval(accuracies, first.result["test_examples"])
+    return {
+        "name": name,
+        "directories": [bucket.shown(run.directory) for run in members],
+        "seeds": [run.fields["seed"] for run in members],
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "result": first.result,
+        "seconds": np.mean([run.result["seconds"] for run in members]),
+        "fields": {field: first.fields.get(field) for field in differing},
+    }
+
+
+def _compared_curves(groups: dict[str, list[_Run]]) -> list[Markup]:
+    """A figure for each quantity, in which the runs of a group have one colour."""
     curves = []
     for name in ("train_loss", "test_accuracy", "validation_accuracy", "learning_rate"):
         series, colors = [], []
-        for color, (row, members) in enumerate(zip(rows, groups.values(), strict=True)):
-            for *_, history in members:
-                if points := _points(history, name):
-                    series.append((row["name"], *points))
+        for color, (letter, members) in enumerate(groups.items()):
+            for run in members:
+                if points := _points(run.history, name):
+                    series.append((letter, *points))
                     colors.append(color)
         if series:
             curves.append(
@@ -142,15 +181,7 @@ def compare(directories: list[Path], path: Path) -> None:
                     colors=colors,
                 )
             )
-    page = _templates.get_template("comparison.html").render(
-        title=f"{len(runs)} runs compared",
-        written=datetime.date.today().isoformat(),
-        rows=rows,
-        differing=differing,
-        same_data=len({result["dataset"] for _, _, result, _ in runs}) == 1,
-        curves=curves,
-    )
-    workdir.write(path, page, "give another --out=FILE")
+    return curves
 
 
 def _finished(directory: Path) -> dict:
@@ -159,7 +190,7 @@ def _finished(directory: Path) -> dict:
     if result is None or not results.is_whole(result, config):
         raise UserError(
             f"--workdir={directory} has not finished: give its training's command "
-            "again, and it goes on"
+            "again to resume it"
         )
     return result
 
@@ -169,8 +200,8 @@ def _points(rows: list[dict], name: str) -> tuple[list, list] | None:
     return tuple(map(list, zip(*points, strict=True))) if points else None
 
 
-def _curves(rows: list[dict]) -> list:
-    found = []
+def _curves(rows: list[dict]) -> list[Markup]:
+    curves = []
     for quantity in ("loss", "accuracy"):
         series = [
             (split, *points)
@@ -179,15 +210,15 @@ def _curves(rows: list[dict]) -> list:
         ]
         if series:
             log = quantity == "loss"
-            found.append(figures.lines(series, ("epoch", quantity), log, not log))
+            curves.append(figures.lines(series, ("epoch", quantity), log, not log))
     for name, title in (
         ("learning_rate", "learning rate"),
         ("train_gradient_norm", "norm of the whole gradient"),
     ):
         if points := _points(rows, name):
             log = name == "train_gradient_norm"
-            found.append(figures.lines([(title, *points)], ("epoch", title), log))
-    return found
+            curves.append(figures.lines([(title, *points)], ("epoch", title), log))
+    return curves
 
 
 def _gradients(norms: dict[str, dict[str, float]]):
@@ -202,7 +233,7 @@ def _gradients(norms: dict[str, dict[str, float]]):
 
 def _classes(names: tuple[str, ...], confusion: np.ndarray) -> list[dict]:
     """Each class with its accuracy and interval; of very many, the worst."""
-    found = []
+    rows = []
     for label, name in enumerate(names):
         total, correct = int(confusion[label].sum()), int(confusion[label, label])
         if not total:
@@ -211,7 +242,7 @@ def _classes(names: tuple[str, ...], confusion: np.ndarray) -> list[dict]:
         wrong = confusion[label].copy()
         wrong[label] = 0
         other = names[wrong.argmax()] if wrong.any() else None
-        found.append(
+        rows.append(
             {
                 "name": name,
                 "examples": total,
@@ -223,8 +254,8 @@ def _classes(names: tuple[str, ...], confusion: np.ndarray) -> list[dict]:
             }
         )
     if len(names) > _CLASSES_SHOWN:
-        found.sort(key=lambda row: row["accuracy"])
-    return found[:_CLASSES_SHOWN]
+        rows.sort(key=lambda row: row["accuracy"])
+    return rows[:_CLASSES_SHOWN]
 
 
 def _confusion(names: tuple[str, ...], confusion: np.ndarray) -> dict:
@@ -249,11 +280,12 @@ def _shown(value):
 
 def _mean_interval(values: list[float], examples: int) -> tuple[float, float, float]:
     """Mean and 95% interval: over seeds by Student's t; of one, over the examples."""
-    mean = float(np.mean(values))
+    statistics = seeds.mean_and_interval(values)
+    mean = statistics["mean"]
     if len(values) == 1:
         return mean, *interval(round(mean * examples), examples)
-    error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return mean, max(mean - error, 0.0), min(mean + error, 1.0)
+    low, high = statistics["interval"]
+    return mean, max(low, 0.0), min(high, 1.0)
 
 
 def _letters():

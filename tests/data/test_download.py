@@ -33,7 +33,7 @@ def test_good(fetch, server, capsys):
 
 
 @pytest.mark.parametrize("how", ["half", "stall"])
-def test_cut_off_or_silent_half_way_goes_on(fetch, server, how):
+def test_cut_off_or_silent_half_way_is_resumed(fetch, server, how):
     server.plan = [how]
     start = time.perf_counter()
     assert fetch() == DATA
@@ -42,13 +42,13 @@ def test_cut_off_or_silent_half_way_goes_on(fetch, server, how):
     assert time.perf_counter() - start < 5
 
 
-def test_cut_off_often_goes_on_while_more_comes(fetch, server):
+def test_cut_off_often_is_resumed_while_more_comes(fetch, server):
     server.plan = ["half"] * 4 + [503] + ["half"] * 2
     assert fetch() == DATA
     assert len(server.ranges) == 8
 
 
-def test_next_run_goes_on(fetch, server, tmp_path):
+def test_next_run_resumes(fetch, server, tmp_path):
     (tmp_path / "a.tar.gz.part").write_bytes(DATA[:1234])
     assert fetch() == DATA
     assert server.ranges == ["bytes=1234-"]

@@ -111,7 +111,10 @@ def test_one_folder_is_split_by_class_and_seed(load, root):
     assert np.bincount(found.eval.labels).tolist() == [10, 4, 1]
     assert "split     20% of each class for the test, by seed 0" in told
     assert "none to test: d" in told
-    assert "4, of 1 (c) to 40 (a) pictures in train; always to guess a is right" in told
+    assert (
+        "4, of 1 (c) to 40 (a) pictures in train; always guessing a would be right"
+        in told
+    )
     assert names(load(path=str(root / "x"))[0].train, root, "x") == train
     other, _ = load(path=str(root / "x"), split_seed=1)
     assert set(names(other.eval, root, "x")) != set(test)
@@ -160,7 +163,7 @@ def test_what_is_no_picture_is_left_alone(load, root):
     found, told = load()
     assert found.class_names == ("a", "b")
     assert len(found.train.labels) == 6
-    assert "ignored   more beside train" in told
+    assert "ignored   more next to train" in told
     assert "classes without a picture: none" in told
     assert "no pictures: train/a/clip.mp4, train/a/notes.txt, train/b/model.h5" in told
     assert "and 1 more" in told
@@ -361,8 +364,8 @@ def other_names(root):
         (one_class, "has pictures of one class, cat, alone: give at least two"),
         (one_class_with_pictures, "has pictures of one class, cat, alone"),
         (unknown_class, "emu of test has no pictures to train on: give it some"),
-        (all_damaged, r"over 10% of 22 pictures cannot be read \(as train/"),
-        (third_damaged, r"over 10% of 22 pictures cannot be read \(as train/cat/"),
+        (all_damaged, r"over 10% of 22 pictures cannot be read \(such as train/"),
+        (third_damaged, r"over 10% of 22 pictures cannot be read \(such as train/cat/"),
         (damaged_test, r"no picture of a split can be read \(first test/"),
         (two_validations, "several folders for validation"),
         (other_names, "has Testing, Train with .*name the splits train, val and test"),

@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnet_jax import UserError, data
-from resnet_jax.data import picture
+from resnet_jax.data import picture, prepare
 from resnet_jax.data.source import Source
 
 
@@ -176,6 +176,10 @@ def test_examples_without_a_label(config, monkeypatch):
             r"dataset.name=cifar-10 is not .*Did you mean cifar10\?",
         ),
         ({"name": "digit"}, r"Did you mean digits\?"),
+        (
+            {"name": "image_folders"},
+            r"Did you mean image_folder\? .*, image_folder, digits and fake$",
+        ),
         ({"name": "../digits"}, "is not known"),
         (
             {"name": "qqqqqq"},
@@ -192,6 +196,10 @@ def test_examples_without_a_label(config, monkeypatch):
 def test_check(config, fields, sentence):
     with pytest.raises(UserError, match=sentence):
         data.check(config(**fields))
+
+
+def test_what_is_known_is_what_can_be_read():
+    assert {*prepare.NAMES, *data._BUNDLED, "image_folder"} == set(data.KNOWN)
 
 
 def test_check_of_the_environment(config, monkeypatch):

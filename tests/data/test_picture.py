@@ -88,16 +88,15 @@ def test_a_clear_colour_is_white():
     assert (read[1] == 0).all()
 
 
-@pytest.mark.parametrize("target", [28, 32, 224, 299])
-def test_middles_do_not_reach_beyond_the_picture(target):
-    """As those of 225 pixels did, by rounding; Pillow refuses that."""
-    for side in range(1, 9001):
-        for size in ((side, side), (side, side + side // 3), (side + side // 3, side)):
-            left, top, right, bottom = picture._middle(size, (target, target))
-            assert 0 <= left < right <= size[0]
-            assert 0 <= top < bottom <= size[1]
-    image = picture.resized(Image.new("RGB", (225, 300)), target, target)
-    assert image.size == (target, target)
+@pytest.mark.parametrize("size", [28, 224, 299])
+def test_pictures_of_any_side_are_resized(size):
+    """Rounding must not move the middle out of the picture, which Pillow refuses."""
+    for side in (*range(1, 300, 7), 225, 300):
+        for shape in ((side, side), (side, side + 1), (side + side // 3, side)):
+            image = Image.new("L", shape, 7)
+            read = picture.decode(encoded(image, "BMP"), size, channels=1)
+            assert read.shape == (size, size, 1)
+            assert (read == 7).all()
 
 
 def test_palettes_and_their_clear_colour():

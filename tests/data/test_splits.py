@@ -96,16 +96,16 @@ def test_wrong_selection(spec, sentence):
             "train[900:]",
             "config.dataset.train_split and config.dataset.validation_split share "
             "100 examples of 'train': give for example "
-            "config.dataset.train_split=train[:900].",
+            "config.dataset.train_split=train[:900]",
         ),
-        ("train", "train[:10%]", "config.dataset.train_split=train[100:]."),
-        ("test+train", "train[4:7]", "config.dataset.train_split=train[:4]+train[7:]."),
+        ("train", "train[:10%]", "config.dataset.train_split=train[100:]"),
+        ("test+train", "train[4:7]", "config.dataset.train_split=train[:4]+train[7:]"),
         ("train[:901]", "train[900:]", "share 1 examples"),
         (
             "train[:5]",
             "train",
             "config.dataset.train_split=train[:90%] and "
-            "config.dataset.validation_split=train[90%:].",
+            "config.dataset.validation_split=train[90%:]",
         ),
     ],
 )

@@ -39,14 +39,13 @@ def train_file(directory):
 
 def test_the_second_time_comes_from_the_cache(config, prepared, monkeypatch):
     first, read = data.load(config("cifar10")), []
-    into_memory = reading.into_memory
+    read_pixels = reading.read_pixels
 
     def counted(source, selections, size):
         read.append(size)
-        return into_memory(source, selections, size)
+        return read_pixels(source, selections, size)
 
-    counted.__name__ = "into_memory"  # is in the key
-    monkeypatch.setattr(reading, "into_memory", counted)
+    monkeypatch.setattr(reading, "read_pixels", counted)
     second = data.load(config("cifar10"))
     assert read == []
     assert second.class_names == first.class_names
@@ -87,7 +86,7 @@ def test_damaged(config, prepared, damage, what):
         data.load(config("cifar10"))
     assert str(error.value).startswith(f"{prepared} is damaged or half-written (")
     assert what in str(error.value)
-    assert str(error.value).endswith("delete it and run again.")
+    assert str(error.value).endswith("delete it and run again")
 
 
 def test_files_of_any_mode_become_what_the_set_says():

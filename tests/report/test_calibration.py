@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from scipy.special import softmax
 
-from resnet_jax.predict import softmax
 from resnet_jax.report import calibration
 
 
@@ -9,7 +9,7 @@ def sampled(factor: float, examples: int = 4000, seed: int = 0):
     """Logits whose labels are drawn from the softmax of logits / factor."""
     rng = np.random.default_rng(seed)
     honest = rng.normal(scale=2, size=(examples, 5))
-    labels = np.array([rng.choice(5, p=p) for p in softmax(honest)])
+    labels = np.array([rng.choice(5, p=p) for p in softmax(honest, axis=1)])
     return honest * factor, labels
 
 
@@ -31,7 +31,7 @@ def test_error_of_hand_made_bins():
     assert loss == pytest.approx(expected)
 
 
-def test_scaling_mends_calibration_with_and_without_a_validation_split():
+def test_scaling_improves_calibration_with_and_without_a_validation_split():
     logits, labels = sampled(3.0)
     before = calibration.calibration_error(calibration.reliability(logits, labels))
     scaled, fitted = calibration.scale_across(logits, labels)

@@ -284,3 +284,6 @@ def test_mistakes_are_sentences(runs, tmp_path, capsys):
     assert "cannot be written" in told
     assert "cannot be written" in error(1, *two, f"--out={tmp_path}/no/page.html")
     assert "belongs to no flag" in error(2, "page.html")
+    out = tmp_path / "page.html"
+    assert f"--out={out} is for the comparison" in error(2, two[0], f"--out={out}")
+    assert not out.exists()
