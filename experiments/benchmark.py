@@ -42,6 +42,7 @@ from configs import common
 from experiments import study
 from experiments.peers import CONTENDERS, PROBES, report
 from resnet_jax import UserError, command_line, workdir
+from resnet_jax.config import validate
 
 _MEASURED = ("in_memory", "epoch", "evaluate")
 # Largest difference from our logits, by their largest; bfloat16 keeps 8 bits.
@@ -233,7 +234,7 @@ def main(argv: list[str]) -> None:
         for size in sizes
     }
     for config in configs.values():
-        command_line.config.validate(config)
+        validate(config)
     names, out = present(values.contenders), Path(values.out)
     workdir.make(out)
     results = []

@@ -46,8 +46,12 @@ _PHASES = {
 }
 _ARGUMENTS = [
     f"--config={Path(__file__).parents[1] / 'configs' / 'digits.py'}",
-    *("--config.model.version=1", "--config.model.depth=8", "--config.model.width=8"),
-    *("--config.batch_size=128", "--config.epochs=6", "--config.steps_per_call=3"),
+    "--config.model.version=1",
+    "--config.model.depth=8",
+    "--config.model.width=8",
+    "--config.batch_size=128",
+    "--config.epochs=6",
+    "--config.steps_per_call=3",
     "--config.dataset.train_split=train[:1200]",
     "--config.dataset.validation_split=train[1200:]",
     "--config.checkpoint.every=1",

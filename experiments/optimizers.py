@@ -137,7 +137,8 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
             tuned.plot(factors, tuning, **style)
             chosen = list(cell["tuning"]).index(cell["rate"])
             tuned.plot(
-                *(factors[chosen], tuning[chosen]),
+                factors[chosen],
+                tuning[chosen],
                 **style | {"markersize": 8, "markerfacecolor": "none"},
             )
             curves.plot(curve, cell["results"], "train_error", **style, label=name)

@@ -160,7 +160,8 @@ def draw(rows: dict[str, dict]) -> Figure:
     for place, row in enumerate(rows.values()):
         first = place == 0
         axes.plot(
-            *(row["published"], place),
+            row["published"],
+            place,
             **study.STYLES[0] | {"linestyle": "none", "markerfacecolor": "none"},
             label="published" if first else None,
         )
@@ -168,7 +169,8 @@ def draw(rows: dict[str, dict]) -> Figure:
             continue
         low = (row["interval"] or [row["mean"]])[0]
         axes.errorbar(
-            *(row["mean"], place),
+            row["mean"],
+            place,
             xerr=row["mean"] - low,
             capsize=2,
             **study.STYLES[1] | {"linestyle": "none"},

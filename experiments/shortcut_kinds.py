@@ -87,7 +87,8 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
         ):
             last = 100 * curves.last(results, name)
             errors.plot(
-                *(last, [place - above] * len(last)),
+                last,
+                [place - above] * len(last),
                 **style | {"linestyle": "none", "markerfacecolor": fill},
             )
     curve.set(xlabel="epoch", ylabel="training error (%)", ylim=(0, 100))

@@ -54,7 +54,7 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
     choices = itertools.product(scale["trainings"], scale["chances"], SEEDS)
     for (depth, epochs, eval_every, dataset), chance, seed in choices:
         config = curves.run_config(
-            *(experiment.scale, 1, depth, seed, epochs), stochastic_depth=chance
+            experiment.scale, 1, depth, seed, epochs, stochastic_depth=chance
         )
         config["dataset"] |= dataset
         if eval_every > 1:

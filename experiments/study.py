@@ -159,10 +159,12 @@ class Study:
         devices = {cell["device"] for cell in cells}
         versions = {f"jax {cell['versions']['jax']}" for cell in cells}
         commits = {
-            f"commit {commit[:8]}{'-dirty' * commit.endswith('-dirty')}"
+            f"{commit[:8]}{'-dirty' * commit.endswith('-dirty')}"
             for commit in (cell["git_commit"] or "unknown" for cell in cells)
         }
-        return ", ".join([*sorted(devices), *sorted(versions), *sorted(commits)])
+        noun = "commit" if len(commits) == 1 else "commits"
+        names = ", ".join(sorted(commits))
+        return ", ".join([*sorted(devices), *sorted(versions), f"{noun} {names}"])
 
     def write_section(self, name: str, title: str, text: str) -> None:
         """Writes OUT/SCALE.md, a part of the README's results.

@@ -252,7 +252,7 @@ def main(argv: list[str]) -> None:
     content |= {"grid": sweep.grid, "cells": found, **workdir.provenance()}
     workdir.write_json(sweep.out / "sweep.json", content)
     workdir.write(sweep.out / "sweep.md", table(found) + "\n")
-    study.Study("sweep", sweep.out).save(draw(sweep.grid, found))
+    study.save(draw(sweep.grid, found), sweep.out / "sweep")
     print(table(found))
     chosen, changes = best(found), []
     if (seeds := len(sweep.cells[0][1])) > 1:

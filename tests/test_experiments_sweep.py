@@ -21,9 +21,13 @@ ROOT = Path(__file__).parents[1]
 FIELDS = flat(common.default())
 CONFIG = [
     f"--config={ROOT}/configs/digits.py",
-    *("--config.model.version=1", "--config.model.depth=8", "--config.model.width=4"),
-    *("--config.steps=40", "--config.dataset.train_split=train[:200]"),
-    *("--config.dataset.validation_split=train[200:300]", "--config.batch_size=8"),
+    "--config.model.version=1",
+    "--config.model.depth=8",
+    "--config.model.width=4",
+    "--config.steps=40",
+    "--config.dataset.train_split=train[:200]",
+    "--config.dataset.validation_split=train[200:300]",
+    "--config.batch_size=8",
     "--config.schedule.warmup_epochs=0",
 ]
 

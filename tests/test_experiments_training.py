@@ -127,6 +127,17 @@ def test_a_cell_names_what_computed_it(tmp_path):
     assert stored == {"settings": {"seed": 0}, "result": {"error": 0.1}, **run}
 
 
+def test_a_study_names_the_commits_that_computed_it(tmp_path):
+    experiment = study.Study("smoke", tmp_path)
+    run = {"device": "card", "versions": {"jax": "1.0"}}
+    for seed, commit in enumerate(["a" * 40, "b" * 40 + "-dirty"]):
+        made_by = run | {"git_commit": commit}
+        experiment.cell(lambda seed, by=made_by: {"made_by": by}, seed=seed)
+        if seed == 0:
+            assert experiment.made_by() == "card, jax 1.0, commit aaaaaaaa"
+    assert experiment.made_by() == "card, jax 1.0, commits aaaaaaaa, bbbbbbbb-dirty"
+
+
 @pytest.mark.slow
 def test_divergence_is_a_result(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
