@@ -19,7 +19,15 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from resnet_jax import bucket, command_line, summary, trained, weights, workdir
+from resnet_jax import (
+    UserError,
+    bucket,
+    command_line,
+    summary,
+    trained,
+    weights,
+    workdir,
+)
 from resnet_jax.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -85,7 +93,7 @@ def difference(run: Trained, content: bytes) -> float:
         images = draws.integers(0, 256, shape, dtype=np.uint8)
         logits = jax.jit(run.logits)(run.variables, jnp.asarray(images))
         apart = jnp.abs(exported.call(images) - jax.nn.softmax(logits)).max()
-        largest = max(largest, float(apart))
+        largest = float(np.maximum(largest, apart))  # NaN stays
     return largest
 
 
@@ -99,7 +107,7 @@ def card(run: Trained) -> str:
     if result and result["steps"] == run.step:
         accuracy = (
             f"{result['test_accuracy']:.2%} of {result['test_examples']:,} images of "
-            f"the split `{config.dataset.eval_split}`"
+            f"the split `{result.get('eval_split', config.dataset.eval_split)}`"
         )
     else:
         accuracy = f"not measured at step {run.step:,}"
@@ -160,6 +168,10 @@ Differences from the defaults:
 """
 
 
+def _is_card(path: Path) -> bool:
+    return path.read_bytes().startswith(b"---\n")
+
+
 def main(argv: list[str]) -> None:
     """Exports the network of a run."""
 
@@ -172,6 +184,11 @@ def main(argv: list[str]) -> None:
     run = trained.load(values.workdir, values.checkpoint)
     out = Path(values.out or run.directory / "export")
     workdir.make(out)
+    if (out / "README.md").exists() and not _is_card(out / "README.md"):
+        raise UserError(
+            f"--out={out} has a README.md that is no model card, which the export's "
+            "would replace: give another directory"
+        )
     content = archive(run, program(run))
     apart = difference(run, content)
     print(f"compared  probabilities of random images differ by at most {apart:.1e}")

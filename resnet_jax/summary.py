@@ -70,8 +70,9 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
             by_name[name] = Layer(name, output.shape[1:], parameters, macs, copies)
         return output
 
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(record):
-        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        jax.eval_shape(net.init, jax.random.key(0), image)
     return list(by_name.values())
 
 

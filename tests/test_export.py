@@ -120,6 +120,14 @@ def test_card_of_another_step_claims_no_accuracy(run):
     assert "| test accuracy | not measured at step 1 |" in export.card(earlier)
 
 
+def test_a_readme_that_is_no_card_is_left_alone(run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# A project\n")
+    argv = ["export", f"--workdir={run[0]}", f"--out={tmp_path}"]
+    assert command_line.call(export.main, argv) == 2
+    assert "has a README.md that is no model card" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_bad_use_is_a_sentence(run, tmp_path, capsys):
     directory, _, _ = run
 

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> None:
         )
 
     values = command_line.parse(argv, __doc__, define)
-    directories = list(map(bucket.local, dict.fromkeys(values.workdir or [])))
+    places = map(bucket.local, values.workdir or [])
+    directories = list({place.resolve(): place for place in places}.values())
     if not directories:
         raise UserError("--workdir is missing: give the directory of a run")
     if len(directories) == 1:
@@ -44,7 +45,9 @@ def main(argv: list[str]) -> None:
             )
         path = page.write(directories[0])
     else:
-        path = Path(values.out or "comparison.html")
+        path = Path("comparison.html" if values.out is None else values.out)
+        if not path.name or path.is_dir():
+            raise UserError(f"--out={values.out} is no file: give the page's name")
         page.compare(directories, path)
     print(f"written   {bucket.shown(path)}")
 

@@ -55,6 +55,12 @@ def write(directory: Path) -> Path:
     """
     result = _finished(directory)
     run = trained.load(directory)
+    if run.step != result["steps"]:
+        raise UserError(
+            f"--workdir={directory} has results of step {result['steps']:,}, but its "
+            f"newest intact checkpoint is of step {run.step:,}: give the training's "
+            "command again, which repeats the steps between"
+        )
     analysis = analyse(run)
     rows = metrics.read_rows(directory)
     net, batch = run.net, run.config.batch_size

@@ -275,13 +275,22 @@ def test_mistakes_are_sentences(runs, tmp_path, capsys):
     shutil.copytree(runs / "a", copy)
     (copy / "summary.json").unlink()
     assert "has not finished" in error(2, f"--workdir={copy}")
+    later = json.loads((runs / "a" / "summary.json").read_text())
+    later["steps"] += 10
+    (copy / "config.json").write_text(
+        (copy / "config.json")
+        .read_text()
+        .replace('"steps": 0', f'"steps": {later["steps"]}')
+    )
+    (copy / "summary.json").write_text(json.dumps(later))
+    assert "newest intact checkpoint is of step" in error(2, f"--workdir={copy}")
+    (copy / "summary.json").unlink()
     both = [f"--workdir={runs / 'a'}", f"--workdir={copy}"]
     assert "has not finished" in error(2, *both)
     (tmp_path / "folder").mkdir()
     two = [f"--workdir={runs / name}" for name in "ab"]
-    told = error(1, *two, f"--out={tmp_path / 'folder'}")
-    assert "--out=" in told
-    assert "cannot be written" in told
+    for out in (tmp_path / "folder", ""):
+        assert f"--out={out} is no file" in error(2, *two, f"--out={out}")
     assert "cannot be written" in error(1, *two, f"--out={tmp_path}/no/page.html")
     assert "belongs to no flag" in error(2, "page.html")
     out = tmp_path / "page.html"
