@@ -6,22 +6,22 @@
 #   launch/tpu_vm.sh --zone=us-central2-b --type=v4-8 -- \
 #       python -m resnet_jax.main --config=configs/v2_56.py
 #
-# Options, before the -- that the command follows:
-#   --zone=ZONE        where, as us-central2-b
+# Options, before the -- and the command:
+#   --zone=ZONE        of the VM, such as us-central2-b
 #   --type=TYPE        accelerator type: v4-8, v5litepod-8, v5p-8, v6e-8, v4-32...
 #   --name=NAME        of the VM; one of this name is used again (resnet-jax)
 #   --runtime=VERSION  of the VM's software (the one that goes with the type)
 #   --project=PROJECT  (gcloud's own)
 #   --spot             cheaper, and may be taken away: the command's --workdir=gs://...
-#                      keeps what was done
+#                      keeps the training's state
 #   --restarts=N       how often to start again (10)
 #   --poll=SECONDS     between two looks at the state (30)
-#   --keep             do not delete the VM afterwards; one that was made by other means
-#                      is never deleted
+#   --keep             do not delete the VM afterwards; one that was created by other
+#                      means is never deleted
 #   --dry-run          print every gcloud command and run none
 #
 # An interrupted launch leaves the training running: the same launch follows it again.
-# The exit status is the command's; 2 where the use is wrong; 1 where gcloud fails.
+# The exit status is the command's; 2 for wrong use; 1 where gcloud fails.
 
 set -euo pipefail
 
@@ -31,7 +31,7 @@ spot='' keep='' dry_run=''
 say() { echo "launch: $*" >&2; }
 fail() { echo "error: $*" >&2 && exit 1; }
 refuse() { echo "error: $*" >&2 && exit 2; }
-check() { [[ ${!1} =~ $2 ]] || refuse "--$1=${!1} does not hold: give $3"; }
+check() { [[ ${!1} =~ $2 ]] || refuse "--$1=${!1} is invalid: give $3"; }
 
 while (($#)) && [[ $1 != -- ]]; do
     case $1 in
@@ -43,18 +43,18 @@ while (($#)) && [[ $1 != -- ]]; do
             option=${1%%=*}
             printf -v "${option#--}" '%s' "${1#*=}"
             ;;
-        *) refuse "$1 is no option: write --OPTION=VALUE with an option of --help; the training's own go after --" ;;
+        *) refuse "$1 is not an option: write --OPTION=VALUE with an option of --help; the training's own go after --" ;;
     esac
     shift
 done
 (($# > 1)) ||
     refuse "there is no command: end with -- python -m resnet_jax.main --config=configs/v2_56.py"
 shift
-check name '^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$' 'lower-case letters, digits and hyphens, as resnet-jax'
-check zone '^[a-z]+(-[a-z]+)+[0-9]+-[a-z]$' 'a zone, as --zone=us-central2-b'
-check type '^v[0-9][a-z]*-[1-9][0-9]{0,4}$' 'an accelerator type, as v4-8, v5litepod-8 or v6e-8'
-check restarts '^(0|[1-9][0-9]{0,3})$' 'a number, as 10'
-check poll '^[0-9]+(\.[0-9]+)?$' 'seconds, as 30'
+check name '^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$' 'lower-case letters, digits and hyphens, such as resnet-jax'
+check zone '^[a-z]+(-[a-z]+)+[0-9]+-[a-z]$' 'a zone, such as --zone=us-central2-b'
+check type '^v[0-9][a-z]*-[1-9][0-9]{0,4}$' 'an accelerator type, such as v4-8, v5litepod-8 or v6e-8'
+check restarts '^(0|[1-9][0-9]{0,3})$' 'a number, such as 10'
+check poll '^[0-9]+(\.[0-9]+)?$' 'seconds, such as 30'
 # The pairs that Google's page on TPU software versions gives for JAX.
 if [[ -z $runtime ]]; then
     case $type in
@@ -90,7 +90,7 @@ made='' begun='' asked='' left=() # left: what deletes what is there
 exec 3>&1 # --dry-run's commands, also from within $(...)
 trap 'rm -rf "$scratch"
     [[ ${#left[@]} == 0 || $dry_run ]] ||
-        say "$name may still be there and cost money; the same launch goes on with it; this ends it: gcloud compute tpus ${left[*]} ${where[*]}"' EXIT
+        say "$name may still be there and cost money; the same launch continues with it; this ends it: gcloud compute tpus ${left[*]} ${where[*]}"' EXIT
 trap 'exit 130' INT TERM
 
 call() { # ARGUMENTS: runs gcloud
@@ -123,7 +123,7 @@ survey() { # sets queued (its state), node (its state) and owner; empty where ab
 
 create() {
     [[ -z $begun || $workdir == gs://* ]] ||
-        fail "$name is gone, and what was trained with it: --workdir=gs://BUCKET/DIR keeps it"
+        fail "$name is gone, and the training with it: --workdir=gs://BUCKET/DIR keeps it"
     asked=yes
     local options=("${where[@]}" --accelerator-type="$type" --labels="$label")
     if [[ $spot ]]; then
@@ -141,13 +141,13 @@ remove() { call compute tpus "${left[@]}" "${where[@]}" && left=(); }
 
 spend_restart() { # WHY
     ((restarts > 0)) ||
-        fail "$1, and no restart is left: --restarts=N allows more; the same launch goes on from the last checkpoint"
+        fail "$1, and no restart is left: --restarts=N allows more; the same launch resumes from the last checkpoint"
     restarts=$((restarts - 1))
     say "$1: starting again ($restarts more times at most)"
 }
 
 provide() { # returns when the VM is ready
-    local told=''
+    local shown=''
     asked=''
     while survey; do
         case ${queued:-none}/${node:-none} in
@@ -164,8 +164,8 @@ provide() { # returns when the VM is ready
                 ;;
             none/STOPPED) call compute tpus tpu-vm start "$name" "${where[@]}" ;;
             *)
-                [[ $told == "$queued$node" ]] || say "waiting: ${queued:-$node}"
-                told=$queued$node
+                [[ $shown == "$queued$node" ]] || say "waiting: ${queued:-$node}"
+                shown=$queued$node
                 sleep "$poll"
                 ;;
         esac
@@ -209,8 +209,8 @@ fetch() {
     esac
 }
 
-# Packed once: a restart runs the same code. With .git, for the commit in summary.json. What
-# is left out at the top is found by name, since macOS's tar would take ./data for any data.
+# Packed once: a restart runs the same code. With .git, for the commit in summary.json. Find
+# leaves out those at the top, since macOS's tar would take ./data for any data.
 [[ $dry_run ]] || (
     cd "$root"
     find . -mindepth 1 -maxdepth 1 ! -name '.venv*' ! -name runs ! -name data -print0 |
@@ -223,7 +223,7 @@ while :; do
     provide
     status=0
     train "$@" || status=$?
-    # 2 is a mistake in the command, which no VM mends.
+    # 2 is a mistake in the command, which no VM fixes.
     ((status != 0 && status != 2)) || break
     say "the command ended with status $status"
     if ! lasting; then
@@ -242,7 +242,7 @@ if [[ $begun ]] && ((status != 2)) && ! fetch; then
     keep=yes
     ((status)) || status=1
 fi
-# What was stopped can go on only where its checkpoints are.
+# A stopped training can resume only where its checkpoints are.
 [[ $workdir == gs://* ]] || ((status != 130 && status != 143)) || keep=yes
 # A VM that was there may be at work for another launch, until this one's command began.
 if [[ -z $keep && $owner == "${label#*=}" && $made$begun ]]; then remove; fi

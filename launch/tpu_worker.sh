@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh runs on each worker of a TPU VM, in the copied code:
+# Run by tpu_vm.sh on each worker of a TPU VM, in the copied code:
 #   setup             Python and packages, in .venv
 #   start COMMAND...  starts a command that outlives the connection
 #   follow LINES      shows its log, as `tail -n LINES -f`, and ends with its status
@@ -39,7 +39,7 @@ case $1 in
         fi
         ;;
     follow)
-        # Ends when the command does. What a broken connection leaves of it holds nothing.
+        # Ends when the command does. Its rest after a broken connection blocks nothing.
         flock -s run.lock true > /dev/null 2>&1 < /dev/null &
         tail -n "$2" -s 0.2 --pid="$!" -f run.log
         # No status: the VM went down meanwhile. 255 is what ssh says then.

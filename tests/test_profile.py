@@ -65,7 +65,7 @@ def test_a_run_traces_its_second_call(tmp_path, capsys):
     config.update(steps=8, steps_per_call=10)
     train.train_and_evaluate(config, tmp_path / "one_call")
     assert (
-        "no call, as one makes all 8 steps: give config.steps_per_call=4"
+        "nothing was traced: the whole run is one call; set config.steps_per_call=4"
         in capsys.readouterr().out
     )
     config.update(steps_per_call=2, profile=False)  # may differ when the run is resumed
