@@ -97,11 +97,11 @@ def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) ->
         row = [f"`{recipe}`"]
         for epochs in budgets:
             results = cells[epochs, recipe]
-            found = statistics([100 * result["accuracy"] for result in results])
+            summary = statistics([100 * result["accuracy"] for result in results])
             seconds = [result["seconds"] for result in results if result["seconds"]]
-            deviation = found["standard_deviation"]
+            deviation = summary["standard_deviation"]
             spread = "" if deviation is None else f" ± {deviation:.2f}"
-            row.append(f"{found['mean']:.2f}{spread}")
+            row.append(f"{summary['mean']:.2f}{spread}")
             row.append(f"{np.median(seconds):.0f}" if seconds else "-")
         lines.append(f"| {' | '.join(row)} |")
     data = SCALES[scale]
