@@ -93,17 +93,17 @@ def recipes(depth: int) -> dict[tuple[str, str], dict]:
     paper, strong = (
         common.get_config(recipe, 1, depth) for recipe in ("paper", "strong")
     )
-    found = {("paper", ""): {}, ("strong", ""): {}}
-    for name, given in INGREDIENTS.items():
-        own = {field: get(strong, field) for field in given}
-        without = {field: get(paper, field) for field in given}
+    changes = {("paper", ""): {}, ("strong", ""): {}}
+    for name, fields in INGREDIENTS.items():
+        in_strong = {field: get(strong, field) for field in fields}
+        in_paper = {field: get(paper, field) for field in fields}
         # Fields that two ingredients share do not make one of them part of `strong`.
-        first = next(iter(given))
-        used = own[first] != without[first]
-        found["paper", name] = own if used else given
+        first = next(iter(fields))
+        used = in_strong[first] != in_paper[first]
+        changes["paper", name] = in_strong if used else fields
         if used:
-            found["strong", name] = without
-    return found
+            changes["strong", name] = in_paper
+    return changes
 
 
 def run_config(scale: str, recipe: str, changes: dict, seed: int) -> dict:
@@ -139,7 +139,7 @@ def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], di
       By recipe and ingredient the gain in points of accuracy, 'mean' and 'interval'
       (None with one seed), and 'seconds', the time with it by that without.
     """
-    found = {}
+    gains = {}
     for recipe in ("paper", "strong"):
         points = {
             name: [100 * result["accuracy"] for result in results]
@@ -151,13 +151,13 @@ def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], di
             pair = ("", name)
             without, added = pair if recipe == "paper" else reversed(pair)
             mean = float(np.mean(points[added]) - np.mean(points[without]))
-            found[recipe, name] = {
+            gains[recipe, name] = {
                 "mean": mean,
                 "interval": None if half is None else [mean - half, mean + half],
                 "seconds": _seconds(cells[recipe, added])
                 / _seconds(cells[recipe, without]),
             }
-    return found
+    return gains
 
 
 def half_interval(samples: list[list[float]]) -> float | None:
@@ -184,7 +184,7 @@ def _seconds(results: list[dict]) -> float:
 
 def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) -> str:
     """Markdown: the two recipes, and what each ingredient is worth in them."""
-    found = worths(cells)
+    gains = worths(cells)
     lines = [
         "| ingredient | added to `paper`, points | time | "
         "lost when taken from `strong` | time |",
@@ -193,7 +193,7 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
     for name in INGREDIENTS:
         row = [name]
         for recipe in ("paper", "strong"):
-            worth = found.get((recipe, name))
+            worth = gains.get((recipe, name))
             row += [_points(worth), f"x{worth['seconds']:.2f}"] if worth else ["", ""]
         lines.append(f"| {' | '.join(row)} |")
     ends = {
@@ -203,7 +203,9 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
         for recipe in ("paper", "strong")
     }
     settings = SCALES[scale]
-    told = ", ".join(f"`{recipe}` {_points(end, '')}" for recipe, end in ends.items())
+    accuracies = ", ".join(
+        f"`{recipe}` {_points(end, '')}" for recipe, end in ends.items()
+    )
     data = settings["dataset"]
     return "\n".join(
         [
@@ -211,25 +213,25 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             "",
             f"v1-{settings['depth']}, CIFAR-10 `{data['train_split']}`, "
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
-            f"(%): {told}. Means of {len(SEEDS)} seeds with 95% intervals, which are "
-            "not widened for the number of comparisons. Times are ratios, on a shared "
+            f"(%): {accuracies}. Means of {len(SEEDS)} seeds with 95% intervals, "
+            "which are not widened for the number of comparisons. Times are ratios, on a shared "
             f"machine to no better than a fifth; {made_by}.",
         ]
     )
 
 
-def _points(found: dict, sign: str = "+") -> str:
-    told = format(found["mean"], f"{sign}.2f")
-    if found["interval"]:
-        told += " ({} to {})".format(
-            *(format(end, f"{sign}.2f") for end in found["interval"])
+def _points(estimate: dict, sign: str = "+") -> str:
+    text = format(estimate["mean"], f"{sign}.2f")
+    if estimate["interval"]:
+        text += " ({} to {})".format(
+            *(format(end, f"{sign}.2f") for end in estimate["interval"])
         )
-    return told
+    return text
 
 
 def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
     """Gains with 95% intervals, added to `paper` and taken from `strong`."""
-    found = worths(cells)
+    gains = worths(cells)
     names = list(INGREDIENTS)
     figure, (axes,) = study.figure(6.4, 3.6, ncols=2, sharey=True)
     for (recipe, title), panel in zip(
@@ -238,10 +240,10 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
         strict=True,
     ):
         panel.axvline(0, color="0.6", linewidth=0.8)
-        shown = [name for name in names if (recipe, name) in found]
-        gains = [found[recipe, name] for name in shown]
-        means = [gain["mean"] for gain in gains]
-        low = [(gain["interval"] or [gain["mean"]])[0] for gain in gains]
+        shown = [name for name in names if (recipe, name) in gains]
+        of_recipe = [gains[recipe, name] for name in shown]
+        means = [gain["mean"] for gain in of_recipe]
+        low = [(gain["interval"] or [gain["mean"]])[0] for gain in of_recipe]
         panel.errorbar(
             means,
             [names.index(name) for name in shown],

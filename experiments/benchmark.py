@@ -59,7 +59,7 @@ class Process:
 
     def __init__(self, name: str, directory: Path):
         cores = str(len(os.sched_getaffinity(0)))
-        own = {"OMP_NUM_THREADS": cores, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        settings = {"OMP_NUM_THREADS": cores, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         self._log = directory / f"{name}.log"
         command = [sys.executable, "-m", "experiments.peers.serve"]
@@ -70,7 +70,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=kept | own,
+                env=kept | settings,
             )
 
     def answer(self) -> dict:
@@ -142,7 +142,7 @@ def _begun(process: Process, name: str, running: dict) -> dict:
 
     Raises FailedError where its logits are not those of ours.
     """
-    told = process.answer()
+    start = process.answer()
     logits = np.array(process.ask("logits")["value"])
     if name != "ours":
         ours = np.array(running["ours"][0].ask("logits")["value"])
@@ -155,8 +155,8 @@ def _begun(process: Process, name: str, running: dict) -> dict:
     for method in _MEASURED:
         process.ask(method)
     return {
-        "first_seconds": told["since_start"],
-        "first_step_seconds": told["seconds"],
+        "first_seconds": start["since_start"],
+        "first_step_seconds": start["seconds"],
         "logits_error": error,
     }
 
@@ -169,8 +169,8 @@ def _timed(running: dict, names: list[str], rounds: int) -> dict[str, dict]:
             running[name][0].ask("input")
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
-            for method, found in seconds[name].items():
-                found.append(running[name][0].ask(method)["seconds"])
+            for method, times in seconds[name].items():
+                times.append(running[name][0].ask(method)["seconds"])
     return {
         name: {
             "seconds": seconds[name],
@@ -183,7 +183,7 @@ def _timed(running: dict, names: list[str], rounds: int) -> dict[str, dict]:
 
 def present(names: list[str]) -> list[str]:
     """The contenders whose packages are installed; tells of the others."""
-    found = []
+    installed = []
     for name in names:
         if name not in CONTENDERS:
             known = ", ".join(CONTENDERS)
@@ -193,32 +193,32 @@ def present(names: list[str]) -> list[str]:
         if missing:
             print(f"skipped {name}: {missing[0]} is not installed", flush=True)
         else:
-            found.append(name)
-    if not found:
+            installed.append(name)
+    if not installed:
         raise UserError(f"--contenders={','.join(names)}: none of them can run here")
-    return found
+    return installed
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is asked for; prints tables, writes results, draws them."""
+    """Measures what is asked for; prints tables, writes and draws results."""
 
     def define(values: flags.FlagValues) -> None:
-        for name, default, what in (
+        for name, default, text in (
             ("networks", "v1-20,v2-56", "Networks, as v1-20."),
             ("batch_sizes", "128", "Images a step."),
             ("contenders", ",".join(CONTENDERS), "Who is measured."),
         ):
-            flags.DEFINE_list(name, default, what, flag_values=values)
-        for name, default, what in (
+            flags.DEFINE_list(name, default, text, flag_values=values)
+        for name, default, text in (
             ("rounds", 5, "Timed rounds."),
             ("images", 1280, "Images of an epoch, rounded down to whole batches."),
         ):
-            flags.DEFINE_integer(name, default, what, 1, flag_values=values)
-        for name, default, what in (
+            flags.DEFINE_integer(name, default, text, 1, flag_values=values)
+        for name, default, text in (
             ("dataset", "fake", "fake (random images) or a data set, as cifar10."),
             ("out", str(Path(__file__).parent / "results/benchmark"), "Directory."),
         ):
-            flags.DEFINE_string(name, default, what, flag_values=values)
+            flags.DEFINE_string(name, default, text, flag_values=values)
 
     values = command_line.parse(argv, __doc__, define)
     sizes = values.batch_sizes

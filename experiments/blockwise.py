@@ -65,13 +65,13 @@ def parts(
     model, layers = NETWORKS[network]
     # Two blocks in each of the three stages.
     net = models.resnet(depth=6 * layers + 2, num_classes=10, **model)
-    found = {}
+    blocks = {}
 
     def record(call, args, kwargs, context):
         if is_block(context.module):
             name = context.module.name
             block = context.module.clone(parent=None, name=None)
-            found[name] = functools.partial(_apply, block, norm)
+            blocks[name] = functools.partial(_apply, block, norm)
         return call(*args, **kwargs)
 
     def stem(variables, images):
@@ -85,7 +85,7 @@ def parts(
 
     with nn.intercept_methods(record):
         jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    return {"stem": stem, **found, "head": head}
+    return {"stem": stem, **blocks, "head": head}
 
 
 def split(variables: dict) -> dict:

@@ -170,10 +170,10 @@ def plot(axes: Axes, results: list[dict], name: str, every: int = 1, **style) ->
     There is a value for each `every` epochs. A run that has diverged guesses from then
     on, be it before the first.
     """
-    found = [result.get(name, []) for result in results]
-    longest = max(1, *map(len, found))
+    values = [result.get(name, []) for result in results]
+    longest = max(1, *map(len, values))
     samples = np.full((len(results), longest), CHANCE)
-    for sample, curve in zip(samples, found, strict=True):
+    for sample, curve in zip(samples, values, strict=True):
         sample[: len(curve)] = np.array(curve, float)
     samples = np.nan_to_num(samples, nan=CHANCE)
     epochs = every * (1 + np.arange(longest))

@@ -173,11 +173,11 @@ def table(cells: dict[str, dict[tuple, list[dict]]]) -> str:
     trained = {f"v{v}-{d}": results for (v, d), results in cells["trained"].items()}
     lines = [curves.table(trained, ("train_error", "test_error"))]
     lines.append(f"{'':<14} {'params':>12} {'MACs':>12} {'MiB':>8} {'seconds':>8}")
-    for (version, depth, remat), found in cells["costs"].items():
+    for (version, depth, remat), measured in cells["costs"].items():
         name = f"v{version}-{depth}{', remat' if remat else ''}"
         lines.append(
-            f"{name:<14} {found['params']:>12,} {found['macs']:>12,} "
-            f"{found['memory'] / 2**20:>8,.0f} {found['seconds']:>8.3f}"
+            f"{name:<14} {measured['params']:>12,} {measured['macs']:>12,} "
+            f"{measured['memory'] / 2**20:>8,.0f} {measured['seconds']:>8.3f}"
         )
     return "\n".join(lines)
 

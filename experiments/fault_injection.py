@@ -73,11 +73,11 @@ def _train(phases: int, arguments: list[str]) -> None:
     def announce(owner: type, method: str, phase: str) -> None:
         original = getattr(owner, method)
 
-        def told(*args):
+        def announced(*args):
             os.write(phases, f"{phase}\n".encode())
             return original(*args)
 
-        setattr(owner, method, told)
+        setattr(owner, method, announced)
 
     announce(Trainer, "train", "training")
     announce(Trainer, "evaluate", "evaluation")
@@ -206,16 +206,20 @@ def faults(starts: list[dict], number: signal.Signals) -> list[str]:
 
 
 def run(argv: list[str]) -> None:
-    """Interrupts runs, compares them, and stores what was found."""
+    """Interrupts runs, compares them, and stores the verdicts."""
 
     def define(values: flags.FlagValues) -> None:
-        own = {"flag_values": values}
-        flags.DEFINE_integer("runs", 30, "How many runs to interrupt.", **own)
+        into = {"flag_values": values}
+        flags.DEFINE_integer("runs", 30, "How many runs to interrupt.", **into)
         flags.DEFINE_enum(
-            "signal", "SIGKILL", ["SIGKILL", "SIGTERM"], "What interrupts them.", **own
+            "signal",
+            "SIGKILL",
+            ["SIGKILL", "SIGTERM"],
+            "What interrupts them.",
+            **into,
         )
         results = Path(__file__).parent / "results" / "fault_injection"
-        flags.DEFINE_string("out", str(results), "Directory of the result.", **own)
+        flags.DEFINE_string("out", str(results), "Directory of the result.", **into)
 
     values = command_line.parse(argv, __doc__, define)
     if values.runs < 1:
@@ -235,8 +239,8 @@ def run(argv: list[str]) -> None:
             wrong += [] if starts[-1]["status"] else differences(untouched, directory)
             runs.append({"seed": seed, "starts": starts, "wrong": wrong})
             hit = [ended["phase"] for ended in starts if "phase" in ended]
-            found = ", ".join(wrong) or "equal"
-            print(f"run {seed}  {values.signal} in {', '.join(hit)}: {found}")
+            verdict = ", ".join(wrong) or "equal"
+            print(f"run {seed}  {values.signal} in {', '.join(hit)}: {verdict}")
             if wrong:
                 print(directory.with_name(f"{directory.name}.log").read_text())
     sent = [ended for run in runs for ended in run["starts"] if "phase" in ended]

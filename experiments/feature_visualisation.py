@@ -154,9 +154,9 @@ def measure(config: dict) -> dict:
         "nearest_mean_accuracy": study.numbers(
             [
                 nearest_mean_accuracy(
-                    np.asarray(of_fitted), fitted_labels, np.asarray(own), labels
+                    np.asarray(of_fitted), fitted_labels, np.asarray(of_tested), labels
                 )
-                for of_fitted, own in pairs
+                for of_fitted, of_tested in pairs
             ]
         ),
         "cam_area": study.numbers([area(np.asarray(cam)) for cam in cams]),
@@ -224,25 +224,25 @@ def mosaic(images: list, pictures: list, colors: str) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def draw(found: dict, results: list[dict]) -> Figure:
+def draw(examples: dict, results: list[dict]) -> Figure:
     """Filters; activations and Grad-CAM by example and block; numbers by block."""
     figure, axes = study.figure(7.2, 7.4, nrows=4, height_ratios=(1, 4, 4, 3))
     beside = ((0, 0), (0, 0), (0, 1), (0, 0))
-    filters = np.pad(np.array(found["filters"]) / 100, beside, constant_values=1)
+    filters = np.pad(np.array(examples["filters"]) / 100, beside, constant_values=1)
     axes[0, 0].imshow(
         np.concatenate(filters, 1).squeeze(), cmap="gray", interpolation="none"
     )
     axes[0, 0].set_title("(a) filters of the first layer", loc="left")
-    tile = len(found["images"][0]) + 2
+    tile = len(examples["images"][0]) + 2
     for row, title, name, colors in (
         (1, "(b) activations", "activations", "gray"),
         (2, "(c) Grad-CAM", "cams", "inferno"),
     ):
         axes[row, 0].imshow(
-            mosaic(found["images"], found[name], colors), interpolation="none"
+            mosaic(examples["images"], examples[name], colors), interpolation="none"
         )
         axes[row, 0].set_title(title, loc="left")
-        labels = ["image", *found["blocks"]]
+        labels = ["image", *examples["blocks"]]
         axes[row, 0].set_xticks((0.5 + np.arange(len(labels))) * tile, labels)
         axes[row, 0].set_xlabel("block")
     for panel in axes[:3, 0]:
@@ -261,7 +261,9 @@ def draw(found: dict, results: list[dict]) -> Figure:
         samples = 100 * np.array([result[name] for result in results])
         numbers = 1 + np.arange(samples.shape[1])
         study.plot_seeds(panel, numbers, samples, **STYLES[style])
-        panel.set(xlabel="block", ylabel=label, ylim=(0, 100), xticks=found["blocks"])
+        panel.set(
+            xlabel="block", ylabel=label, ylim=(0, 100), xticks=examples["blocks"]
+        )
         panel.set_title(title, loc="left")
     return figure
 
@@ -272,10 +274,10 @@ def main(argv: list[str]) -> None:
     results = [
         experiment.cell(measure, config=run_config(experiment.scale, s)) for s in SEEDS
     ]
-    found = experiment.cell(
+    examples = experiment.cell(
         pictures, config=run_config(experiment.scale, SEEDS[0]), **SHOWN
     )
-    experiment.save(draw(found, results))
+    experiment.save(draw(examples, results))
 
 
 if __name__ == "__main__":

@@ -154,8 +154,8 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
                 experiment.scale, 1, depth, seed, scale["epochs"]
             )
             config["optimizer"]["learning_rate"] = learning_rate
-            found = experiment.cell(measure, config=config, kind=kind)
-            cells.setdefault((kind, learning_rate, depth), []).append(found)
+            result = experiment.cell(measure, config=config, kind=kind)
+            cells.setdefault((kind, learning_rate, depth), []).append(result)
     return cells
 
 

@@ -89,8 +89,8 @@ def filter_normalized(rng: np.random.Generator, params: dict) -> dict:
             return np.zeros_like(leaf)
         drawn = rng.standard_normal(leaf.shape, np.float32)
         axes = tuple(range(leaf.ndim - 1))
-        own, new = (np.sqrt((x**2).sum(axes)) for x in (leaf, drawn))
-        return drawn * (own / new)
+        norms, drawn_norms = (np.sqrt((x**2).sum(axes)) for x in (leaf, drawn))
+        return drawn * (norms / drawn_norms)
 
     return jax.tree.map(draw, params)
 

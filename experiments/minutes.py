@@ -64,9 +64,9 @@ def measure(contender: str, minutes: float, seed: int, **settings) -> dict:
             return _fast(minutes, seed, settings, Path(directory))
         command = [sys.executable, "-m", "experiments.peers.timed", contender]
         command += [str(60 * minutes), str(seed), json.dumps(settings)]
-        found = json.loads(study.run_process(command).splitlines()[-1])
+        result = json.loads(study.run_process(command).splitlines()[-1])
         versions = workdir.provenance()["versions"] | report.peer_versions()
-        return found | {"made_by": {"versions": versions}}
+        return result | {"made_by": {"versions": versions}}
 
 
 def _fast(minutes: float, seed: int, settings: dict, directory: Path) -> dict:
@@ -74,8 +74,8 @@ def _fast(minutes: float, seed: int, settings: dict, directory: Path) -> dict:
     probe = _trained(seed, settings, 200, directory / "probe")
     a_step = probe["training"] / 200
     steps = max(1, math.floor((60 * minutes * _MARGIN - probe["besides"]) / a_step))
-    found = _trained(seed, settings, steps, directory / "run")
-    return {name: found[name] for name in ("accuracy", "seconds", "images")}
+    result = _trained(seed, settings, steps, directory / "run")
+    return {name: result[name] for name in ("accuracy", "seconds", "images")}
 
 
 def _trained(seed: int, settings: dict, steps: int, directory: Path) -> dict:

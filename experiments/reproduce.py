@@ -88,7 +88,7 @@ def compare(published: Published, results: list[dict]) -> dict:
     """
     finished = [result for result in results if "diverged" not in result]
     ours = [100 * result["test_accuracy"] for result in finished]
-    found = {
+    row = {
         "published": published.percent,
         "accuracies": ours,
         "diverged": len(results) - len(ours),
@@ -99,16 +99,20 @@ def compare(published: Published, results: list[dict]) -> dict:
     }
     if ours:
         best = [100 * result["best_test_accuracy"] for result in finished]
+<<<<<<< HEAD
         found["best_epoch"] = mean_and_interval(best)["mean"]
+=======
+        row["best_epoch"] = statistics(best)["mean"]
+>>>>>>> baeff741bf2da1334c23c965824e5ee821fffcf6
         if all(result["dataset"] == "CIFAR-10" for result in finished):
-            found["difference"] = found["mean"] - published.percent
-        found["seconds"] = float(np.median([result["seconds"] for result in finished]))
-        found |= {name: finished[0][name] for name in ("params", "epochs", "dataset")}
-    if found["standard_deviation"] and found["difference"] is not None:
+            row["difference"] = row["mean"] - published.percent
+        row["seconds"] = float(np.median([result["seconds"] for result in finished]))
+        row |= {name: finished[0][name] for name in ("params", "epochs", "dataset")}
+    if row["standard_deviation"] and row["difference"] is not None:
         error = math.sqrt(1 / len(ours) + 1 / published.runs)
-        error *= found["standard_deviation"]
-        found["standard_errors"] = found["difference"] / error
-    return found
+        error *= row["standard_deviation"]
+        row["standard_errors"] = row["difference"] / error
+    return row
 
 
 def markdown(
@@ -186,26 +190,26 @@ def main(argv: list[str]) -> None:
     """Trains what is missing of a table, and compares."""
 
     def define(values: flags.FlagValues) -> None:
-        given = {"flag_values": values}
-        flags.DEFINE_enum("table", None, list(TABLES), "Which table.", **given)
-        flags.DEFINE_list("networks", [], "Which of its networks; else all.", **given)
-        flags.DEFINE_integer("seeds", 3, "Runs of each network.", **given)
+        into = {"flag_values": values}
+        flags.DEFINE_enum("table", None, list(TABLES), "Which table.", **into)
+        flags.DEFINE_list("networks", [], "Which of its networks; else all.", **into)
+        flags.DEFINE_integer("seeds", 3, "Runs of each network.", **into)
         what = "Of each run, tail and linear warm-up in proportion; 0: the recipe's."
-        flags.DEFINE_integer("epochs", 0, what, **given)
+        flags.DEFINE_integer("epochs", 0, what, **into)
         recipes = ["", "paper", "keras", "strong", "fast"]
         flags.DEFINE_enum(
-            "recipe", "", recipes, "To train by; '': the table's own.", **given
+            "recipe", "", recipes, "To train by; '': the table's own.", **into
         )
         flags.DEFINE_enum(
-            "dtype", "float32", ["float32", "bfloat16"], "Of the computation.", **given
+            "dtype", "float32", ["float32", "bfloat16"], "Of the computation.", **into
         )
         flags.DEFINE_string(
             "out",
             str(Path(__file__).parent / "results" / "reproduce"),
             "Directory of the results.",
-            **given,
+            **into,
         )
-        flags.DEFINE_bool("redraw", False, "Show what is stored.", **given)
+        flags.DEFINE_bool("redraw", False, "Show what is stored.", **into)
 
     values = command_line.parse(argv, __doc__, define)
     if values.table is None:
@@ -230,10 +234,10 @@ def main(argv: list[str]) -> None:
         table = table._replace(recipe=values.recipe, changes=None)
     given = {"recipe": values.recipe, "epochs": values.epochs, "dtype": values.dtype}
     given = {flag: x for flag, x in given.items() if x and x != "float32"}
-    told = [f"{x} epochs" if flag == "epochs" else x for flag, x in given.items()]
-    name = "-".join([values.table, *told]).replace(" ", "")
-    title = ", ".join([f"### Published table {values.table}", *told])
-    own = Study(name, Path(values.out), values.redraw)
+    words = [f"{x} epochs" if flag == "epochs" else x for flag, x in given.items()]
+    name = "-".join([values.table, *words]).replace(" ", "")
+    title = ", ".join([f"### Published table {values.table}", *words])
+    experiment = Study(name, Path(values.out), values.redraw)
 
     def config_of(network: str, seed: int) -> dict:
         return run_config(table, network, seed, values.epochs, values.dtype)
@@ -241,28 +245,28 @@ def main(argv: list[str]) -> None:
     if not values.redraw:
         for seed in range(values.seeds):  # so that there is soon a bit of everything
             for network in networks:
-                own.cell(measure, config=config_of(network, seed))
+                experiment.cell(measure, config=config_of(network, seed))
     rows = {}
-    seeds = sorted({settings["config"]["seed"] for settings in own.settings()})
+    seeds = sorted({settings["config"]["seed"] for settings in experiment.settings()})
     for network, published in table.networks.items():
         if values.recipe == "keras" and published.model:
             continue
         configs = [config_of(network, seed) for seed in seeds]
-        stored = [config for config in configs if own.has(config=config)]
+        stored = [config for config in configs if experiment.has(config=config)]
         if stored:
-            found = [own.cell(measure, config=config) for config in stored]
+            found = [experiment.cell(measure, config=config) for config in stored]
             rows[network] = compare(published, found)
     if not rows:
         raise UserError(f"{values.out} holds nothing of {name}: measure it first")
-    text = markdown(table, rows, own.made_by(), values.dtype)
+    text = markdown(table, rows, experiment.made_by(), values.dtype)
     given = {"table": values.table, "networks": ",".join(rows)} | given
     given["seeds"] = len(seeds)
     command = ["python -m experiments.reproduce"]
     command = " ".join(command + [f"--{flag}={x}" for flag, x in given.items()])
     content = {"command": command, "source": table.source, "networks": rows}
-    workdir.write_json(own.out / f"{name}.json", content)
-    workdir.write(own.out / f"{name}.md", f"{title}\n\n{text}\n\n`{command}`\n")
-    own.save(draw(rows))
+    workdir.write_json(experiment.out / f"{name}.json", content)
+    workdir.write(experiment.out / f"{name}.md", f"{title}\n\n{text}\n\n`{command}`\n")
+    experiment.save(draw(rows))
     print(text)
 
 

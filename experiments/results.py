@@ -37,11 +37,11 @@ def main(argv: list[str]) -> None:
     """Rewrites the section."""
 
     def define(values: flags.FlagValues) -> None:
-        given = {"flag_values": values}
+        into = {"flag_values": values}
         flags.DEFINE_string(
-            "results", str(_ROOT / "experiments" / "results"), "Directory.", **given
+            "results", str(_ROOT / "experiments" / "results"), "Directory.", **into
         )
-        flags.DEFINE_string("readme", str(_ROOT / "README.md"), "The page.", **given)
+        flags.DEFINE_string("readme", str(_ROOT / "README.md"), "The page.", **into)
 
     values = command_line.parse(argv, __doc__, define)
     readme = Path(values.readme)

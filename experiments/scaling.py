@@ -123,8 +123,8 @@ def device_counts() -> list[int]:
     """
     code = "import jax; print(jax.default_backend(), len(jax.devices()))"
     command = [sys.executable, "-c", code]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    backend, count = told.split()[-2:]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    backend, count = answer.split()[-2:]
     return [n for n in (1, 2, 4, 8) if backend == "cpu" or n <= int(count)]
 
 
@@ -210,11 +210,11 @@ def draw(cells: dict[str, list[tuple[dict, dict]]]) -> Figure:
         return result["device_bytes"] / 2**20
 
     batch = "batch_size"
-    for row, value, what in ((0, speed, "images a second"), (1, memory, "MiB/device")):
+    for row, value, label in ((0, speed, "images a second"), (1, memory, "MiB/device")):
         plot(axes[row, 0], "devices", "mode", "v1-20, {}", value)
         plot(axes[row, 2], batch, "depth", "v1-{}", value)
-        axes[row, 0].set(ylabel=what, ylim=(0, None))
-        axes[row, 2].set(ylabel=what, xlabel="batch", yscale=("linear", "log")[row])
+        axes[row, 0].set(ylabel=label, ylim=(0, None))
+        axes[row, 2].set(ylabel=label, xlabel="batch", yscale=("linear", "log")[row])
     axes[0, 2].set(ylim=(0, None))
     plot(axes[0, 1], "depth", "version", "v{}", lambda _, r: r["step_seconds"], True)
     plot(axes[1, 1], "depth", "version", "v{}", memory, True)

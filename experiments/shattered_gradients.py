@@ -103,8 +103,8 @@ def autocorrelation(series: np.ndarray) -> np.ndarray:
 def mean_correlation(gradients: np.ndarray) -> float:
     """Mean inner product of two points' gradients, over that of a point with itself."""
     points = len(gradients)
-    own = (gradients**2).sum()
-    return float(((gradients.sum(0) ** 2).sum() - own) / (points - 1) / own)
+    squares = (gradients**2).sum()
+    return float(((gradients.sum(0) ** 2).sum() - squares) / (points - 1) / squares)
 
 
 def measure(residual, norm, beta, depth, width, seeds) -> dict:

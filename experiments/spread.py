@@ -43,11 +43,11 @@ def _last_line(path: Path) -> str:
 
 
 def _has_its_config(job: Job) -> bool:
-    """Whether it was made so: until its first checkpoint a run may be begun anew."""
+    """Whether the run has it: it may restart with another until its first checkpoint."""
     if not workdir.is_run(job.directory):
         return False
-    made, wanted = workdir.read_config(job.directory), job.config
-    return json.loads(made.to_json()) == json.loads(wanted.to_json())
+    stored, wanted = workdir.read_config(job.directory), job.config
+    return json.loads(stored.to_json()) == json.loads(wanted.to_json())
 
 
 def devices() -> list[dict[str, str]]:
@@ -57,8 +57,10 @@ def devices() -> list[dict[str, str]]:
         "import jax; d = jax.local_devices();"
         "print(d[0].platform, len({getattr(x, 'coords', x.id) for x in d}))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    platform, count = (told.stdout.split() or ["cpu", "1"])[-2:]
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    platform, count = (answer.stdout.split() or ["cpu", "1"])[-2:]
     if platform == "cpu" or count == "1":
         return [{}]
     if platform == "tpu":
@@ -122,8 +124,8 @@ def run_all(waiting: list[Job], free: list[dict[str, str]]) -> None:
                         f"{job.directory} failed: {_last_line(job.log)} (see {job.log})"
                     )
                 done = total - len(waiting) - len(running)
-                told = f"{result['validation_accuracy']:.2%}" if result else "diverged"
-                print(f"{done} of {total}: {job.directory}: {told}", flush=True)
+                end = f"{result['validation_accuracy']:.2%}" if result else "diverged"
+                print(f"{done} of {total}: {job.directory}: {end}", flush=True)
             time.sleep(0.1)
     finally:
         for process in running:

@@ -59,8 +59,8 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
         config["dataset"] |= dataset
         if eval_every > 1:
             config["eval_every"] = config["checkpoint"]["every"] = eval_every
-        found = experiment.cell(curves.curves, config=config)
-        cells.setdefault((depth, chance), []).append(found)
+        result = experiment.cell(curves.curves, config=config)
+        cells.setdefault((depth, chance), []).append(result)
     return cells
 
 

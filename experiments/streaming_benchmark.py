@@ -173,10 +173,10 @@ def measure(path: str, image_size: int, rounds: int) -> dict[str, dict]:
             print(f"round {number + 1}: {name} {answers[name][-1]}", file=sys.stderr)
     return {
         name: {
-            what: round(statistics.median(answer[what] for answer in found), 1)
-            for what in found[0]
+            rate: round(statistics.median(answer[rate] for answer in of_contender), 1)
+            for rate in of_contender[0]
         }
-        for name, found in answers.items()
+        for name, of_contender in answers.items()
     }
 
 
@@ -184,11 +184,11 @@ def main(argv: list[str]) -> None:
     """Prints a table, and writes the medians where asked."""
 
     def define(values: flags.FlagValues) -> None:
-        for name, default, what in (
+        for name, default, text in (
             ("path", None, "A folder of pictures."),
             ("out", None, "A JSON file to write the medians to."),
         ):
-            flags.DEFINE_string(name, default, what, flag_values=values)
+            flags.DEFINE_string(name, default, text, flag_values=values)
         flags.DEFINE_integer("image_size", 32, "Pixels a side.", flag_values=values)
         flags.DEFINE_integer("rounds", 3, "Rounds of each.", 1, flag_values=values)
         flags.DEFINE_enum(
@@ -207,12 +207,12 @@ def main(argv: list[str]) -> None:
     result = measure(values.path, values.image_size, values.rounds)
     base = result["step"]
     print(f"{'':<15}{'images/s':>10}{'of a step':>11}{'a CPU second':>14}")
-    for name, found in result.items():
-        rate = found["images_per_second"]
+    for name, rates in result.items():
+        rate = rates["images_per_second"]
         ratio = rate / base["images_per_second"]
-        own = found.get("per_cpu_second")
-        own = format(own, ",.0f") if own else "-"
-        print(f"{name:<15}{rate:>10,.0f}{ratio:>11.2f}{own:>14}")
+        per_cpu_second = rates.get("per_cpu_second")
+        per_cpu_second = format(per_cpu_second, ",.0f") if per_cpu_second else "-"
+        print(f"{name:<15}{rate:>10,.0f}{ratio:>11.2f}{per_cpu_second:>14}")
     if values.out:
         workdir.write_json(Path(values.out), result)
 

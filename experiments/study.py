@@ -100,16 +100,16 @@ class Study:
         """
         key = _key(settings)
         if key not in self._cells:
-            told = " ".join(
+            shown = " ".join(
                 f"{name}={value}"
                 for name, value in settings.items()
                 if not isinstance(value, dict | list)
             )
             if self.redraw:
                 raise UserError(
-                    f"{self._file} lacks {told or key}: measure it, without --redraw"
+                    f"{self._file} lacks {shown or key}: measure it, without --redraw"
                 )
-            print(f"measuring {told}".strip(), flush=True)
+            print(f"measuring {shown}".strip(), flush=True)
             start = time.perf_counter()
             result = measure(**settings)
             made_by = {

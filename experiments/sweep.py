@@ -70,10 +70,10 @@ def parse_grid(text: str, fields: dict) -> dict[str, list[str]]:
             raise UserError(f"--grid: {field!r} is not a field of the config: {hint}")
         if field in _NOT_SWEPT:
             raise UserError(f"--grid: {field} cannot be swept: {_NOT_SWEPT[field]}")
-        found = [value.strip() for value in re.split(r",(?![^(]*\))", values)]
-        if field in grid or len(set(found)) < len(found):
+        parsed = [value.strip() for value in re.split(r",(?![^(]*\))", values)]
+        if field in grid or len(set(parsed)) < len(parsed):
             raise UserError(f"--grid: {part!r} is there twice, or has a value twice")
-        grid[field] = found
+        grid[field] = parsed
     return grid
 
 
@@ -99,11 +99,11 @@ def parse(argv: list[str]) -> Sweep:
 
     def define(values: flags.FlagValues) -> None:
         command_line.define_config(values, argv)
-        given = {"flag_values": values}
-        flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,...", **given)
-        flags.DEFINE_integer("seeds", 3, "Runs of each cell.", **given)
+        into = {"flag_values": values}
+        flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,...", **into)
+        flags.DEFINE_integer("seeds", 3, "Runs of each cell.", **into)
         flags.DEFINE_string(
-            "out", None, "Directory; else runs/sweeps/CONFIG-DIGEST.", **given
+            "out", None, "Directory; else runs/sweeps/CONFIG-DIGEST.", **into
         )
 
     values = command_line.parse(argv, __doc__, define)
@@ -129,18 +129,18 @@ def parse(argv: list[str]) -> Sweep:
     key = base.to_json(sort_keys=True).encode()
     name = f"{Path(file).stem}-{hashlib.sha256(key).hexdigest()[:8]}"
     out = Path(values.out or Path("runs", "sweeps", name))
-    found = []
+    cells = []
     for combination in itertools.product(*grid.values()):
         cell = dict(zip(grid, combination, strict=True))
-        told = ",".join(f"{field}={value}" for field, value in cell.items())
+        title = ",".join(f"{field}={value}" for field, value in cell.items())
         members = []
         for seed in range(base.seed, base.seed + values.seeds):
             arguments = [*shared, *_changes(cell), f"--config.seed={seed}"]
-            directory = out / told.replace("/", "-") / f"seed{seed}"
+            directory = out / title.replace("/", "-") / f"seed{seed}"
             members.append(Job(directory, _config(arguments), arguments))
             workdir.check(directory, members[-1].config)
-        found.append((cell, members))
-    return Sweep(grid, found, out, ["python", "-m", "resnet_jax.main", *given])
+        cells.append((cell, members))
+    return Sweep(grid, cells, out, ["python", "-m", "resnet_jax.main", *given])
 
 
 def _changes(fields: dict[str, str]) -> list[str]:
@@ -158,12 +158,12 @@ def _config(arguments: list[str]) -> ConfigDict:
 
 def results(sweep: Sweep) -> list[dict]:
     """What each cell came to, in the grid's order."""
-    found = []
+    cells = []
     for cell, members in sweep.cells:
         outcomes = [spread.outcome(job) for job in members]
         finished = [result for result in outcomes if result]
         accuracies = [result["validation_accuracy"] for result in finished]
-        found.append(
+        cells.append(
             {
                 "cell": cell,
                 "validation_accuracy": accuracies,
@@ -174,27 +174,27 @@ def results(sweep: Sweep) -> list[dict]:
                 "device": sorted({result["device"] for result in finished}),
             }
         )
-    return found
+    return cells
 
 
-def best(found: list[dict]) -> dict:
+def best(cells: list[dict]) -> dict:
     """The cell of the highest mean among those of which the fewest seeds diverged.
 
     Raises:
       UserError: all diverged.
     """
-    chosen = max(found, key=lambda cell: (-cell["diverged"], cell["mean"] or 0))
+    chosen = max(cells, key=lambda cell: (-cell["diverged"], cell["mean"] or 0))
     if chosen["mean"] is None:
         raise UserError("all runs diverged: give lower values of learning_rate")
     return chosen
 
 
-def table(found: list[dict]) -> str:
+def table(cells: list[dict]) -> str:
     """Markdown: a row a cell."""
-    names = [*found[0]["cell"], "validation accuracy", "deviation", "95% interval"]
+    names = [*cells[0]["cell"], "validation accuracy", "deviation", "95% interval"]
     names += ["seeds", "seconds"]
     rows = [names, ["---"] * len(names)]
-    for cell in found:
+    for cell in cells:
         count = len(cell["validation_accuracy"])
         low, high = cell["interval"] or (None, None)
         failed = f", {cell['diverged']} diverged" if cell["diverged"] else ""
@@ -211,12 +211,12 @@ def table(found: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def draw(grid: dict[str, list[str]], found: list[dict]) -> Figure:
+def draw(grid: dict[str, list[str]], cells: list[dict]) -> Figure:
     """Accuracy by the first field; a line for each combination of the others."""
     figure, ((axes,),) = study.figure(4.2, 2.8)
     (first, values), others = next(iter(grid.items())), [*grid][1:]
     lines = {}
-    for cell in found:
+    for cell in cells:
         if cell["mean"] is not None:
             label = ", ".join(f"{name}={cell['cell'][name]}" for name in others)
             lines.setdefault(label, []).append(cell)
@@ -247,14 +247,14 @@ def main(argv: list[str]) -> None:
     workdir.make(sweep.out)
     if missing:
         spread.run_all(missing, spread.devices())
-    found = results(sweep)
+    cells = results(sweep)
     content = {"command": shlex.join(["python", "-m", "experiments.sweep", *argv[1:]])}
-    content |= {"grid": sweep.grid, "cells": found, **workdir.provenance()}
+    content |= {"grid": sweep.grid, "cells": cells, **workdir.provenance()}
     workdir.write_json(sweep.out / "sweep.json", content)
-    workdir.write(sweep.out / "sweep.md", table(found) + "\n")
-    study.save(draw(sweep.grid, found), sweep.out / "sweep")
-    print(table(found))
-    chosen, changes = best(found), []
+    workdir.write(sweep.out / "sweep.md", table(cells) + "\n")
+    study.save(draw(sweep.grid, cells), sweep.out / "sweep")
+    print(table(cells))
+    chosen, changes = best(cells), []
     if (seeds := len(sweep.cells[0][1])) > 1:
         changes = [f"--config.seeds={seeds}"]
     print(f"\nbest: {chosen['mean']:.2%}; on all of the training split:")

@@ -70,13 +70,13 @@ SEEDS = (0, 1, 2)
 
 def first_updates(config: dict) -> dict:
     """'loss' and 'gradient_norm' behind each call's last 'update'."""
-    made = curves.run(config)
-    rows = [row for row in made.rows if "train_loss" in row]
+    run = curves.run(config)
+    rows = [row for row in run.rows if "train_loss" in row]
     return {
         "update": [row["step"] for row in rows],
         "loss": study.numbers([row["train_loss"] for row in rows]),
         "gradient_norm": study.numbers([row["train_gradient_norm"] for row in rows]),
-        **(curves.made_by(made.summary) if made.summary else {}),
+        **(curves.made_by(run.summary) if run.summary else {}),
     }
 
 
@@ -92,16 +92,16 @@ def run(experiment: Study) -> dict[str, dict[str, list[dict]]]:
             config |= scale["updates"]
             config["optimizer"]["learning_rate"] = scale["learning_rate"]
             config["schedule"] |= {"name": "constant", "warmup_epochs": 0.0}
-            found = experiment.cell(first_updates, config=config)
-            cells["first"].setdefault(network, []).append(found)
+            result = experiment.cell(first_updates, config=config)
+            cells["first"].setdefault(network, []).append(result)
     for network, (version, deepest, model) in NETWORKS.items():
         depth, model = scale["depth"] or deepest, model | scale["model"]
         for seed in SEEDS:
             config = curves.run_config(
                 experiment.scale, version, depth, seed, scale["epochs"], **model
             )
-            found = experiment.cell(curves.curves, config=config)
-            cells["trained"].setdefault(network, []).append(found)
+            result = experiment.cell(curves.curves, config=config)
+            cells["trained"].setdefault(network, []).append(result)
     return cells
 
 

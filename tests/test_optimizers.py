@@ -437,6 +437,30 @@ def test_rates_of_very_short_runs_are_finite_and_positive(name, total):
     assert got.max() <= np.float32(0.1)
 
 
+def test_kernels_that_begin_as_zero_move_under_lars():
+    """As those of `zero_init`, whose norm is no scale."""
+    params = {"conv": {"kernel": np.zeros((3, 3, 2, 2), np.float32)}}
+    gradient = jax.tree.map(np.ones_like, params)
+    tx = optimizers.optimizer(settings("lars"), optax.constant_schedule(0.1))
+    update, _ = tx.update(gradient, tx.init(params), params)
+    assert (update["conv"]["kernel"] < 0).all()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_biases_of_batch_norm_are_all_found(version):
+    net = models.resnet(version, 20, 10, shortcut="B")
+    params = models.zeros(net, (8, 8, 1))["params"]
+    gradient = jax.tree.map(np.ones_like, params)
+    tx = optimizers.optimizer(
+        settings(bn_bias_factor=3.0, momentum=0.0), optax.constant_schedule(1.0)
+    )
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        module, name = path[-2].key, path[-1].key
+        of_norm = name == "bias" and module != "classifier"
+        assert (update == (-3 if of_norm else -1)).all(), path
+
+
 @pytest.mark.parametrize("decay", ["coupled", "decoupled"])
 @pytest.mark.parametrize("factor", [0.0, 64.0])
 def test_biases_of_batch_norm_have_a_rate_but_no_decay_of_their_own(decay, factor):

@@ -13,9 +13,11 @@ import pytest
 from configs import common, digits
 from resnet_jax import UserError, compilation, data, models, trainer
 from resnet_jax.augment import augment, statistics
+from resnet_jax.config import build_network
 from resnet_jax.parallel import Parallel, require_devices
 from resnet_jax.step import Batch, create_state, make_train_step
 from resnet_jax.trainer import Trainer
+from tests.quick import quick_jit
 
 
 @functools.cache
@@ -151,15 +153,58 @@ def test_pmap_of_one_device_is_jit_of_one():
 
 
 @pytest.mark.slow
-def test_pmap_keeps_devices_equal_and_normalises_apart():
+def test_pmap_updates_all_devices_by_the_mean_of_their_gradients_and_statistics():
+    config = digits.get_config()
+    config.model.update(version=1, depth=8, width=4)
+    config.augment.update(crop=0.0)
+    examples = data.load(config.dataset).train
+    net, tx = build_network(config, 10), optax.sgd(0.1)
+    normalization = statistics("mean_std", examples.images)
+    train_step = make_train_step(net, tx, config, normalization)
+    state, key = create_state(net, tx, 0, (8, 8, 1)), jax.random.key(0)
+    arrays = (*(array[:32] for array in examples), np.arange(32, dtype=np.int32))
+    alone = quick_jit(lambda state, batch: train_step(state, batch, key)[0])
+    parts = [
+        alone(
+            state, Batch(*(jnp.asarray(array[first : first + 8]) for array in arrays))
+        )
+        for first in range(0, 32, 8)
+    ]
+    expected = jax.tree.map(
+        lambda *leaves: np.mean(leaves, axis=0), *(part.trained for part in parts)
+    )
+
+    parallel = Parallel.over(devices_of(4), "pmap", 32)
+    placed = parallel.replicate(state), Batch(*map(parallel.shard, arrays))
+    axis = parallel.axis_name
+    update = parallel.compile(
+        lambda state, batch: train_step(state, batch, key, axis_name=axis)[0],
+        *placed,
+        sharded=(1,),
+    )
+    found = update(*placed).trained
+    for leaf, mean in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        copies = [np.asarray(shard.data[0]) for shard in leaf.addressable_shards]
+        assert len(copies) == 4
+        for copy in copies:
+            np.testing.assert_array_equal(copy, copies[0])
+            np.testing.assert_allclose(copy, mean, rtol=1e-4, atol=1e-6)
+    # Neither sums nor a single device's would do.
+    kernel = ("params", "classifier", "kernel")
+    first, mean = parts[0].trained, expected
+    for name in kernel:
+        first, mean = first[name], mean[name]
+    assert not np.allclose(first, mean, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_pmap_normalises_apart():
     _, losses, _ = train(devices=1)
     (_, state), other_losses, run = train(devices=4, mode="pmap")
     assert not np.allclose(losses[0], other_losses[0], rtol=1e-6)
     placed = run.place(state)
-    for leaf in jax.tree.leaves(placed):
-        copies = [np.asarray(shard.data[0]) for shard in leaf.addressable_shards]
-        assert len(copies) == 4
-        assert all(np.array_equal(copies[0], copy) for copy in copies)
     assert run.evaluate(placed, every_split=True)["test_examples"] == 360
 
 

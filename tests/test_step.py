@@ -15,7 +15,9 @@ from resnet_jax.plan import Plan
 from resnet_jax.step import (
     Batch,
     TrainState,
+    create_state,
     epoch_order,
+    make_streamed_call,
     make_train_call,
     make_train_step,
 )
@@ -57,6 +59,39 @@ def test_every_epoch_takes_every_example_once(examples, batch_size):
         assert counts.sum() == taken
         assert counts.min() == taken // examples
         assert counts.max() == -(-taken // examples)
+
+
+def test_every_step_of_every_seed_has_a_key_of_its_own():
+    """Crops, flips, mixing and stochastic depth are drawn from it."""
+
+    def keep(state, batch, rng, *, axis_name):
+        seen = state.params["seen"].at[state.step].set(jax.random.key_data(rng))
+        zero = jnp.float32(0)
+        metrics = {"loss": zero, "accuracy": zero, "gradient_norm": zero}
+        return state.replace(step=state.step + 1, params={"seen": seen}), metrics
+
+    plan = Plan(8, 4, 6, steps_per_call=6)
+    split = data.Split(jnp.zeros((8, 1, 1, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
+    state = TrainState(jnp.int32(0), {"seen": jnp.zeros((6, 2), jnp.uint32)}, {}, ())
+    zeros = dict.fromkeys(("loss", "accuracy", "gradient_norm"), jnp.float32(0))
+    resident = quick_jit(make_train_call(keep, plan, None))
+    streamed = quick_jit(make_streamed_call(keep, None))
+    places, end, found = jnp.arange(4, dtype=jnp.int32), jnp.int32(6), []
+    images, labels = jnp.zeros((4, 6, 1, 1, 1), jnp.uint8), jnp.zeros((4, 6), jnp.int32)
+    for seed in map(np.uint32, range(3)):
+        kept = resident(state, split, places, seed, end)[0].params["seen"]
+        other = streamed(state, zeros, images, labels, places, seed, end)[0]
+        np.testing.assert_array_equal(kept, other.params["seen"])
+        found += [key.tobytes() for key in np.asarray(kept)]
+    assert len(set(found)) == 18
+
+
+def test_seeds_begin_with_other_weights():
+    net, tx = models.resnet(1, 8, 10, width=2), optax.sgd(0.1)
+    states = [create_state(net, tx, seed, (8, 8, 1)) for seed in (0, 1, 0)]
+    kernels = [state.params["stem_conv"]["kernel"] for state in states]
+    assert not np.allclose(kernels[0], kernels[1])
+    np.testing.assert_array_equal(kernels[0], kernels[2])
 
 
 def test_order_depends_on_seed_and_epoch_but_not_on_calls():

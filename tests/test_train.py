@@ -215,17 +215,31 @@ def test_infinite_test_loss_leaves_valid_files(
 
 
 @pytest.mark.slow
-def test_best_by_validation_is_kept_beside_the_newest(tmp_path, quick_training):
-    config = digits_config(steps=0, epochs=4, **{"checkpoint.keep": 1})
+def test_best_by_validation_is_kept_beside_the_newest(
+    tmp_path, monkeypatch, quick_training
+):
+    changes = {"checkpoint.keep": 1, "checkpoint.every": 10}
+    config = digits_config(steps=0, epochs=4, **changes)
     config.dataset.update(train_split="train[:1024]", validation_split="train[1024:]")
+    evaluate, accuracies = Trainer.evaluate, iter((0.1, 0.9, 0.9, 0.3))
+
+    def scripted(self, *args):
+        return evaluate(self, *args) | {"validation_accuracy": next(accuracies)}
+
+    monkeypatch.setattr(Trainer, "evaluate", scripted)
     summary = train.train_and_evaluate(config, tmp_path)
     assert summary["validation_examples"] == 413
     rows = [row for row in read_rows(tmp_path) if "validation_accuracy" in row]
-    assert len(rows) == 4
+    assert [row["step"] for row in rows] == [16, 32, 48, 64]
     assert [row["step"] for row in rows if "test_accuracy" in row] == [64]
-    best = max(rows, key=lambda row: row["validation_accuracy"])
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {str(best["step"]), "64"}
+    assert kept == {"32", "64"}  # the first of the best, and the newest
+    best, newest = (trained.load(tmp_path, name) for name in ("best", "latest"))
+    assert (best.step, newest.step) == (32, 64)
+    kernels = (
+        run.variables["params"]["classifier"]["kernel"] for run in (best, newest)
+    )
+    assert not np.array_equal(*kernels)
 
 
 def test_other_config_is_refused_and_longer_run_goes_on(

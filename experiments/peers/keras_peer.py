@@ -43,8 +43,8 @@ class Keras:
             name = layer.name.replace("-", "/")
             paths = [f"params/{name}/{leaf}" for leaf in ("kernel", "scale", "bias")]
             paths += [f"batch_stats/{name}/{leaf}" for leaf in ("mean", "var")]
-            if found := [weights[path] for path in paths if path in weights]:
-                layer.set_weights(found)
+            if arrays := [weights[path] for path in paths if path in weights]:
+                layer.set_weights(arrays)
 
     def _laid_out(self, images: np.ndarray) -> np.ndarray:
         if self._first:

@@ -63,8 +63,8 @@ def _update_error(config, variables: dict, images, labels, mean) -> float:
     tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
     params, stats = variables["params"], variables["batch_stats"]
     opt_state = tx.init(params)
-    own = models.stack if net.scan else lambda tree: tree
-    state = own(TrainState(jnp.int32(0), params, stats, opt_state))
+    arrange = models.stack if net.scan else lambda tree: tree
+    state = arrange(TrainState(jnp.int32(0), params, stats, opt_state))
     step = make_train_step(net, tx, config, (mean, np.ones_like(mean)))
     batch = Batch(images, labels, np.arange(len(labels)))
     ours, _ = jax.jit(step, compiler_options=_QUICK)(state, batch, jax.random.key(0))
@@ -79,8 +79,8 @@ def _update_error(config, variables: dict, images, labels, mean) -> float:
 
     ours = models.unstack((ours.params, ours.batch_stats))
     return max(
-        distance(own, other) / distance(other, old)
-        for own, other, old in zip(ours, theirs, (params, stats), strict=True)
+        distance(one, other) / distance(other, old)
+        for one, other, old in zip(ours, theirs, (params, stats), strict=True)
     )
 
 
@@ -98,18 +98,18 @@ def main(directory: Path) -> None:
     net = build_network(config, 10)
     variables = start_weights(net, dataset.image_shape)
     np.savez(directory / "ours.npz", **weights.flatten(variables))
-    found = weights.Weights(config.model.to_dict(), variables)
-    np.savez(directory / "torch.npz", **pytorch.to_state(found, "akamaster"))
+    start = weights.Weights(config.model.to_dict(), variables)
+    np.savez(directory / "torch.npz", **pytorch.to_state(start, "akamaster"))
     images, labels = (part[:4] for part in dataset.train)
     small = images[:, ::2, ::2], labels, mean[::2, ::2]  # float64 is slow
     error = update_error(config, variables, *small)
-    told = {
+    answer = {
         "dataset": dataset.name,
         "images": len(dataset.train.labels),
         "eval_images": len(dataset.eval.labels),
         "update_error": error,
     }
-    print(json.dumps(told))
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ def rates(result: dict) -> dict[str, dict[str, float]]:
     """What the table shows of each contender, from a stored result."""
     images, batch_size = result["images"], result["batch_size"]
     shown = {}
-    for name, found in result["contenders"].items():
-        median = {what: statistics.median(s) for what, s in found["seconds"].items()}
+    for name, contender in result["contenders"].items():
+        median = {
+            method: statistics.median(s) for method, s in contender["seconds"].items()
+        }
         step = median["in_memory"] * batch_size / images
         before = median.get("input", max(0, median["epoch"] - median["in_memory"]))
         shown[name] = {
@@ -28,9 +30,9 @@ def rates(result: dict) -> dict[str, dict[str, float]]:
             "epoch": images / median["epoch"],
             "evaluate": result["eval_images"] / median["evaluate"],
             "input": before / median["epoch"],
-            "memory": found["peak_bytes"] / 2**30,
-            "compile": max(0, found["first_step_seconds"] - step),
-            "first": found["first_seconds"],
+            "memory": contender["peak_bytes"] / 2**30,
+            "compile": max(0, contender["first_step_seconds"] - step),
+            "first": contender["first_seconds"],
         }
     return shown
 
@@ -88,14 +90,14 @@ def draw(results: list[dict]):
 
 def peer_versions() -> dict[str, str]:
     """Of the peers' packages that are installed."""
-    found = {}
+    versions = {}
     for name in _PEERS:
         if importlib.util.find_spec(name.removesuffix("-cpu")):
             try:
-                found[name] = metadata.version(name)
+                versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 continue  # TensorFlow comes under several names
-    return found
+    return versions
 
 
 def conditions() -> dict:

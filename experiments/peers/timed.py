@@ -36,13 +36,13 @@ def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     from experiments.peers.torch_peer import ResNet, loader
 
     torch.manual_seed(seed)
-    given = job("paper", settings)
-    net, images_seen = ResNet(given.version, given.depth), 0
+    task = job("paper", settings)
+    net, images_seen = ResNet(task.version, task.depth), 0
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    batches = loader(given)
+    batches = loader(task)
     while elapsed() < 1:
         for images, labels in batches:
             if (part := elapsed()) >= 1:
@@ -54,11 +54,11 @@ def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:
             optimizer.step()
             images_seen += len(labels)
     net.eval()
-    images = torch.from_numpy(given.images("eval")).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(given.labels("eval"))
+    images = torch.from_numpy(task.images("eval")).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(task.labels("eval"))
     with torch.no_grad():
-        found = torch.cat([net(part).argmax(1) for part in images.split(500)])
-    return images_seen, (found == labels).float().mean().item()
+        predicted = torch.cat([net(part).argmax(1) for part in images.split(500)])
+    return images_seen, (predicted == labels).float().mean().item()
 
 
 def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
@@ -73,8 +73,8 @@ def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     from experiments.peers.keras_peer import network
 
     keras.utils.set_random_seed(seed)
-    given = job("keras", settings)
-    model = network(given.version, given.depth, 3)
+    task = job("keras", settings)
+    model = network(task.version, task.depth, 3)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):
             layer.kernel.regularizer = keras.regularizers.L2(1e-4)
@@ -86,12 +86,10 @@ def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     move = keras.layers.RandomTranslation(0.1, 0.1, fill_mode="nearest")
     flip = keras.layers.RandomFlip("horizontal")
     batches = (
-        tf.data.Dataset.from_tensor_slices(
-            (given.images("train"), given.labels("train"))
-        )
-        .shuffle(len(given.labels("train")))
+        tf.data.Dataset.from_tensor_slices((task.images("train"), task.labels("train")))
+        .shuffle(len(task.labels("train")))
         .repeat()
-        .batch(given.batch_size)
+        .batch(task.batch_size)
         .map(
             lambda images, labels: (
                 flip(move(images, training=True), training=True),
@@ -120,9 +118,9 @@ def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     model.fit(
         batches, epochs=10**6, steps_per_epoch=100, verbose=0, callbacks=[Clock()]
     )
-    labels = given.labels("eval")
-    _, accuracy = model.evaluate(given.images("eval"), labels, 500, verbose=0)
-    return updates * given.batch_size, accuracy
+    labels = task.labels("eval")
+    _, accuracy = model.evaluate(task.images("eval"), labels, 500, verbose=0)
+    return updates * task.batch_size, accuracy
 
 
 def main(contender: str, seconds: str, seed: str, settings: str) -> None:
@@ -135,8 +133,8 @@ def main(contender: str, seconds: str, seed: str, settings: str) -> None:
 
     train = {"torch": train_torch, "keras": train_keras}[contender]
     images, accuracy = train(elapsed, int(seed), json.loads(settings))
-    told = {"accuracy": accuracy, "seconds": round(ended[0], 1), "images": images}
-    print(json.dumps(told))
+    answer = {"accuracy": accuracy, "seconds": round(ended[0], 1), "images": images}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":
