@@ -97,11 +97,9 @@ def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) ->
         row = [f"`{recipe}`"]
         for epochs in budgets:
             results = cells[epochs, recipe]
-<<<<<<< HEAD
-            found = mean_and_interval([100 * result["accuracy"] for result in results])
-=======
-            summary = statistics([100 * result["accuracy"] for result in results])
->>>>>>> baeff741bf2da1334c23c965824e5ee821fffcf6
+            summary = mean_and_interval(
+                [100 * result["accuracy"] for result in results]
+            )
             seconds = [result["seconds"] for result in results if result["seconds"]]
             deviation = summary["standard_deviation"]
             spread = "" if deviation is None else f" ± {deviation:.2f}"

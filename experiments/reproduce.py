@@ -99,11 +99,7 @@ def compare(published: Published, results: list[dict]) -> dict:
     }
     if ours:
         best = [100 * result["best_test_accuracy"] for result in finished]
-<<<<<<< HEAD
-        found["best_epoch"] = mean_and_interval(best)["mean"]
-=======
-        row["best_epoch"] = statistics(best)["mean"]
->>>>>>> baeff741bf2da1334c23c965824e5ee821fffcf6
+        row["best_epoch"] = mean_and_interval(best)["mean"]
         if all(result["dataset"] == "CIFAR-10" for result in finished):
             row["difference"] = row["mean"] - published.percent
         row["seconds"] = float(np.median([result["seconds"] for result in finished]))

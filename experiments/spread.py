@@ -43,7 +43,7 @@ def _last_line(path: Path) -> str:
 
 
 def _has_its_config(job: Job) -> bool:
-    """Whether the run has it: it may restart with another until its first checkpoint."""
+    """Whether the run has it: until its first checkpoint it may have another."""
     if not workdir.is_run(job.directory):
         return False
     stored, wanted = workdir.read_config(job.directory), job.config
