@@ -1,33 +1,34 @@
-"""What each ingredient of the `strong` recipe is worth, in accuracy and in seconds.
+"""The worth of each ingredient of the `strong` recipe, in accuracy and in seconds.
 
     python -m experiments.ablation [--scale=full]
 
 Claim. Tricks are mostly published with the network, data and budget that suit them;
 here each meets the same network twice: alone, added to the `paper` recipe, and among
-the others, taken from `strong`. Where the two differ, ingredients do each other's work.
+the others, removed from `strong`. Where the two differ, ingredients do each other's
+work.
 
-Method. Version 1 on CIFAR-10. What an ingredient is worth is the last epoch's accuracy
-with it less that without, on a validation split and in points, seed by seed, since
-equal seeds share their first weights and their order of images. The means over seeds
-have 95% intervals (Student's t). Three seeds are too few to tell each ingredient's
-variance: all runs of a recipe share one, which is what remains of their accuracies
-behind the means of each ingredient and of each seed (randomised blocks).
-Seconds are those of the updates alone, medians over seeds, as a ratio. At other budgets
-than 200 epochs all that is counted in epochs shrinks with them.
+Method. Version 1 on CIFAR-10. An ingredient is worth the last epoch's accuracy with it
+minus that without, on a validation split and in points, seed by seed, since equal seeds
+share their first weights and their order of images. The means over seeds have 95%
+intervals (Student's t). Three seeds are too few to estimate each ingredient's variance:
+all runs of a recipe share one, which is what remains of their accuracies after the
+means of each ingredient and of each seed are subtracted (randomised blocks).
+Seconds are those of the updates alone, medians over seeds, as a ratio. At budgets other
+than 200 epochs, everything counted in epochs shrinks in proportion.
 
 Found (smoke: 235 updates; three seeds; a copy of CIFAR-10 whose images were coded as
 JPEG):
 - Two ingredients are worth something here, alone and among the others: Nesterov's
   momentum, 3.3 and 2.7 points, and the cosine rate, 2.0 and 1.3. All of `strong` is 3.8
   points ahead of `paper`.
-- What regularises only costs at so few updates: cutmix 4.4 points, stochastic depth
-  3.5. Zero init costs 9.5: blocks that begin as the identity have little time to become
-  anything else.
-- Growing images take two thirds of the time, at no loss that could be seen.
+- Regularisation only costs accuracy at so few updates: cutmix 4.4 points, stochastic
+  depth 3.5. Zero init costs 9.5: blocks that begin as the identity have little time to
+  become anything else.
+- Growing images take two thirds of the time, with no visible loss.
 - The intervals are those of 22 comparisons, not widened for their number: chance alone
   puts about one beyond 0, and the cosine rate's among the others (0.05 to 2.4) is near.
 - The intervals of all others, of 1.2 to 1.6 points on either side, include 0: six
-  epochs say nothing of them, and nothing of what 200 would. Times are of a shared
+  epochs say nothing about them, nor about what 200 would show. Times are from a shared
   machine, and those of equal runs differ by a fifth.
 
 Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores.
@@ -54,7 +55,7 @@ SCALES = {
         "dataset": {
             "train_split": "train[:5000]",
             "validation_split": "train[45000:]",
-            "eval_split": "test[:1000]",  # has no part in it
+            "eval_split": "test[:1000]",  # plays no part in the comparison
         },
     },
     "full": {
@@ -67,8 +68,8 @@ SCALES = {
     },
 }
 SEEDS = (0, 1, 2)
-_EPOCHS = 200  # of the recipe, for which the numbers of epochs below are meant
-# Changes of a config; where `strong` has the ingredient, its values come instead.
+_EPOCHS = 200  # of the recipe, which the numbers of epochs below assume
+# Changes to a config; where `strong` has the ingredient, its values are used instead.
 INGREDIENTS = {
     "mean and deviation": {"augment.normalization": "mean_std"},
     "Nesterov": {"optimizer.nesterov": True},
@@ -89,7 +90,7 @@ INGREDIENTS = {
 
 
 def recipes(depth: int) -> dict[tuple[str, str], dict]:
-    """Changes of 'paper' and 'strong', by recipe and the ingredient that differs."""
+    """Changes to 'paper' and 'strong', by recipe and the ingredient that differs."""
     paper, strong = (
         common.get_config(recipe, 1, depth) for recipe in ("paper", "strong")
     )
@@ -133,11 +134,11 @@ def run(experiment: Study) -> dict[tuple[str, str], list[dict]]:
 
 
 def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], dict]:
-    """What each ingredient adds to a recipe that has the others, or has none of them.
+    """The gain from each ingredient in a recipe with all or none of the others.
 
     Returns:
       By recipe and ingredient the gain in points of accuracy, 'mean' and 'interval'
-      (None with one seed), and 'seconds', the time with it by that without.
+      (None with one seed), and 'seconds', the time with it over the time without.
     """
     gains = {}
     for recipe in ("paper", "strong"):
@@ -164,8 +165,8 @@ def half_interval(samples: list[list[float]]) -> float | None:
     """Half of the 95% interval of the difference of two samples' means.
 
     Student's t for randomised blocks (Fisher 1935, The Design of Experiments, chapter
-    4): the n-th values of all samples share an effect, which differences are free of,
-    and the variance that remains is one of all samples. None where there is no telling.
+    4): the n-th values of all samples share an effect, which cancels in differences,
+    and all samples share the variance that remains. None if there are too few values.
     """
     values = np.array(samples)
     freedom = (values.shape[0] - 1) * (values.shape[1] - 1)
@@ -183,7 +184,7 @@ def _seconds(results: list[dict]) -> float:
 
 
 def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) -> str:
-    """Markdown: the two recipes, and what each ingredient is worth in them."""
+    """Markdown: the two recipes, and the worth of each ingredient in them."""
     gains = worths(cells)
     lines = [
         "| ingredient | added to `paper`, points | time | "
@@ -214,8 +215,13 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             f"v1-{settings['depth']}, CIFAR-10 `{data['train_split']}`, "
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
             f"(%): {accuracies}. Means of {len(SEEDS)} seeds with 95% intervals, "
+<<<<<<< HEAD
             "which are not widened for the number of comparisons. Times are ratios, "
             f"on a shared machine to no better than a fifth; {made_by}.",
+=======
+            "which are not widened for the number of comparisons. Times are ratios, on "
+            f"a shared machine to no better than a fifth; {made_by}.",
+>>>>>>> 1652cec7e7c95ac5eedac8ebaae356a03af4b8bf
         ]
     )
 
@@ -230,7 +236,7 @@ def _points(estimate: dict, sign: str = "+") -> str:
 
 
 def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
-    """Gains with 95% intervals, added to `paper` and taken from `strong`."""
+    """Gains with 95% intervals, added to `paper` and removed from `strong`."""
     gains = worths(cells)
     names = list(INGREDIENTS)
     figure, (axes,) = study.figure(6.4, 3.6, ncols=2, sharey=True)
@@ -258,7 +264,7 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, draws the figure and writes the table."""
+    """Trains what is missing, draws the figure and writes the table."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     text = table(cells, experiment.scale, experiment.made_by())

@@ -2,12 +2,12 @@
 
     python -m experiments.activation_order [--scale=full]
 
-Claim. What touches the sum of shortcut and branch hurts: BatchNorm after the addition,
-and a ReLU that keeps branches from being negative. With both in front of the
+Claim. Anything that touches the sum of shortcut and branch hurts: BatchNorm after the
+addition, and a ReLU that keeps branches from being negative. With both before the
 convolutions (pre-activation), deep networks train and generalise better (He et al.
 2016, arXiv 1603.05027, section 4.1, figure 4 and table 2).
 
-Method. The five orders of figure 4, as `arrangements.ORDERS`, in one network.
+Method. The five orders of figure 4 (`arrangements.ORDERS`) in one network.
 
 Cost. Smoke: 56 layers of width 8, digits, ten epochs at rate 0.1; nine minutes from
 nothing on two cores of a shared x86 machine. Full: 110 layers of basic and 164 of
@@ -19,10 +19,10 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; test error in percen
   52 and 44 against 3.9.
 - Pre-activation learns faster: training errors of the last epoch are 1.4 (1.3-2.1)
   ReLU-only and 2.3 (1.6-3.1) full, against 3.9 (2.8-7.0). The range of the full one
-  overlaps with the original's, if barely.
+  barely overlaps with the original's.
 - It generalises better here, too: 1.9 (0.8-1.9) and 2.5 (2.5-2.5), both apart from the
-  original's range. But that is a few of 360 test images, and when the same seeds ran on
-  an earlier version of the code, these ranges overlapped.
+  original's range. But that is a few of 360 test images, and when the same seeds ran
+  with an earlier version of the code, these ranges overlapped.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ from experiments.arrangements import ORDERS, ordered
 from experiments.study import STYLES, Study
 from resnet_jax import command_line
 
-# Networks: depth, and what else `config.model` says.
+# Networks: depth, and other fields of `config.model`.
 BOTTLENECK = {"block": "bottleneck", "shortcut": "B"}
 SCALES = {
     "smoke": {"networks": ((56, {}),), "epochs": 10},
@@ -51,7 +51,7 @@ def measure(config: dict, order: str) -> dict:
 
 
 def run(experiment: Study) -> dict[str, dict[str, list[dict]]]:
-    """The results by network, as '56 layers, basic', by order, and for each seed."""
+    """The results by network ('56 layers, basic'), by order, and for each seed."""
     scale, cells = SCALES[experiment.scale], {}
     for depth, model in scale["networks"]:
         name = f"{depth} layers, {model.get('block', 'basic')}"
@@ -70,7 +70,7 @@ def run(experiment: Study) -> dict[str, dict[str, list[dict]]]:
 
 
 def draw(cells: dict[str, dict[str, list[dict]]]) -> Figure:
-    """Training error left, test error right; a row for each network."""
+    """Training error on the left, test error on the right; a row for each network."""
     rows = len(cells)
     figure, axes = study.figure(6.0, 0.5 + 2.4 * rows, nrows=rows, ncols=2, sharey=True)
     for row, (network, orders) in zip(axes, cells.items(), strict=True):
@@ -86,7 +86,7 @@ def draw(cells: dict[str, dict[str, list[dict]]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, and draws the figure."""
+    """Trains what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     for network, orders in cells.items():

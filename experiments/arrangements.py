@@ -1,7 +1,7 @@
 """Other residual blocks of He et al. 2016 (arXiv 1603.05027): orders and shortcuts.
 
-They take the place of the blocks of `resnet_jax.blocks` in a network that is the same
-otherwise, and their layers have the same names.
+They take the place of the blocks of `resnet_jax.blocks` in an otherwise identical
+network, and their layers have the same names.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from resnet_jax import layers, models
 from resnet_jax.blocks import Branch, Images, Output
 from resnet_jax.config import build_network
 
-# Figure 4. A branch's convolutions but the last one, the last one, and what follows the
-# addition; C is a convolution, B a BatchNorm, R a ReLU.
+# Figure 4. The convolutions of a branch before its last one, the last one, and what
+# follows the addition; C is a convolution, B a BatchNorm, R a ReLU.
 ORDERS = {
     "original": ("CBR", "CB", "R"),
     "BN after addition": ("CBR", "C", "BR"),
@@ -40,7 +40,7 @@ SHORTCUTS = {
 
 
 class Block(nn.Module):
-    """What these blocks have in common: the fields of the standard ones, and layers."""
+    """The common part of these blocks: the fields of the standard ones, and layers."""
 
     branch: Branch
     shortcut: str | None
@@ -83,7 +83,7 @@ class OrderedBlock(Block):
 
     A projection reads what the first convolution reads, and has a BatchNorm if the last
     convolution has. The network's first block (`opens`) activates what both its paths
-    read, and its last one its output where no other layer does (section 4.1).
+    read, and its last block its output, if no other layer does (section 4.1).
     """
 
     order: str

@@ -1,28 +1,27 @@
-"""Images a second of ours, a plain linen loop, PyTorch and Keras on the same networks.
+"""Images a second of ours, a plain Linen loop, PyTorch and Keras on the same networks.
 
     pip install -r requirements-bench.txt
     python -m experiments.benchmark --networks=v1-20,v2-56 --batch_sizes=128
     python -m experiments.benchmark --networks=v2-1001 --contenders=ours,plain
 
-Each contender (`experiments/peers`) is a process of its own. All get the same images
-and weights, and no time is taken before their logits agree with ours, and one update of
-ours with the plain loop's. Then they are timed in turn, alone, each round in the other
-order, the others idle; medians of the rounds count, and a round before is for warming
-up. Each has as many threads as there are cores.
+Each contender (`experiments/peers`) runs in a process of its own. All get the same
+images and weights, and timing starts only when their logits agree with ours, and one
+update of ours with the plain loop's. Then they are timed in turn while the others are
+idle, in alternating order; the medians of the rounds count, after a round to warm up.
+Each has as many threads as there are cores.
 
-'step' is training on batches that are ready in memory, 'epoch' training by the
-contender's own input pipeline with crops from images padded by 4 and flips, 'evaluate'
-the accuracy on as many images of the test split. Ours has its data on the device and
-augments them there, so 'step' has all that in it, and equals 'epoch'; 'input' is what
-comes before the network, of an epoch. An epoch is `--images` images, fewer than
-CIFAR-10 has, so what is done once an epoch weighs more than in a real one. 'first' is
-the time from the process's start to the end of the first update, from no compilation
-cache, and 'compile' the first update's time less a later one's; ours compiles its
-evaluation with it. Memory is the process's peak, or the GPU's share of it, and is
-without the worker processes of PyTorch's loader. By default v1-20 and v2-56 are
-measured at batch 128, with epochs of 1,280 images, in five rounds: an hour or two on
-two cores. `--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` is a night's
-work.
+'step' is training on batches that are ready in memory, 'epoch' is training with the
+contender's own input pipeline (flips, and crops from images padded by 4), 'evaluate' is
+the accuracy on as many images of the test split. Ours keeps its data on the device and
+augments them there, so 'step' includes all that and equals 'epoch'; 'input' is the
+share of an epoch that is spent before the network. An epoch is `--images` images, fewer
+than CIFAR-10 has, so work done once an epoch weighs more than in a real one. 'first' is
+the time from the process's start to the end of the first update, without a compilation
+cache, and 'compile' the first update's time minus a later one's; ours also compiles its
+evaluation in it. Memory is the process's peak, or the GPU's share of it, without the
+worker processes of PyTorch's loader. By default v1-20 and v2-56 are measured at batch
+128, with epochs of 1,280 images, in five rounds: an hour or two on two cores.
+`--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` takes a night.
 """
 
 import contextlib
@@ -55,7 +54,7 @@ class FailedError(Exception):
 
 
 class Process:
-    """A contender at work; see `experiments.peers.serve`."""
+    """A contender's process; see `experiments.peers.serve`."""
 
     def __init__(self, name: str, directory: Path):
         cores = str(len(os.sched_getaffinity(0)))
@@ -74,7 +73,7 @@ class Process:
             )
 
     def answer(self) -> dict:
-        """Waits for what it tells. Raises FailedError where it has ended."""
+        """Waits for its next answer. Raises FailedError if the process has ended."""
         if line := self._process.stdout.readline():
             return json.loads(line)
         self._process.wait()
@@ -83,24 +82,24 @@ class Process:
 
     def ask(self, method: str) -> dict:
         """Calls a method; returns its 'value' and the 'seconds' that it took."""
-        with contextlib.suppress(BrokenPipeError):  # `answer` tells why
+        with contextlib.suppress(BrokenPipeError):  # `answer` says why
             print(method, file=self._process.stdin, flush=True)
         return self.answer()
 
     def end(self) -> None:
-        """Ends it, whatever it is at."""
+        """Kills it, whatever it is doing."""
         self._process.kill()
         self._process.communicate()
 
 
 def network_config(network: str, batch_size: int, images: int, dataset: str):
-    """Our config of a network, as 'v2-56', on a part of a data set."""
+    """Our config of a network such as 'v2-56', on a part of a data set."""
     version, _, depth = network.removeprefix("v").partition("-")
     if not (version.isdigit() and depth.isdigit()):
-        raise UserError(f"--networks={network}: give networks as v1-20,v2-56")
+        raise UserError(f"--networks={network}: give networks such as v1-20,v2-56")
     deep = int(depth) >= 1000
     config = common.get_config("paper", int(version), int(depth), scan=deep, remat=deep)
-    # As many steps as any rounds take, and can be counted.
+    # More steps than the rounds take, and few enough to be counted.
     config.update(batch_size=batch_size, steps=min(10**6, 2**31 // batch_size - 1))
     config.dataset.update(name=dataset, stream="never")
     for split, most in (("train", images), ("eval", min(images, 10_000))):
@@ -121,7 +120,7 @@ def compare(config, names: list[str], rounds: int) -> dict:
             raise SystemExit(f"an update differs from the plain loop's: {prepared}")
         with contextlib.ExitStack() as stack:
             running = {}
-            # The logits of all are compared with those of ours, which come first.
+            # All logits are compared with those of ours, which comes first.
             for name in ["ours", *(name for name in names if name != "ours")]:
                 process = Process(name, directory)
                 stack.callback(process.end)
@@ -138,9 +137,9 @@ def compare(config, names: list[str], rounds: int) -> dict:
 
 
 def _begun(process: Process, name: str, running: dict) -> dict:
-    """Warms a contender up; returns what it tells of its start.
+    """Warms a contender up; returns the measurements of its start.
 
-    Raises FailedError where its logits are not those of ours.
+    Raises FailedError if its logits are not those of ours.
     """
     start = process.answer()
     logits = np.array(process.ask("logits")["value"])
@@ -182,12 +181,12 @@ def _timed(running: dict, names: list[str], rounds: int) -> dict[str, dict]:
 
 
 def present(names: list[str]) -> list[str]:
-    """The contenders whose packages are installed; tells of the others."""
+    """The contenders whose packages are installed; prints the others."""
     installed = []
     for name in names:
         if name not in CONTENDERS:
             known = ", ".join(CONTENDERS)
-            raise UserError(f"--contenders={name} is not known: choose of {known}")
+            raise UserError(f"--contenders={name} is not known: choose from {known}")
         packages = CONTENDERS[name].packages
         missing = [p for p in packages if not importlib.util.find_spec(p)]
         if missing:
@@ -204,9 +203,9 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         for name, default, text in (
-            ("networks", "v1-20,v2-56", "Networks, as v1-20."),
+            ("networks", "v1-20,v2-56", "Networks, such as v1-20."),
             ("batch_sizes", "128", "Images a step."),
-            ("contenders", ",".join(CONTENDERS), "Who is measured."),
+            ("contenders", ",".join(CONTENDERS), "Implementations to measure."),
         ):
             flags.DEFINE_list(name, default, text, flag_values=values)
         for name, default, text in (
@@ -215,7 +214,7 @@ def main(argv: list[str]) -> None:
         ):
             flags.DEFINE_integer(name, default, text, 1, flag_values=values)
         for name, default, text in (
-            ("dataset", "fake", "fake (random images) or a data set, as cifar10."),
+            ("dataset", "fake", "fake (random images) or a data set such as cifar10."),
             ("out", str(Path(__file__).parent / "results/benchmark"), "Directory."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=values)
@@ -224,7 +223,8 @@ def main(argv: list[str]) -> None:
     sizes = values.batch_sizes
     if wrong := [size for size in sizes if not size.isdigit() or int(size) < PROBES]:
         raise UserError(
-            f"--batch_sizes={wrong[0]}: give whole numbers from {PROBES} up, as 32,128"
+            f"--batch_sizes={wrong[0]}: give whole numbers from {PROBES} up, such as "
+            "32,128"
         )
     configs = {
         (network, int(size)): network_config(

@@ -1,4 +1,4 @@
-"""Networks that run a block at a time, forward and back, and tell the norms between.
+"""Networks that run a block at a time, forward and back, recording norms in between.
 
 A stage's blocks after its first are alike, so a network of any depth is eight functions
 called one after another, and each compiles once. BatchNorm can be left out.
@@ -39,7 +39,7 @@ def _apply(module: nn.Module, norm: bool, variables: dict, x):
 
 
 def _around_blocks(net: models.ResNet, norm: bool, variables: dict, images, last):
-    """What the first block reads, and the logits if the last block returns `last`."""
+    """The first block's input, and the logits if the last block returns `last`."""
     read = []
 
     def replace_blocks(call, args, kwargs, context):
@@ -57,7 +57,7 @@ def _around_blocks(net: models.ResNet, norm: bool, variables: dict, images, last
 def parts(
     network: str, norm: bool, image_shape: tuple[int, int, int]
 ) -> dict[str, Callable]:
-    """Stem, head, and the two first blocks of each stage: functions of variables and x.
+    """Stem, head, and the first two blocks of each stage: functions of variables and x.
 
     The later blocks of a stage are like the second, so a network of any depth is these
     functions one after another, and each is compiled once.

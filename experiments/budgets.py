@@ -3,23 +3,24 @@
     python -m experiments.budgets [--scale=full]
 
 Claim. A recipe is for a budget. What makes 200 epochs better, such as mixed images and
-averaged weights, can make five worse, and the other way round.
+averaged weights, can make five worse, and vice versa.
 
 Method. Version 1, 20 layers, CIFAR-10. Each of RECIPES trains on the same part of the
-training set for the same number of epochs, with three seeds; all that a recipe counts
-in epochs shrinks with them. Compared are the last epochs, on a validation split, which
-no recipe trains on; the test split is no part of it. 'keras' has its own network and
-batches of 32, and so makes four times the updates; 'akamaster' is 'paper' as in
-akamaster/pytorch_resnet_cifar10, where the channels' means and deviations normalise.
+training set for the same number of epochs, with three seeds; everything that a recipe
+counts in epochs shrinks in proportion. The last epochs are compared, on a validation
+split that no recipe trains on; the test split plays no part. 'keras' has its own
+network and batches of 32, and so makes four times the updates; 'akamaster' is 'paper'
+as in akamaster/pytorch_resnet_cifar10, which normalises by the channels' means and
+deviations.
 
 Found (smoke: 79 and 235 updates, of 'keras' 313 and 938; means of three seeds; a copy
 of CIFAR-10 whose images were coded as JPEG):
 - `strong` is ahead of 'paper' by 5 and 6 points, in every seed, and level with 'keras',
-  which makes four times as many updates. Of 'akamaster' it is 2 ahead, which is no more
-  than seeds differ.
+  which makes four times as many updates. It is 2 points ahead of 'akamaster', which is
+  no more than seeds differ.
 - `fast` has hardly learnt anything after 79 updates: its rate rises to 0.4 within the
-  first two epochs, and these take longer to come back from. After 235 it is 5 points
-  ahead of 'paper', in four fifths of the time, on a machine that others used too.
+  first two epochs, from which it recovers slowly. After 235 it is 5 points ahead of
+  'paper', in four fifths of the time, on a machine that others used too.
 
 Cost. Smoke: 2,000 images, 5 and 15 epochs, 30 runs; 40 minutes on two cores of a shared
 x86 machine. Full: 45,000 images.
@@ -41,14 +42,14 @@ SCALES = {
     "smoke": {
         "train_split": "train[:2000]",
         "validation_split": "train[45000:]",
-        "eval_split": "test[:1000]",  # has no part in it
+        "eval_split": "test[:1000]",  # plays no part in the comparison
     },
     "full": {"train_split": "train[:45000]", "validation_split": "train[45000:]"},
 }
 EPOCHS = (5, 15)
 DEPTH = 20
 SEEDS = (0, 1, 2)
-# The recipe of configs/common.py, and its changes.
+# The recipe of configs/common.py, and changes to it.
 RECIPES = {
     "paper": ("paper", {}),
     "akamaster": ("paper", TABLES["akamaster"].changes),
@@ -119,7 +120,7 @@ def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) ->
 
 
 def draw(cells: dict[tuple[int, str], list[dict]]) -> Figure:
-    """A panel a budget: a row for each recipe, a point for each seed."""
+    """A panel for each budget, a row for each recipe, a point for each seed."""
     budgets = sorted({epochs for epochs, _ in cells})
     figure, (axes,) = study.figure(6.0, 2.2, ncols=len(budgets), sharey=True)
     for epochs, panel in zip(budgets, axes, strict=True):
@@ -134,7 +135,7 @@ def draw(cells: dict[tuple[int, str], list[dict]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, draws the figure and writes the table."""
+    """Trains what is missing, draws the figure and writes the table."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     text = table(cells, experiment.scale, experiment.made_by())

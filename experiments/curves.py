@@ -17,7 +17,7 @@ from resnet_jax.config import build_network
 from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 
-# What a network that has diverged gets wrong among ten classes: it guesses.
+# The error of a network that has diverged, among ten classes: it guesses.
 CHANCE = 0.9
 
 
@@ -43,7 +43,7 @@ def run_config(
 
 
 class Run(NamedTuple):
-    """What a run left behind: its metrics.jsonl, summary, and where it diverged."""
+    """The record of a run: its metrics.jsonl, summary, and where it diverged."""
 
     rows: list[dict]
     summary: dict
@@ -55,7 +55,7 @@ def run(
     network: str = "",
     build: Callable[[ConfigDict, int], models.ResNet] = build_network,
 ) -> Run:
-    """Trains as a config says, in runs/experiments; a run that was stopped goes on.
+    """Trains as a config says, in runs/experiments; a run that was stopped resumes.
 
     Args:
       config: as JSON holds it.
@@ -87,7 +87,7 @@ def curves(
     network: str = "",
     build: Callable[[ConfigDict, int], models.ResNet] = build_network,
 ) -> dict:
-    """Trains as `run`, and tells how it went.
+    """Trains like `run`, and returns the curves.
 
     Returns:
       By epoch 'train_loss' and 'train_error' (means over its steps, on augmented
@@ -112,9 +112,9 @@ def curves(
 
 
 def shorten(config: ConfigDict, epochs: int) -> None:
-    """Sets `epochs`, and all that is counted in epochs in proportion.
+    """Sets `epochs`, and everything counted in epochs in proportion.
 
-    But for a constant warm-up, which the paper counts in updates.
+    A constant warm-up is kept, since the paper counts it in updates.
     """
     config.augment.plain_epochs *= epochs / config.epochs
     if config.schedule.warmup != "constant":
@@ -140,7 +140,7 @@ def made_by(summary: dict) -> dict:
 
 
 def _by_epoch(rows: list[dict], name: str) -> np.ndarray:
-    """Means over each epoch's steps of what rows tell of the calls within it."""
+    """Means over each epoch's steps of the values that rows give for calls."""
     rows, sums, steps, before = [row for row in rows if name in row], {}, {}, 0
     for row in rows:
         # The epoch of the call's last update, counted from 1.
@@ -168,7 +168,7 @@ def plot(axes: Axes, results: list[dict], name: str, every: int = 1, **style) ->
     """Draws a curve in percent by epoch: the median over seeds, and their range.
 
     There is a value for each `every` epochs. A run that has diverged guesses from then
-    on, be it before the first.
+    on, even if it did so before the first.
     """
     values = [result.get(name, []) for result in results]
     longest = max(1, *map(len, values))

@@ -4,15 +4,15 @@
 
 Claim. Deeper residual networks are better, at the price of their depth: 8.75, 6.97 and
 6.43 percent test error on CIFAR-10 with 20, 56 and 110 layers of version 1 (He et al.
-2015, arXiv 1512.03385, table 6). Version 2, whose blocks are bottlenecks with
-BatchNorm and ReLU in front, gains more by depth (He et al. 2016, arXiv 1603.05027,
+2015, arXiv 1512.03385, table 6). Version 2, whose blocks are bottlenecks that begin
+with BatchNorm and ReLU, gains more from depth (He et al. 2016, arXiv 1603.05027,
 table 3).
 
 Method. Both versions at the same depths, trained alike. Their costs are those of the
 paper's networks at either scale: width 16, updates of 128 images of 32x32 pixels.
-Memory is what XLA counts for the program of one update (state, batch and temporaries,
-all devices together), time the median of three updates; remat keeps the blocks' inputs
-alone for the backward pass.
+Memory is XLA's count for the program of one update (state, batch and temporaries, all
+devices together), time the median of three updates; remat keeps only the blocks' inputs
+for the backward pass.
 
 Cost. Smoke: digits, width 8, five epochs at rate 0.1; seven minutes, the sum of its
 cells, on two cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24
@@ -23,16 +23,16 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   (69.2-78.0); test error 3.6 (3.1-5.8), 12.8 (8.1-22.8), 68.6 (56.1-76.7).
 - v2: training error 8.9 (8.2-10.5), 13.9 (13.9-18.5), 16.7 (15.1-18.9); test error 5.6
   (5.3-5.8), 9.7 (9.7-12.5), 12.5 (11.9-14.7).
-- So that deeper is better does not show: the digits are learnt by 20 layers. What shows
-  is which version bears depth: with 110 layers v1 has learnt little after five epochs,
-  in any seed, and v2 most of the digits.
-- Memory, MiB, at 20, 56, 110 layers: v1 275, 715, 1375, v2 402, 1440, 2883: it is by
-  depth, and v2 takes 1.5 to 2.1 times as much, with 0.8 to 0.65 of the parameters and
-  MACs, since its blocks' ends have four times the channels. With remat less than a
-  third is left at 110 layers: v1 392, v2 810.
+- So the benefit of depth does not show: 20 layers are enough for the digits. What shows
+  is which version tolerates depth: with 110 layers v1 has learnt little after five
+  epochs, in any seed, and v2 most of the digits.
+- Memory, MiB, at 20, 56, 110 layers: v1 275, 715, 1375, v2 402, 1440, 2883: it grows
+  with depth, and v2 takes 1.5 to 2.1 times as much, with 0.8 to 0.65 of the parameters
+  and MACs, since its blocks' ends have four times the channels. With remat less than a
+  third remains at 110 layers: v1 392, v2 810.
 - Time of an update on two cores, s: v1 0.46, 1.37, 2.77, v2 0.42, 1.79, 4.23: from 56
   layers on v2 is slower, with two thirds of the MACs. Remat, which computes more, takes
-  about as long (v1-110 2.66, v2-110 3.87): on this CPU memory is what costs.
+  about as long (v1-110 2.66, v2-110 3.87): on this CPU memory is the bottleneck.
 """
 
 import itertools
@@ -90,8 +90,13 @@ def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
         start = time.perf_counter()
         state = jax.block_until_ready(update(state, *batch))
         seconds.append(time.perf_counter() - start)
+<<<<<<< HEAD
     counted = update.result().memory_analysis()
     # What an update returns takes the place of the state that it reads.
+=======
+    counted = update.compiled.memory_analysis()
+    # The state that an update returns replaces the one that it reads.
+>>>>>>> 1652cec7e7c95ac5eedac8ebaae356a03af4b8bf
     held = counted.temp_size_in_bytes + counted.argument_size_in_bytes
     return {
         **summary.cost(net, IMAGE_SHAPE),
@@ -125,7 +130,7 @@ def run(experiment: Study) -> dict[str, dict[tuple, list[dict]]]:
 
 
 def draw(cells: dict[str, dict[tuple, list[dict]]], depths: tuple[int, ...]) -> Figure:
-    """Errors above with the parameters, costs of an update below."""
+    """Errors and parameters above, costs of an update below."""
     figure, axes = study.figure(7.2, 4.2, nrows=2, ncols=3)
     trained, costs = cells["trained"], cells["costs"]
 
@@ -169,7 +174,7 @@ def draw(cells: dict[str, dict[tuple, list[dict]]], depths: tuple[int, ...]) -> 
 
 
 def table(cells: dict[str, dict[tuple, list[dict]]]) -> str:
-    """Errors as `curves.table`, and the costs."""
+    """Errors as in `curves.table`, and the costs."""
     trained = {f"v{v}-{d}": results for (v, d), results in cells["trained"].items()}
     lines = [curves.table(trained, ("train_error", "test_error"))]
     lines.append(f"{'':<14} {'params':>12} {'MACs':>12} {'MiB':>8} {'seconds':>8}")
@@ -183,7 +188,7 @@ def table(cells: dict[str, dict[tuple, list[dict]]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is not measured yet, and draws the figure."""
+    """Measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     print(table(cells))

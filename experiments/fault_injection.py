@@ -5,14 +5,14 @@
 
 Claim: a run that is interrupted anywhere and restarted by the same command ends with
 the same parameters, optimizer state and BatchNorm statistics, the same metrics.jsonl
-and the same summary.json (but for times) as one that never was.
+and the same summary.json (except for times) as one that was never interrupted.
 
 Method: a first run of a small network on scikit-learn's digits is left alone. Each of
 the others gets one to three signals, each in a start of its own, aimed at its start-up,
-a call of training, an evaluation, a save, or the moment in which a checkpoint gets its
-name; then the same command runs to its end. With SIGTERM the process must also end by
-itself within 30 seconds, with status 143, or 0 where the run was over by then; in its
-first seconds, while it imports, it dies of the signal like any Python.
+a training call, an evaluation, a save, or the moment when a checkpoint gets its name;
+then the same command runs to the end. With SIGTERM the process must also exit by itself
+within 30 seconds, with status 143, or 0 if the run was over by then; in its first
+seconds, while it imports, the signal kills it like any Python process.
 
 A run takes about half a minute on two CPU cores. Result: OUT/SIGNAL.json.
 """
@@ -35,8 +35,8 @@ from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import best_step, read_rows
 from resnet_jax.trainer import Trainer
 
-# Phases of a run; behind which of its beginnings a signal may come, and how many
-# seconds behind it.
+# Phases of a run; how many of its beginnings a signal may follow, and by how many
+# seconds at most.
 _PHASES = {
     "start-up": (1, 6.0),
     "training": (8, 0.2),
@@ -97,12 +97,12 @@ def start(
     Args:
       directory: of the run; NAME.log beside it gets what the command prints.
       number: the signal.
-      aim: a phase, which of its beginnings to wait for, and the seconds behind that.
-      arguments: of the command, besides.
+      aim: a phase, which of its beginnings to wait for, and the seconds after that.
+      arguments: more arguments of the command.
 
     Returns:
-      The exit status; where a signal was sent before the end, the phase aimed at,
-      whether the run was finished then, the seconds it took to end, the newest
+      The exit status; if a signal was sent before the end, also the phase aimed at,
+      whether the run was finished by then, the seconds it took to exit, the newest
       checkpoint's step, and the number of checkpoints that were being written.
     """
     reading, writing = os.pipe()
@@ -142,8 +142,8 @@ def start(
 
 
 def contents(directory: Path) -> tuple[str, dict, list[np.ndarray]]:
-    """What a run left: metrics.jsonl, the summary without times, and all arrays of the
-    newest and of the best checkpoint.
+    """A run's metrics.jsonl, its summary without times, and all arrays of the newest
+    and of the best checkpoint.
     """
     config = workdir.read_config(directory)
     like = Trainer(config, data.load(config.dataset)).new_state().split()
@@ -160,7 +160,7 @@ def contents(directory: Path) -> tuple[str, dict, list[np.ndarray]]:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Which of the contents of two runs are not the same to the bit."""
+    """Names the contents of two runs that are not identical to the bit."""
     (metrics, summary, arrays), (other, other_summary, other_arrays) = map(
         contents, (first, second)
     )
@@ -187,7 +187,7 @@ def interrupted(directory: Path, number: signal.Signals, seed: int) -> list[dict
 
 
 def faults(starts: list[dict], number: signal.Signals) -> list[str]:
-    """What is wrong with how the processes of one run ended."""
+    """Lists what is wrong with how the processes of one run ended."""
     wrong = []
     for ended in starts:
         expected = [0]

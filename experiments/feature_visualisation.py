@@ -1,14 +1,14 @@
-"""What a residual network makes of an image, block by block.
+"""How a residual network processes an image, block by block.
 
     python -m experiments.feature_visualisation [--scale=full]
 
 Claim. First filters see edges, and later layers see more of the class and less of the
 place (Zeiler and Fergus 2014, arXiv 1311.2901); a classifier on a layer's features gets
 better from layer to layer (Alain and Bengio 2016, arXiv 1610.01644); and residual
-blocks refine what they read, instead of making it anew (Greff et al. 2017, arXiv
-1612.07771).
+blocks refine what they read, instead of computing it from scratch (Greff et al. 2017,
+arXiv 1612.07771).
 
-Method. Version 1, trained. (a) The first layer's filters. (b) What each block makes of
+Method. Version 1, trained. (a) The first layer's filters. (b) Each block's output for
 test images, the mean over its channels, from the smallest value to the largest. (c) Its
 Grad-CAM for the right class (Selvaraju et al. 2017, arXiv 1610.02391): where more of
 what the block sees would raise the class's logit. (d) Test accuracy of the nearest
@@ -16,20 +16,20 @@ class mean of a block's features, averaged over places; no layer is trained for 
 The part of the image that Grad-CAM covers: 100% if it is even, little if it is a point.
 Medians over seeds, bands their range.
 
-Cost. Smoke: digits at 32x32 pixels, three trainings of 8 epochs; 70 seconds from
-nothing on two cores of an x86 machine (the stored run had to share them).
+Cost. Smoke: digits at 32x32 pixels, three trainings of 8 epochs; eight minutes from
+nothing on two cores of a shared x86 machine.
 
 Found. The picture is refined step by step. After the first block class means tell 4 of
 10 digits apart, and every block adds to that, quickly at first and a little at the end,
-until the last one is as good as the network's own classifier. Where the shape stays, a
-block changes its input only a little: pictures within a stage look alike, and what is
-new comes at the stages' first blocks (4 and 7). Grad-CAM of the early blocks lies in
-thin lines along strokes, in the last stage it is one blob over the part that makes the
-digit that digit: the right arm of the 4, the middle of the 9. In the first block it is
-hardly there, or everywhere: Grad-CAM means little where channels do not yet stand for
-parts of classes. The 3x3 filters of the first layer are differences in some direction,
-but too small, and on digits too little needed, to look like the edges of larger
-filters.
+until the last one is as good as the network's own classifier. Where the shape stays the
+same, a block changes its input only a little: pictures within a stage look alike, and
+new features come at the stages' first blocks (4 and 7). Grad-CAM of the early blocks
+lies in thin lines along strokes; in the last stage it is one blob over the part that
+distinguishes the digit: the right arm of the 4, the middle of the 9. In the first block
+it is hardly there, or everywhere: Grad-CAM means little where channels do not yet stand
+for parts of classes. The 3x3 filters of the first layer are differences in some
+direction, but too small, and on digits too little needed, to look like the edges of
+larger filters.
 
 Numbers (smoke, seeds 0, 1, 2).
 - Test accuracy of the nearest class mean by block (medians): 41, 59, 68, 79, 85, 90,
@@ -59,7 +59,7 @@ SCALES = {
 }
 SEEDS = (0, 1, 2)
 SHOWN = {"examples": 3, "blocks": 9}  # at most
-FITTED = 500  # training examples of which the classes' means are taken
+FITTED = 500  # training examples for the classes' means
 TESTED = 1000  # test examples, at most
 
 
@@ -73,7 +73,7 @@ def run_config(scale: str, seed: int) -> dict:
 
 
 def watch(subject: Subject, images, added=None):
-    """The logits, and what each block gives, with `added[block]` added to it."""
+    """The logits, and each block's output with `added[block]` added to it."""
     outputs = []
 
     def record(call, args, kwargs, context):
@@ -122,7 +122,7 @@ def block_maps(subject: Subject, images, labels) -> tuple[list, list]:
 
 
 def nearest_mean_accuracy(fitted, fitted_labels, features, labels) -> float:
-    """How many features [examples, channels] are nearest to their own class's mean."""
+    """The share of features [examples, channels] nearest to their own class's mean."""
     means = [fitted[fitted_labels == label].mean(0) for label in np.unique(labels)]
     distances = ((features[:, None] - np.array(means)) ** 2).sum(-1)
     return float((np.unique(labels)[distances.argmin(1)] == labels).mean())
@@ -141,7 +141,7 @@ def area(maps: np.ndarray) -> float:
 
 
 def measure(config: dict) -> dict:
-    """By block: how well class means tell the classes apart, and Grad-CAM's area."""
+    """By block: the accuracy of the nearest class mean, and Grad-CAM's area."""
     subject = trained.subject(config)
     fitted, fitted_labels = trained.training_examples(config, FITTED)
     pooled = jax.jit(lambda images: [x.mean((1, 2)) for x in watch(subject, images)[1]])
@@ -164,7 +164,7 @@ def measure(config: dict) -> dict:
 
 
 def pictures(config: dict, examples: int, blocks: int) -> dict:
-    """The stem's filters, and some test images with what blocks make of them.
+    """The stem's filters, and some test images with the blocks' outputs for them.
 
     Pictures are in whole percent of their range; the blocks are counted from 1, and the
     last is among them.
@@ -269,7 +269,7 @@ def draw(examples: dict, results: list[dict]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains and measures what is not there yet, and draws the figure."""
+    """Trains and measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     results = [
         experiment.cell(measure, config=run_config(experiment.scale, s)) for s in SEEDS

@@ -2,14 +2,14 @@
 
     python -m experiments.fixup [--scale=full]
 
-Claim. BatchNorm is not needed to train deep residual networks, at its learning rate,
-if every block begins as the identity: by Fixup (Zhang et al. 2019, arXiv 1901.09321),
-or by SkipInit, one number a block (De and Smith 2020, arXiv 2002.10444).
+Claim. BatchNorm is not needed to train deep residual networks at its learning rate if
+every block begins as the identity: by Fixup (Zhang et al. 2019, arXiv 1901.09321), or
+by SkipInit, one number a block (De and Smith 2020, arXiv 2002.10444).
 
-Method. Version 1 with one of KINDS in place of BatchNorm, in equal recipes. He: only an
-offset to learn for each channel. SkipInit: that, and the branch is multiplied by a
-number to learn, 0 at first. Fixup: the last kernels of branches and the classifier
-begin as 0, the others of branches smaller by the number of blocks; a number to learn is
+Method. Version 1 with one of KINDS in place of BatchNorm, with equal recipes. He: only
+a learnt offset for each channel. SkipInit: also a learnt number, 0 at first, by which
+the branch is multiplied. Fixup: the last kernels of branches and the classifier begin
+as 0, the branches' other kernels smaller by the number of blocks; a learnt number is
 added before and after each convolution, and one multiplies the branch.
 
 Cost. Smoke: digits, width 8, 15 epochs at rate 0.1; seven minutes from nothing on two
@@ -22,7 +22,7 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   (4.4-7.5), and with Fixup, to 8.0 (4.2-13.0) and 6.7 (4.7-8.1).
 - 20 layers train without anything, to 7.5 (4.8-11.1) and 7.5 (4.4-7.5); SkipInit has
   3.6 (3.0-19.5) and 5.0 (4.2-10.6), Fixup 9.0 (5.3-9.8) and 6.7 (5.3-6.9).
-- So they do what they are made for, which is depth, and the ranges do not tell which
+- So they do what they are made for, which is depth, and the ranges do not show which
   does it better. BatchNorm does more: training errors of 0.7 and 1.5, and in the fourth
   epoch, 9 to 20, where theirs are still 77 to 83.
 """
@@ -51,7 +51,7 @@ SEEDS = (0, 1, 2)
 
 
 class Offset(nn.Module):
-    """Where BatchNorm was: adds a learnt value a channel."""
+    """Takes the place of BatchNorm: adds a learnt value a channel."""
 
     @nn.compact
     def __call__(self, x: Images, use_running_average: bool) -> Images:
@@ -117,7 +117,7 @@ class FixupResNet(HeResNet):
 
     @nn.nowrap
     def init(self, *args, **kwargs) -> dict:
-        """As elsewhere, times the paper's factors."""
+        """Initialises like the standard network, times the paper's factors."""
         layers = 2 if self.block == "basic" else 3
         smaller = sum(self.blocks_per_stage) ** (-1 / (2 * layers - 2))
 
@@ -193,7 +193,7 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, and draws the figure."""
+    """Trains what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     named = {

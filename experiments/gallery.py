@@ -19,11 +19,11 @@ _HEAD = """\
 # Experiments
 
 The famous figures about residual networks, one command each. `--scale=smoke`, the
-default, takes minutes on two CPU cores, and whether the effect shows then is said under
-'Found'; `--scale=full` is CIFAR-10 on one GPU, in the setting of the paper where there
-is one. What has been run is shown here, and nothing else. A run
-that was stopped goes on where it was, and a finished one only draws; `--out=DIR`
-measures anew elsewhere, but does not repeat trainings that are in `runs/experiments`.
+default, takes minutes on two CPU cores, and 'Found' says whether the effect shows at
+that scale; `--scale=full` is CIFAR-10 on one GPU, in the setting of the paper where
+there is one. Only experiments that have been run are shown. A run that was stopped
+resumes where it was, and a finished one only draws; `--out=DIR` measures again
+elsewhere, but does not repeat trainings that are in `runs/experiments`.
 
 Made by `python -m experiments.gallery` from the stored results and the docstrings of
 the modules, which say more: change those, not this page.
@@ -80,7 +80,9 @@ def main(argv: list[str]) -> None:
 
     results = Path(command_line.parse(argv, __doc__, define).results)
     if not results.is_dir():
-        raise UserError(f"--results={results} is no directory: give that of results")
+        raise UserError(
+            f"--results={results} is not a directory: give that of the results"
+        )
     stored = {
         directory.name: sorted(directory.glob("*.jsonl"), reverse=True)
         for directory in sorted(results.glob("*/"))

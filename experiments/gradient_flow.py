@@ -18,23 +18,23 @@ Cost. Smoke: digits at 16x16 pixels, five minutes on two cores of a shared x86 m
 Found. A plain network of 56 layers without BatchNorm multiplies its gradient by the
 same factor in each layer, the one that theory gives: it vanishes or explodes unless the
 initial scale is just right. BatchNorm replaces that by growth that no scale changes, a
-factor of 10,000 over 56 layers. Shortcuts alone are no cure, against what is often
+factor of 10,000 over 56 layers. Shortcuts alone are no cure, contrary to what is often
 said: without BatchNorm each block adds its branch's variance to what it reads, so that
 at the usual scale gradients of a residual network grow geometrically too, and faster
 than the plain network's shrink; only where the branch starts small (scale 0.5) do they
-keep their size. It is shortcuts with BatchNorm that do it: the branch's share of the
-sum then falls from block to block, and the gradient goes by a power of the layer, at
-1001 layers too.
+keep their size. It takes shortcuts with BatchNorm: the branch's share of the sum then
+falls from block to block, and the gradient follows a power of the layer, at 1001 layers
+too.
 
 Numbers (smoke, ranges over seeds 0, 1, 2).
 - Plain, no BN, depth 56: growth -0.80 to -0.79, -0.43 to -0.40, -0.085 to -0.056, 0.26
   to 0.29 a layer at initial scales 0.5, 0.71, 1, 1.41; predicted -0.76, -0.41, -0.063,
-  0.28. So the scale 1 of He, which a plain network needs, still loses a little, by the
+  0.28. So He's scale of 1, which a plain network needs, still loses a little to the
   padding; at depth 1202 nothing of the gradient is left in float32.
 - Shortcuts, no BN, depth 56, the same scales: v2 0.002, 0.016, 0.10 to 0.11, 0.34;
   predicted 0.002, 0.018, 0.105, 0.345. v1 0.00, 0.03 to 0.05, 0.14 to 0.17, 0.35 to
   0.38; predicted -0.02, 0.02, 0.13, 0.36, which is up to 0.03 low, since it takes the
-  ReLUs behind the sums to be active independently of each other. At scale 1 and 1001
+  ReLUs after the sums to be active independently of each other. At scale 1 and 1001
   layers both leave the range of float32, and v1-56 diverges within two updates.
 - Plain, BN: 0.158 to 0.168 at depth 56, 0.135 to 0.150 at 1202 (mean-field: 0.19).
   The first block's gradient is 7,800 to 12,300 times the last one's at depth 56.
@@ -127,10 +127,10 @@ def measure(dataset, network, norm, depth, initial_scale, steps, seed) -> dict:
 
 
 def growth(network: str, gradients: list) -> float:
-    """How much the gradient's logarithm grows a layer, from the output to the input.
+    """The growth of the gradient's logarithm a layer, from the output to the input.
 
-    Least squares over the blocks' outputs, with an intercept for each stage; what has
-    left the range of float32 does not count; NaN where nothing is left.
+    Least squares over the blocks' outputs, with an intercept for each stage; values
+    outside the range of float32 do not count; NaN if none is left.
     """
     _, layers = NETWORKS[network]
     covariance = variance = 0.0
@@ -152,7 +152,7 @@ def predicted_growth(network: str, initial_scale: float, image_size: int) -> flo
     eigenvalue of the mean of three neighbours, (1 + 2 cos(pi / (size + 1))) / 3.
     A shortcut adds 1 to the square of what the branch multiplies the norm by. In v2
     that is all. In v1 the branch doubles the square once more, having one ReLU
-    for two convolutions, and the ReLU behind the sum takes a part away.
+    for two convolutions, and the ReLU after the sum takes a part away.
     """
     sizes = image_size / np.array([1, 2, 4])
     kept = np.exp(np.log((1 + 2 * np.cos(np.pi / (sizes + 1))) / 3).mean())
@@ -166,7 +166,7 @@ def predicted_growth(network: str, initial_scale: float, image_size: int) -> flo
 
 
 def _active(branch: float) -> float:
-    """The part of v1's ReLUs behind a sum that are active, deep in the network.
+    """The part of v1's ReLUs after a sum that are active, deep in the network.
 
     A branch gives normal values with a mean square of `branch` times the input's.
     """
@@ -187,7 +187,7 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
     depths, initial_scales = scale["depths"], scale["initial_scales"]
     choices = [
         *((norm, depth, 1.0, False) for norm in (True, False) for depth in depths),
-        # BatchNorm takes a kernel's scale out.
+        # BatchNorm cancels a kernel's scale.
         *((False, depths[1], factor, False) for factor in initial_scales),
         *((norm, depths[1], 1.0, True) for norm in (True, False)),
     ]
@@ -210,7 +210,7 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
 
 
 def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
-    """Rows: with BatchNorm, without, and what changes the growth."""
+    """A row with BatchNorm, one without, and one of what changes the growth."""
     figure, axes = study.figure(7.2, 6.4, nrows=3, ncols=3)
     depths, middle, deepest = scale["depths"], scale["depths"][1], scale["depths"][-1]
     factors = np.sort([1.0, *scale["initial_scales"]])
@@ -285,7 +285,7 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is not measured yet, and draws the figure."""
+    """Measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     experiment.save(draw(run(experiment), SCALES[experiment.scale]))
 

@@ -1,9 +1,9 @@
-"""How much each layer of a trained network says: residual ones say little.
+"""How much each layer of a trained network responds: residual ones respond little.
 
     python -m experiments.layer_responses [--scale=full]
 
 Claim. He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv 1512.03385,
-figure 7: the standard deviations of layer responses, behind BatchNorm and before ReLU
+figure 7: the standard deviations of layer responses, after BatchNorm and before ReLU
 and addition, are smaller in residual networks than in plain ones, and the smaller the
 deeper. So residual functions are closer to zero: each layer changes its signal less.
 
@@ -12,14 +12,14 @@ over seeds, bands their range. Responses start at 1, and weight decay takes 64,0
 updates in the paper to bring them down; smoke has 450, with a decay a hundred times as
 strong (0.01, rate 0.1).
 
-Cost. Smoke: digits, nine trainings; five minutes on two cores of a shared x86 machine.
+Cost. Smoke: digits, nine trainings; four minutes on two cores of a shared x86 machine.
 
 Found. As in the paper. Sorted by size, the responses of a residual network are below
 those of a plain one of the same depth, most of all the large ones: the plain network's
-last layer says twice what any residual layer does. With 32 layers instead of 20 most
-responses are smaller again. In the network's order one sees how: of a residual block's
-two layers the second, which is added to the shortcut, keeps a response, and the first,
-which BatchNorm scales anew anyway, is let down to 0.6 of it. Among the smallest
+last layer responds twice as strongly as any residual layer. With 32 layers instead of
+20 most responses are smaller again. The network's order shows how: of a residual
+block's two layers the second, which is added to the shortcut, keeps its response, and
+the first, which BatchNorm rescales anyway, falls to 0.6 of it. Among the smallest
 responses plain and residual are alike.
 
 Numbers (smoke, seeds 0, 1, 2).
@@ -30,7 +30,7 @@ Numbers (smoke, seeds 0, 1, 2).
 - Residual-20, medians of the second layers of blocks 0.21, 0.21, 0.22, of the first
   ones 0.13, 0.13, 0.12.
 - Test accuracy: 97.8 to 98.3%; 99.2 to 99.7%; 98.9 to 99.2%.
-- With the usual decay of 1e-4 at rate 0.02 all responses are still 1.0 to 1.2 behind
+- With the usual decay of 1e-4 at rate 0.02 all responses are still 1.0 to 1.2 after
   450 updates, and nothing can be seen.
 """
 
@@ -86,7 +86,7 @@ def responses(net, variables, images) -> list[float]:
 
 
 def measure(config: dict) -> dict:
-    """Of a trained network, on the test set."""
+    """The responses and the accuracy of a trained network on the test set."""
     subject = trained.subject(config)
     deviations = responses(subject.net, subject.variables, subject.images)
     return {
@@ -97,7 +97,7 @@ def measure(config: dict) -> dict:
 
 
 def draw(cells: dict[str, list[dict]]) -> Figure:
-    """Above by layer, below sorted, as He's figure 7."""
+    """Responses by layer above, sorted below, like He's figure 7."""
     figure, axes = study.figure(6.4, 4.8, nrows=2)
     for (network, results), style in zip(cells.items(), STYLES, strict=False):
         samples = np.array([result["responses"] for result in results])
@@ -117,7 +117,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains and measures what is not there yet, and draws the figure."""
+    """Trains and measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = {}
     for depth, residual in SCALES[experiment.scale]:

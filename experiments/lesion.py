@@ -1,4 +1,4 @@
-"""What of a trained network can be deleted, and how long its paths are.
+"""Which blocks of a trained network can be deleted, and how long its paths are.
 
     python -m experiments.lesion [--scale=full]
 
@@ -9,11 +9,12 @@ network hardly notices, while a plain one is lost; the error grows smoothly with
 number of blocks deleted, or put in another order; and since a path's gradient falls
 exponentially with its length, only short paths train the network.
 
-Method. Version 1, trained. (a) A block is deleted: its shortcut stands in for it, also
-in a plain network. (b) So many blocks, drawn at random, medians over draws. (c) Blocks
-of a stage, its first one excepted, are swapped; Kendall's tau is 1 for the right order.
-(d) Norm of the loss's gradient by the pixels along one path: back through the branches
-of some blocks and the shortcuts alone of all others; times the number of such paths.
+Method. Version 1, trained. (a) A block is deleted: its shortcut replaces it, also in a
+plain network. (b) Several blocks, drawn at random, medians over draws. (c) Blocks of a
+stage, except its first one, are swapped; Kendall's tau is 1 for the right order. (d)
+Norm of the loss's gradient with respect to the pixels along one path: back through the
+branches of some blocks and only the shortcuts of all others; times the number of such
+paths.
 Lines are medians over seeds, bands their range.
 
 Cost. Smoke: digits, width 8, ten epochs, nine trainings; four and a half minutes from
@@ -23,8 +24,8 @@ Found. Most of it holds on digits. Deleting any block of the plain network destr
 while each of the last 16 of a residual network's 27 blocks can go for 2.8 points or
 less. The exception is the first stage: without its first blocks a residual network is
 almost as lost as a plain one, since there is no good signal yet for shortcuts to carry.
-(Veit finds that of the blocks that change the shape, which cost little here.) When more
-blocks go, or change places, the error rises over several of them, where the plain
+(Veit finds that for the blocks that change the shape, which cost little here.) When
+more blocks go, or change places, the error rises over several of them, where the plain
 network is at chance from the first on. Most of the gradient comes along paths shorter
 than half the network, though not as few blocks as Veit's, whose networks are deeper and
 trained for longer.
@@ -79,7 +80,7 @@ def block_names(net) -> list[str]:
 
 
 def logits(net, variables, images, change: Callable):
-    """The network's logits where `change(block number, shortcut, output)` is passed on.
+    """The network's logits where blocks return `change(number, shortcut, output)`.
 
     `shortcut` is what a parameter-free shortcut makes of what the block reads, also
     in a network that has none.
@@ -99,9 +100,9 @@ def logits(net, variables, images, change: Callable):
 
 
 def make_error(subject: Subject) -> Callable:
-    """Builds error(variables, kept): the part of the test set that is got wrong.
+    """Builds error(variables, kept): the share of the test set that is misclassified.
 
-    `kept` says for each block whether it stays; else the shortcut stands in for it.
+    `kept` says for each block whether it stays; otherwise the shortcut replaces it.
     """
 
     @jax.jit
@@ -118,8 +119,8 @@ def make_error(subject: Subject) -> Callable:
 def make_path_gradient(subject: Subject) -> Callable:
     """Builds gradient(through): of each example's loss with respect to its pixels.
 
-    Forward nothing changes. Back it goes through the branches alone of the blocks that
-    `through` names, and through the shortcuts alone of the others: one path. The sum
+    The forward pass is unchanged. The backward pass follows one path: only the branches
+    of the blocks that `through` names, and only the shortcuts of the others. The sum
     over all paths is the gradient.
     """
 
@@ -199,7 +200,7 @@ def measure(config: dict, draws: int) -> dict:
 
 
 def draw(cells: dict[str, list[dict]]) -> Figure:
-    """One block, several blocks, order, and paths."""
+    """Panels for one block, several blocks, order, and paths."""
     figure, ((one, several), (order, paths)) = study.figure(6.4, 5.0, nrows=2, ncols=2)
     for (network, results), style in zip(cells.items(), STYLES, strict=False):
         style = style | {"label": network}
@@ -239,7 +240,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains and measures what is not there yet, and draws the figure."""
+    """Trains and measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     scale, cells = SCALES[experiment.scale], {}
     for depth, residual in scale["networks"]:

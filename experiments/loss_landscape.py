@@ -9,33 +9,32 @@ bowl.
 
 Method. The training loss on a plane through the trained network, along two random
 directions in which each filter is as long as the network's own, so that distance 1
-changes it by as much as there is of it. Below, medians over directions, and the ends of
-the spectrum of the loss's Hessian at the middle, by Lanczos. A convex loss has no
-negative eigenvalues. Surfaces are of seed 0; lines are medians over seeds, bands their
-range.
+changes it by its own length. Below, medians over directions, and the ends of the
+spectrum of the loss's Hessian at the middle, by Lanczos. A convex loss has no negative
+eigenvalues. Surfaces are of seed 0; lines are medians over seeds, bands their range.
 
 Cost. Smoke: digits, width 8, ten epochs, twelve trainings; seven and a half minutes
 from nothing on two cores of a shared x86 machine.
 
-Found. As the paper says of depth. With 20 layers the loss around either network is a
+Found. As the paper says about depth. With 20 layers the loss around either network is a
 bowl with one minimum. With 56 layers the plain network stands on ground of another
-kind: a step as long as the network itself takes the loss to 40,000 and more, where with
-shortcuts it takes it to 750 to 1,070, and its sharpest direction is two to six times as
-curved. With shortcuts 56 layers lie in a bowl like that of 20, if with steeper walls:
+kind: a step as long as the network itself takes the loss to 40,000 and more, but with
+shortcuts to 750 to 1,070, and its sharpest direction is two to six times as
+curved. With shortcuts 56 layers lie in a bowl like that of 20, but with steeper walls:
 from a lower loss in its middle it rises by nearly as large a factor as the plain
 network's. What shortcuts change with 20 layers is less: the sharpest direction is up to
 twice as curved without. Directions that curve down are no sign: only with one seed of
 three has the plain network of 56 layers steeper ones than that of 20. The plain network
 of 56 layers is not at a minimum, though: at this rate it reaches 21 to 28% of the
-digits, the others 82 to 99%. So what is seen is why it does not train, not a comparison
-of two minima, as the paper has it.
+digits, the others 82 to 99%. So this shows why it does not train, and does not compare
+two minima, as the paper does.
 
 Numbers (smoke, seeds 0, 1, 2; distances in lengths of the network's filters).
 - Largest eigenvalue: plain-20 149, 156, 217; residual-20 78, 132, 132; plain-56 602,
   218, 865; residual-56 101, 89, 183.
 - Smallest eigenvalue: plain-20 -4.4, -5.2, -6.3; residual-20 -2.8, -1.6, -1.6;
   plain-56 -17, -4.4, -6.3; residual-56 -1.8, -0.9, -1.8. The ends are what 20
-  iterations of Lanczos give well; those behind them are approximate.
+  iterations of Lanczos give well; those further in are approximate.
 - Loss at the middle and at distance 1 (medians over directions): plain-20 0.3 to 0.6
   and 320 to 820; residual-20 0.04 to 0.06 and 120 to 180; plain-56 1.7 to 2.1 and
   40,000 to 310,000; residual-56 0.02 to 0.05 and 750 to 1,070.
@@ -56,7 +55,7 @@ from experiments import study, trained
 from experiments.study import STYLES, Study
 from resnet_jax import command_line, models
 
-# Networks are depth and whether there are shortcuts.
+# Networks are depth, and whether there are shortcuts.
 SCALES = {
     "smoke": {
         "networks": ((20, False), (56, False), (20, True), (56, True)),
@@ -98,7 +97,7 @@ def filter_normalized(rng: np.random.Generator, params: dict) -> dict:
 def make_loss(net, batch_stats: dict, images, labels) -> Callable:
     """Builds loss(params): the mean over examples; BatchNorm as in evaluation.
 
-    A batch of 256 at a time, for the memory; more examples are a multiple of that.
+    A batch of 256 at a time, to save memory; more examples must be a multiple of that.
     """
     batch = min(BATCH, len(images))
     images = images.reshape(-1, batch, *images.shape[1:])
@@ -135,7 +134,7 @@ def surface(loss: Callable, params: dict, directions, points: int) -> np.ndarray
 
 
 def make_hessian_product(loss: Callable, params: dict) -> tuple[Callable, int]:
-    """Builds product(vector) = Hessian @ vector, and tells the vector's length.
+    """Builds product(vector) = Hessian @ vector; returns it and the vector's length.
 
     Forward over reverse: the derivative of the gradient along the vector.
     """
@@ -164,7 +163,7 @@ def lanczos(
         vector = np.asarray(product(basis[-1].astype(np.float32)), np.float64)
         diagonal.append(vector @ basis[-1])
         known = np.array(basis)
-        for _ in range(2):  # once leaves rounding behind
+        for _ in range(2):  # once is not enough, by rounding
             vector = vector - known.T @ (known @ vector)
         beside.append(np.linalg.norm(vector))
         if beside[-1] < 1e-6 * max(map(abs, diagonal)):
@@ -176,7 +175,7 @@ def lanczos(
 
 
 def measure(config: dict, points: int, examples: int, iterations: int) -> dict:
-    """Of the training loss around a trained network."""
+    """The training loss around a trained network, and its Hessian's eigenvalues."""
     subject = trained.subject(config)
     rng = np.random.default_rng(config["seed"])
     net, variables = subject.net.clone(scan=True), models.stack(subject.variables)
@@ -255,7 +254,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains and measures what is not there yet, and draws the figure."""
+    """Trains and measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     scale, cells = SCALES[experiment.scale], {}
     for depth, residual in scale["networks"]:

@@ -2,15 +2,15 @@
 
     python -m experiments.minutes [--scale=full]
 
-Claim. On two CPU cores, ten minutes of `fast` beat what the same ten minutes give a
-plain PyTorch script and the recipe of the Keras example by at least five points.
+Claim. On two CPU cores, ten minutes of `fast` beat ten minutes of a plain PyTorch
+script and of the Keras example's recipe by at least five points.
 
 Method. Version 1, 20 layers, CIFAR-10, each contender alone in processes of its own.
-The clock begins with the process, imports and compilation included. `fast` is the
-ordinary command, with as many steps as fit, by a shorter run that counts for nothing
-and tells how long a step takes; all that the command does is within its time,
-evaluation and report too. The others stop when the time is over, before their
-evaluation. PyTorch: SGD, rate 0.1, batch 128, crops and flips, as
+The clock starts with the process, imports and compilation included. `fast` is the
+ordinary command, with as many steps as fit; a shorter run, which does not count,
+measures how long a step takes. Everything the command does is within its time, also
+evaluation and report. The others stop when the time is over, before their evaluation.
+PyTorch: SGD, rate 0.1, batch 128, crops and flips, as in
 akamaster/pytorch_resnet_cifar10; Keras on TensorFlow: Adam, rate 0.001, batch 32,
 shifts and flips. The drops of their rates, which are meant for 200 epochs, come at the
 same fractions of the ten minutes. They need `pip install -r requirements-bench.txt`.
@@ -18,7 +18,8 @@ same fractions of the ten minutes. They need `pip install -r requirements-bench.
 Found. One seed, on a copy of CIFAR-10 whose images were coded as JPEG: 80.4% after 503
 seconds and 220,800 images of `fast`, 71.7% after 248,896 images of the PyTorch script
 and 71.2% after 159,360 of Keras's example, both in 600 seconds: 439, 415 and 266 images
-a second. Beside PyTorch it is less the pace, which small images raise, than the recipe.
+a second. Over PyTorch, the gain comes less from the pace, which small images raise,
+than from the recipe.
 
 Cost. Smoke: one seed, half an hour. Full: three seeds.
 """
@@ -46,7 +47,7 @@ SCALES = {
 }
 CONTENDERS = ("fast", "torch", "keras")
 _TITLES = {"fast": "ours, fast", "torch": "PyTorch script", "keras": "Keras example"}
-# Of the time, so that a slow moment does not carry `fast` beyond it.
+# The share of the time to fill, so that a slow moment does not make `fast` exceed it.
 _MARGIN = 0.95
 
 
@@ -55,9 +56,9 @@ def measure(contender: str, minutes: float, seed: int, **settings) -> dict:
 
     Args:
       contender: one of CONTENDERS.
-      minutes: that it may take.
+      minutes: the time that it may take.
       seed: of its weights and batches.
-      **settings: more of the config, as {'dataset.name': 'digits'}.
+      **settings: more of the config, such as {'dataset.name': 'digits'}.
     """
     with tempfile.TemporaryDirectory() as directory:
         if contender == "fast":
@@ -70,16 +71,16 @@ def measure(contender: str, minutes: float, seed: int, **settings) -> dict:
 
 
 def _fast(minutes: float, seed: int, settings: dict, directory: Path) -> dict:
-    # The same parts of images of each size, and long enough that their times count.
+    # The same share of each image size, and enough steps to time them.
     probe = _trained(seed, settings, 200, directory / "probe")
     a_step = probe["training"] / 200
-    steps = max(1, math.floor((60 * minutes * _MARGIN - probe["besides"]) / a_step))
+    steps = max(1, math.floor((60 * minutes * _MARGIN - probe["overhead"]) / a_step))
     result = _trained(seed, settings, steps, directory / "run")
     return {name: result[name] for name in ("accuracy", "seconds", "images")}
 
 
 def _trained(seed: int, settings: dict, steps: int, directory: Path) -> dict:
-    """Runs the command, and tells how long it and its updates took."""
+    """Runs the command, and returns the time that it and its updates took."""
     command = [sys.executable, "-m", "resnet_jax.main"]
     command += ["--config=configs/v1_20.py:fast", f"--workdir={directory}"]
     settings = settings | {"seed": seed, "steps": steps, "eval_every": 10**6}
@@ -95,7 +96,7 @@ def _trained(seed: int, settings: dict, steps: int, directory: Path) -> dict:
         "seconds": round(seconds, 1),
         "images": images,
         "training": training,
-        "besides": seconds - training,
+        "overhead": seconds - training,
     }
 
 
@@ -148,7 +149,7 @@ def draw(cells: dict[str, list[dict]], minutes: float) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is not measured yet, and draws the figure."""
+    """Measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     if not experiment.redraw:
         require(*PEERS["torch"].packages, *PEERS["keras_tensorflow"].packages)

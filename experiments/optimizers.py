@@ -3,32 +3,32 @@
     python -m experiments.optimizers [--scale=full]
 
 Claim. Adaptive methods are often faster at first and generalise worse than SGD (Wilson
-et al. 2017, arXiv 1705.08292); but much of what is said of them comes from unequal
+et al. 2017, arXiv 1705.08292); but much of what is said about them comes from unequal
 tuning (Choi et al. 2019, arXiv 1910.05446), and the residual networks' own recipe is
 SGD with momentum.
 
 Method. Every optimizer gets the same number of learning rates, on a logarithmic grid
 around its usual one. Seed 0 trains with each of them on a part of the training set; the
-rate with the lowest error on the rest of it, and of equals with the lower loss there,
-is the optimizer's, and three seeds of that are reported on the test set, which chooses
-nothing. Weight decay is in the gradient but for AdamW and Lion, which have their own,
-such that in the middle of the grid it takes as much of a weight in an update as SGD's.
+optimizer gets the rate with the lowest error on the rest of it (of equals, the lowest
+loss there), and three seeds at that rate are reported on the test set, which chooses
+nothing. Weight decay is in the gradient except for AdamW and Lion, which have their
+own, such that in the middle of the grid an update takes as much of a weight as SGD's.
 
 Cost. Smoke: digits, 8 and 11 layers of width 8, ten epochs, four optimizers, 56 runs;
-nine minutes from nothing on two cores of a shared x86 machine. Full: CIFAR-10, 56
+eight minutes from nothing on two cores of a shared x86 machine. Full: CIFAR-10, 56
 layers, the paper's 164 epochs, all eight, 112 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; last test error in percent):
 - v1: SGD 2.8 (2.2-3.1), Adam 2.5 (2.2-2.8), AdamW 2.8 (2.8-3.6), RMSprop 2.8 (1.7-3.1).
   v2: 3.6 (3.3-4.2), 4.7 (3.1-5.3), 3.1 (2.8-5.3), 3.6 (2.5-5.8). The ranges overlap.
-- So tuned alike, adaptivity neither helps nor hurts what is learnt. In v1 the training
-  errors are one curve too. In v2 the adaptive methods are ahead in every seed, after
-  two epochs (31-43 against 50-51) and at the end (3.1-4.5 against 4.9-5.6), as Wilson
-  et al. say, and the test errors show nothing of it.
-- Most that differs is what an untuned rate costs. At its usual one, 0.001, Adam has not
-  learnt yet: its validation errors are 15 and 19, where SGD's are 1.4 and 3.1 at 0.1.
-  Adam's and AdamW's rate is the largest of the grid, 0.01: they might be better still
-  beyond it.
+- So with equal tuning, adaptivity neither helps nor hurts the result. In v1 the
+  training errors also form one curve. In v2 the adaptive methods are ahead in every
+  seed, after two epochs (31-43 against 50-51) and at the end (3.1-4.5 against 4.9-5.6),
+  as Wilson et al. say, but it does not show in the test errors.
+- The largest difference is the cost of an untuned rate. At its usual one, 0.001, Adam
+  has not learnt yet: its validation errors are 15 and 19, where SGD's are 1.4 and 3.1
+  at 0.1. Adam's and AdamW's rate is the largest of the grid, 0.01: they might be better
+  still beyond it.
 """
 
 import itertools
@@ -41,7 +41,7 @@ from experiments import curves, study
 from experiments.study import STYLES, Study, numbers
 from resnet_jax import command_line
 
-# The middle of the grid, and what else `config.optimizer` says. SGD's weight decay,
+# The middle of the grid, and other fields of `config.optimizer`. SGD's weight decay,
 # 1e-4, takes 1e-5 of a weight in an update at its middle rate.
 OPTIMIZERS = {
     "sgd": (0.1, {"nesterov": True}),
@@ -167,7 +167,7 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
 
 
 def look(place: int) -> dict:
-    """The style of the optimizer at a place, of eight."""
+    """The style of the optimizer at one of eight places."""
     more = STYLES[place % len(STYLES)]
     return more | {"marker": "os^vDPX*"[place]}
 
@@ -183,7 +183,7 @@ def table(cells: dict[tuple, dict]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, and draws the figure."""
+    """Trains what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     print(table(cells))

@@ -1,8 +1,8 @@
-"""Training as a Flax tutorial writes it: a peer of `benchmark`.
+"""Training in the style of a Flax tutorial: a peer of `benchmark`.
 
 The same networks (v1 with shortcut A, v2 with B) and the same update as ours, with
-`nn.Conv` and `nn.BatchNorm` as they come, one jitted step a call, and batches cropped
-and flipped by NumPy on the host.
+unmodified `nn.Conv` and `nn.BatchNorm`, one jitted step a call, and batches cropped and
+flipped by NumPy on the host.
 """
 
 import flax.linen as nn

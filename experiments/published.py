@@ -7,8 +7,8 @@ class Published(NamedTuple):
     """A published test accuracy."""
 
     percent: float
-    runs: int = 1  # behind it
-    model: dict | None = None  # more of `config.model` than version and depth
+    runs: int = 1  # that it is the mean or median of
+    model: dict | None = None  # fields of `config.model` besides version and depth
 
 
 class Table(NamedTuple):
@@ -17,7 +17,7 @@ class Table(NamedTuple):
     source: str
     recipe: str  # of configs/common.py
     networks: dict[str, Published]
-    changes: dict | None = None  # of the recipe
+    changes: dict | None = None  # to the recipe
 
 
 TABLES = {

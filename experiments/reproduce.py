@@ -3,14 +3,14 @@
     python -m experiments.reproduce --table=he2015 [--seeds=3] [--networks=v1-20,v1-56]
     python -m experiments.reproduce --table=keras --epochs=15    # a smaller budget
     python -m experiments.reproduce --table=he2015 --recipe=strong --dtype=bfloat16
-    python -m experiments.reproduce --table=he2015 --redraw      # what is stored alone
+    python -m experiments.reproduce --table=he2015 --redraw      # only what is stored
 
-Ours is the last epoch's test accuracy, the mean over seeds 0, 1, ...; what was
-published is mostly the best epoch on the test set, so that our best one is shown
-besides. The difference is given in standard errors, s * sqrt(1 / n + 1 / m), s being
-the standard deviation over our n seeds and m the number of runs behind the published
-value; not where the data are a copy with other pixels, on which accuracies are others.
-The table has all that is stored, of other networks and seeds than those asked for too.
+Ours is the last epoch's test accuracy, the mean over seeds 0, 1, ...; published values
+are mostly those of the best epoch on the test set, so our best epoch is also shown. The
+difference is given in standard errors, s * sqrt(1 / n + 1 / m), s being the standard
+deviation over our n seeds and m the number of runs of the published value; but not if
+the data are a copy with other pixels, since accuracies on it are not comparable. The
+table has everything that is stored, including networks and seeds not asked for.
 
 Writes TABLE.json, .md, .png and .svg to --out, and each run's result to TABLE.jsonl as
 soon as it has ended. With --recipe, --epochs and --dtype the files are called
@@ -34,7 +34,7 @@ from experiments.study import Study
 from resnet_jax import UserError, command_line, data, workdir
 from resnet_jax.seeds import mean_and_interval
 
-# Of the training images' channels, which tell CIFAR-10 from re-encoded copies of it.
+# Means of the training images' channels: re-encoded copies of CIFAR-10 have others.
 _CIFAR10_MEAN = (125.306918, 122.950394, 113.865383)
 
 
@@ -71,7 +71,7 @@ def measure(config: dict) -> dict:
 
 @functools.cache
 def dataset_name(settings: str) -> str:
-    """What a table says the data are: 'cifar10' has to have the original's pixels."""
+    """The data set's name in a table: 'CIFAR-10' only with the original pixels."""
     dataset = data.load(ConfigDict(json.loads(settings)))
     if dataset.name == "cifar10":
         mean = dataset.train.images.mean((0, 1, 2), dtype=np.float64)
@@ -82,9 +82,9 @@ def dataset_name(settings: str) -> str:
 
 
 def compare(published: Published, results: list[dict]) -> dict:
-    """Ours beside a published value, in percent.
+    """Compares ours with a published value, in percent.
 
-    'standard_errors' takes two seeds, and a difference CIFAR-10's own pixels.
+    'standard_errors' needs two seeds, and 'difference' CIFAR-10's original pixels.
     """
     finished = [result for result in results if "diverged" not in result]
     ours = [100 * result["test_accuracy"] for result in finished]
@@ -114,7 +114,7 @@ def compare(published: Published, results: list[dict]) -> dict:
 def markdown(
     table: Table, rows: dict[str, dict], made_by: str, dtype: str = "float32"
 ) -> str:
-    """The comparison as a table, what was compared, and what computed it."""
+    """The comparison as a table, with its conditions and what computed it."""
     names = ["network", "parameters", "published", "ours", "deviation", "seeds"]
     names += ["best epoch", "difference", "in standard errors", "seconds a run"]
     lines = [names, ["---", *["--:"] * (len(names) - 1)]]
@@ -155,7 +155,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def draw(rows: dict[str, dict]) -> Figure:
-    """Ours with 95% intervals, and what was published."""
+    """Ours with 95% intervals, and the published values."""
     figure, ((axes,),) = study.figure(4.6, 0.8 + 0.35 * len(rows))
     for place, row in enumerate(rows.values()):
         first = place == 0
@@ -183,21 +183,32 @@ def draw(rows: dict[str, dict]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing of a table, and compares."""
+    """Trains the missing runs of a table, and compares."""
 
     def define(values: flags.FlagValues) -> None:
         into = {"flag_values": values}
-        flags.DEFINE_enum("table", None, list(TABLES), "Which table.", **into)
-        flags.DEFINE_list("networks", [], "Which of its networks; else all.", **into)
+        flags.DEFINE_enum("table", None, list(TABLES), "Table to reproduce.", **into)
+        flags.DEFINE_list(
+            "networks", [], "Networks of the table; by default all.", **into
+        )
         flags.DEFINE_integer("seeds", 3, "Runs of each network.", **into)
-        what = "Of each run, tail and linear warm-up in proportion; 0: the recipe's."
-        flags.DEFINE_integer("epochs", 0, what, **into)
+        flags.DEFINE_integer(
+            "epochs",
+            0,
+            "Epochs of each run; warm-up and final plain epochs are scaled. "
+            "0: the recipe's.",
+            **into,
+        )
         recipes = ["", "paper", "keras", "strong", "fast"]
         flags.DEFINE_enum(
-            "recipe", "", recipes, "To train by; '': the table's own.", **into
+            "recipe", "", recipes, "Recipe to train with; '': the table's own.", **into
         )
         flags.DEFINE_enum(
-            "dtype", "float32", ["float32", "bfloat16"], "Of the computation.", **into
+            "dtype",
+            "float32",
+            ["float32", "bfloat16"],
+            "Data type of the computation.",
+            **into,
         )
         flags.DEFINE_string(
             "out",
@@ -205,7 +216,7 @@ def main(argv: list[str]) -> None:
             "Directory of the results.",
             **into,
         )
-        flags.DEFINE_bool("redraw", False, "Show what is stored.", **into)
+        flags.DEFINE_bool("redraw", False, "Show only what is stored.", **into)
 
     values = command_line.parse(argv, __doc__, define)
     if values.table is None:
@@ -239,7 +250,7 @@ def main(argv: list[str]) -> None:
         return run_config(table, network, seed, values.epochs, values.dtype)
 
     if not values.redraw:
-        for seed in range(values.seeds):  # so that there is soon a bit of everything
+        for seed in range(values.seeds):  # so that every network soon has a result
             for network in networks:
                 experiment.cell(measure, config=config_of(network, seed))
     rows = {}

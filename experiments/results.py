@@ -2,9 +2,9 @@
 
     python -m experiments.results
 
-The section is every experiments/results/*/*.md, each of which the experiment itself
-wrote beside its numbers, with data set, seeds, devices, versions and command. Nothing
-is measured.
+The section consists of every experiments/results/*/*.md, each of which the experiment
+itself wrote beside its numbers, with data set, seeds, devices, versions and command.
+Nothing is measured.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ _ROOT = Path(__file__).parents[1]
 
 
 def section(results: Path) -> str:
-    """What stands between the README's marks."""
+    """The text between the README's marks."""
     parts = [path.read_text().strip() for path in sorted(results.glob("*/*.md"))]
     return "\n\n".join(parts) or "None are stored yet."
 
 
 def replaced(page: str, content: str) -> str:
-    """A page with other results. Raises UserError where it has no place for them."""
+    """A page with other results. Raises UserError if it has no place for them."""
     before, begin, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
@@ -39,9 +39,14 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         into = {"flag_values": values}
         flags.DEFINE_string(
-            "results", str(_ROOT / "experiments" / "results"), "Directory.", **into
+            "results",
+            str(_ROOT / "experiments" / "results"),
+            "Directory of all results.",
+            **into,
         )
-        flags.DEFINE_string("readme", str(_ROOT / "README.md"), "The page.", **into)
+        flags.DEFINE_string(
+            "readme", str(_ROOT / "README.md"), "The page to rewrite.", **into
+        )
 
     values = command_line.parse(argv, __doc__, define)
     readme = Path(values.readme)
@@ -49,7 +54,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--readme={readme}: there is no such file: give the README")
     if not Path(values.results).is_dir():
         raise UserError(
-            f"--results={values.results} is no directory: give that of results"
+            f"--results={values.results} is not a directory: give that of the results"
         )
     content = section(Path(values.results))
     workdir.write(

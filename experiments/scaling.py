@@ -1,4 +1,4 @@
-"""What training costs, by the number of devices, by depth and by batch.
+"""The cost of training, by the number of devices, by depth and by batch.
 
     python -m experiments.scaling [--scale=full]
 
@@ -7,22 +7,22 @@ batch: a network ten times as deep costs ten times as much, and nothing else gro
 batch is divided among the devices, and so is the memory that it takes.
 
 Method. Each cell is measured in a process of its own, alone: it compiles the training
-call that `resnet_jax.main` makes, updates a little to warm up, and takes the median of
-rounds. At every depth equal blocks are in a loop (`model.scan`).
-(a) and (d): v1-20 on 1, 2, 4 and 8 devices, the whole batch being the same; on a CPU
-they are simulated, and share its cores; elsewhere as many as there are.
+call that `resnet_jax.main` makes, does a few updates to warm up, and takes the median
+of rounds. At every depth equal blocks are in a loop (`model.scan`).
+(a) and (d): v1-20 on 1, 2, 4 and 8 devices with the same whole batch; on a CPU they are
+simulated, and share its cores; elsewhere no more than there are.
 (b) and (e): by depth; the lines are fits of a + b x depth by relative errors, so that
 shallow networks count as much as deep ones.
 (c) and (f): by batch.
 Memory is what the compiler reserves on each device (`memory_analysis`: arguments,
-results and temporaries, the data set included); the table has the process's peak
-besides, on a CPU all that it holds.
+results and temporaries, the data set included); the table also has the process's peak,
+on a CPU everything that it holds.
 
 Found. On two CPU cores a step on digits takes 1.5 ms a layer of version 1 and 1.0 ms a
 layer of version 2, within 10% and 11% of a line from 20 to 1202 and 1001 layers, and
 0.37 and 0.35 MiB of memory, within 1% and 7%; compilation takes 4 to 7 s at any depth.
 v1-20 gains from larger batches up to 256 images, v1-56 up to 512. Eight simulated
-devices hold 7 MiB each where one holds 21. As they share two cores they cannot be
+devices hold 7 MiB each where one holds 21. Since they share two cores they cannot be
 faster than one: eight are a quarter slower.
 
 Cost. Smoke: digits, batch 32, 28 cells; two CPU cores that nothing else uses. Full:
@@ -54,11 +54,11 @@ SCALES = {
     "smoke": {"dataset": "digits", "batch_size": 32, "seconds": 3},
     "full": {"dataset": "fake", "batch_size": 128, "seconds": 10},
 }
-LINEAR = 0.1  # largest relative distance from a line that passes for one
+LINEAR = 0.1  # the largest relative distance from a line that counts as linear
 
 
 def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) -> dict:
-    """Compiles and times training in this process; `devices` of 0 are all."""
+    """Compiles and times training in this process; `devices` 0 means all."""
     config = common.get_config("paper", version, depth, scan=True)
     config.update(batch_size=batch_size, steps=10**6, parallel=mode)
     config.dataset.name = dataset
@@ -73,7 +73,7 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
         state, _ = trainer.train(state, done, done + steps)
         rounds.append((time.perf_counter() - start) / steps)
         done += steps
-        if len(rounds) == 2:  # warm: from here on a round takes a fifth of the time
+        if len(rounds) == 2:  # warm: from now on a round takes a fifth of the time
             steps = max(2, round(seconds / 5 / rounds[1]))
     (program,) = trainer.programs.values()
     memory = program.result().memory_analysis()
@@ -90,13 +90,13 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
 
 
 def measure(**settings) -> dict:
-    """The same in a new process, whose CPU has as many devices as are asked for.
+    """Measures in a new process, whose CPU has as many devices as are asked for.
 
     Raises:
-      UserError: it failed, as where the memory is too small.
+      UserError: it failed, for example because the memory is too small.
     """
     code = "import sys; from experiments import scaling; scaling.tell(sys.argv[1])"
-    # What an earlier run compiled would take no time.
+    # Otherwise what an earlier run compiled would take no time.
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     if settings["devices"]:
         environment["JAX_NUM_CPU_DEVICES"] = str(settings["devices"])
@@ -117,9 +117,9 @@ def tell(settings: str) -> None:
 
 
 def device_counts() -> list[int]:
-    """How many devices to take: 1, 2, 4, 8, and no more than there are but on a CPU.
+    """The numbers of devices to measure: those of 1, 2, 4, 8 that exist; on a CPU, all.
 
-    Asked for in another process, as this one must not hold them.
+    Another process counts them, since this one must not hold them.
     """
     code = "import jax; print(jax.default_backend(), len(jax.devices()))"
     command = [sys.executable, "-c", code]
@@ -148,7 +148,7 @@ def verdict(name: str, depths, values, unit: str) -> str:
 
 
 def table(cells: dict[str, list[tuple[dict, dict]]]) -> str:
-    """The cells of each axis, a line each, and what the fits by depth say."""
+    """The cells of each axis, a line each, and verdicts on the fits by depth."""
     lines = [
         f"{'by':<8} {'network':<8} {'batch':>5} {'devices':>10} {'images/s':>9} "
         f"{'s/step':>9} {'compile s':>9} {'MiB/device':>10} {'peak MiB':>9}"
@@ -174,7 +174,7 @@ def table(cells: dict[str, list[tuple[dict, dict]]]) -> str:
 
 
 def _by(measured: list[tuple[dict, dict]], field: str) -> dict:
-    """The cells by the value that a setting has."""
+    """Groups the cells by the value of a setting."""
     groups = {}
     for settings, result in measured:
         groups.setdefault(settings[field], []).append((settings, result))
@@ -226,7 +226,7 @@ def draw(cells: dict[str, list[tuple[dict, dict]]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is not measured yet; prints the table and draws the figure."""
+    """Measures what is missing; prints the table and draws the figure."""
     experiment = Study.of(argv, __doc__)
     scale = SCALES[experiment.scale]
     usual = {"version": 1, "depth": 20, "devices": 0, "mode": "jit"} | scale

@@ -8,19 +8,19 @@ networks of L layers, but as 1 / sqrt(L) in residual ones with BatchNorm.
 
 Method. The paper's: fully connected networks at initialisation, 200 neurons a layer.
 (a) to (c): autocorrelation of the gradient at 256 points of a line, means over seeds;
-grey the range of white noise (95%), of one seed, and darker of the mean.
-(d): correlation at 256 unrelated inputs; dotted what the paper's formulas give, full
-the same with the variance about the mean (`predicted`). Error bars are two standard
-errors. Below 1e-3 there is no more than noise.
+grey is the range of white noise (95%) for one seed, darker for the mean.
+(d): correlation at 256 unrelated inputs; dotted lines are the paper's formulas, solid
+ones the same with the variance about the mean (`predicted`). Error bars are two
+standard errors. Below 1e-3 there is only noise.
 
 Cost. Smoke, which is the paper's setting: two minutes on two cores of a shared x86
 machine.
 
 Found. In a plain network each layer halves the correlation of the gradients at two
-inputs, exactly as the paper says: behind 24 layers they are unrelated even at
+inputs, exactly as the paper says: after 24 layers they are unrelated even at
 neighbouring points, so that a step that helps one point says nothing about the next.
 With shortcuts and BatchNorm the correlation falls by a power of the depth, and there is
-some left behind 100 layers; but the power is about -0.73, a faster decay than the
+some left after 100 layers; but the power is about -0.73, a faster decay than the
 paper's -0.5. The paper's formula lets each block add 1 to the variance that the next
 BatchNorm divides by. But a ReLU's outputs have a mean, which BatchNorm takes out, so a
 block adds only 1 - 1 / pi = 0.68. That correction is ours; a test checks it against a
@@ -71,8 +71,8 @@ def input_gradients(residual: bool, norm: bool, beta, depth: int, width: int, x,
     """The gradients [points, inputs] of a fully connected network's scalar output.
 
     `depth` layers: h -> W relu(h), or h + beta W relu(h); He's initialisation, no bias.
-    With `norm` what a ReLU reads is normalised over all points; its statistics
-    count as constants.
+    With `norm` a ReLU's input is normalised over all points; its statistics count as
+    constants.
     """
     keys = jax.random.split(jax.random.key(seed), 3)
     first = jax.random.normal(keys[0], (x.shape[1], width)) / x.shape[1] ** 0.5
@@ -94,7 +94,7 @@ def input_gradients(residual: bool, norm: bool, beta, depth: int, width: int, x,
 
 
 def autocorrelation(series: np.ndarray) -> np.ndarray:
-    """Of a series [points], at lags 0 to LAGS."""
+    """The autocorrelation of a series [points], at lags 0 to LAGS."""
     centred = series - series.mean()
     products = [centred[lag:] @ centred[: POINTS - lag] for lag in range(LAGS + 1)]
     return np.array(products) / products[0]
@@ -188,7 +188,7 @@ def draw(cells: dict[str, list[dict]], depths: tuple[int, ...]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is not measured yet, and draws the figure."""
+    """Measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     scale = SCALES[experiment.scale]
     cells = {

@@ -1,14 +1,14 @@
-"""What the shortcut must be: the identity.
+"""Why the shortcut must be the identity.
 
     python -m experiments.shortcut_kinds [--scale=full]
 
-Claim. Whatever is done to the shortcut, be it scaled, gated, convolved or dropped out,
+Claim. Any change to the shortcut, be it scaling, gating, convolution or dropout,
 multiplies over the blocks and makes a deep network harder to train, although gates and
 convolutions can represent the identity (He et al. 2016, arXiv 1603.05027, section 3,
 figure 2 and table 1).
 
-Method. Every block of one network has one of `arrangements.SHORTCUTS`; a gate's bias is
-where it begins.
+Method. Every block of one network has one of `arrangements.SHORTCUTS`; the bias of a
+gate is its initial one.
 
 Cost. Smoke: 32 layers of width 8, digits, ten epochs at rate 0.1; seven minutes from
 nothing on two cores of a shared x86 machine. Full: 110 layers, CIFAR-10, the paper's
@@ -18,15 +18,15 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; last test error in p
 - Identity 1.9 (1.7-2.2). Next is the gate on the shortcut alone that begins almost
   open, at bias -6: 2.8 (2.2-3.1), and its training error, 2.7 (2.7-3.2), is higher in
   every seed (identity 1.9 (1.6-2.4)). In the paper, too, it is the closest.
-- All others are behind on the training set too: 1x1 convolution 10.3 (7.2-14.7),
+- All others are worse on the training set too: 1x1 convolution 10.3 (7.2-14.7),
   shortcut gate at bias 0 10.6 (10.6-12.2), shortcut x 0.5 15.8 (7.5-16.4), both x 0.5
-  20.0 (18.9-28.3). But for the last, their ranges overlap, so that their order means
+  20.0 (18.9-28.3). Except for the last, their ranges overlap, so that their order means
   little; all are better than no shortcut, 35.8 (29.2-38.1).
-- The exclusive gate at bias -6, which at first leaves its branch all but out, is the
+- The exclusive gate at bias -6, which at first almost leaves its branch out, is the
   worst of those that learn, 47.8 (41.7-50.8). The paper's training is 280 times as
   long.
-- Dropout guesses, 91.4 (90.3-94.2): it doubles what it keeps, which adds to the
-  variance at every block.
+- The network with dropout guesses, 91.4 (90.3-94.2): dropout doubles the values that it
+  keeps, which adds to the variance at every block.
 """
 
 from functools import partial
@@ -100,7 +100,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, and draws the figure."""
+    """Trains what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     print(curves.table(cells, ("train_error", "test_error")))

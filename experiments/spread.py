@@ -1,4 +1,4 @@
-"""Runs of `resnet_jax.main` spread over the devices: on each, one at a time."""
+"""Runs of `resnet_jax.main` spread over the devices, one at a time on each."""
 
 import json
 import os
@@ -25,12 +25,12 @@ class Job(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """What the run printed."""
+        """The file with the run's output."""
         return self.directory.with_suffix(".log")
 
 
 def outcome(job: Job) -> dict | None:
-    """The summary of a finished run, {} of one that diverged; None: not done."""
+    """The summary of a finished run, {} of one that diverged, None if not done."""
     if "training diverged" in _last_line(job.log) and _has_its_config(job):
         return {}
     result = workdir.read_summary(job.directory)
@@ -43,7 +43,11 @@ def _last_line(path: Path) -> str:
 
 
 def _has_its_config(job: Job) -> bool:
+<<<<<<< HEAD
     """Whether the run has it: until its first checkpoint it may have another."""
+=======
+    """Whether the run has it: before a checkpoint it may restart with another."""
+>>>>>>> 1652cec7e7c95ac5eedac8ebaae356a03af4b8bf
     if not workdir.is_run(job.directory):
         return False
     stored, wanted = workdir.read_config(job.directory), job.config
@@ -52,7 +56,7 @@ def _has_its_config(job: Job) -> bool:
 
 def devices() -> list[dict[str, str]]:
     """For each device that can train by itself, the environment that shows it alone."""
-    # In another process, since a device that this one has looked at is taken.
+    # In another process, since looking at a device takes it.
     code = (
         "import jax; d = jax.local_devices();"
         "print(d[0].platform, len({getattr(x, 'coords', x.id) for x in d}))"
@@ -74,7 +78,7 @@ def devices() -> list[dict[str, str]]:
 
 
 def start(job: Job, device: dict[str, str]) -> subprocess.Popen:
-    """Starts a run on a device; it goes on where it was."""
+    """Starts a run on a device; it resumes where it was."""
     command = [sys.executable, "-u", "-m", "resnet_jax.main", *job.arguments]
     command.append(f"--workdir={job.directory}")
     if "TPU_VISIBLE_CHIPS" in device:  # or it would look for the others of its pod
@@ -99,8 +103,8 @@ def run_all(waiting: list[Job], free: list[dict[str, str]]) -> None:
     """Runs the jobs, one a device at a time.
 
     Raises:
-      UserError: a run failed, but for divergence; the others have saved.
-      StoppedError: a signal came; they all have saved.
+      UserError: a run failed, other than by divergence; the others have saved.
+      StoppedError: a signal came; they have all saved.
     """
 
     def stop(number: int, _) -> None:

@@ -1,4 +1,4 @@
-"""Leaving blocks out at random in training.
+"""Leaving blocks out at random during training.
 
     python -m experiments.stochastic_depth [--scale=full]
 
@@ -8,20 +8,20 @@ layers 5.23 against 6.41 percent test error on CIFAR-10, although the training l
 higher (Huang et al. 2016, arXiv 1603.09382, section 4 and figures 3 and 8).
 
 Method. Version 1; the chance to leave a block's branch out rises linearly with depth to
-`model.stochastic_depth`, the last one's. Training errors are means over an epoch of
-networks without the blocks left out, test errors are of the whole network.
+`model.stochastic_depth` at the last one. Training errors are means over an epoch, of
+networks without the blocks left out; test errors are those of the whole network.
 
 Cost. Smoke: digits, width 8, rate 0.1: a short training of 56 layers, and a long one of
 32 on a quarter of the training set, tested on all other digits; six minutes from
 nothing on two cores of a shared x86 machine. Full: CIFAR-10, 110 layers, the paper's
 500 epochs, 12 runs.
 
-Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent). That it helps does
-not show on digits; what does is its price.
+Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent). On digits only the
+price shows, and no benefit.
 - Ten epochs of 56 layers: test error 4.7 (4.4-7.5) without, 5.3 (4.2-22) with a chance
   of 0.2, 65 (42-80) with 0.5, and training error 4 (3-11), 9 (7-28), 68 (61-79). So
-  against what the paper says it trains more slowly, with 0.5 much so in every seed.
-- 100 epochs of 32 layers on 359 digits: nearly all of them are learnt by heart, with
+  contrary to the paper it trains more slowly, with 0.5 much so in every seed.
+- 100 epochs of 32 layers on 359 digits: nearly all of them are memorised, with
   training errors of 0, 0.3 and 0.6, but the test errors, 3.2 (2.9-3.7), 3.7 (2.6-3.7)
   and 3.4 (2.9-3.7), have ranges that overlap. There is little here for it to
   regularise; the paper's setting is the full scale.
@@ -39,7 +39,7 @@ from resnet_jax import command_line
 QUARTER = {"train_split": "train[:25%]", "eval_split": "train[25%:]+test"}
 SCALES = {
     "smoke": {
-        # Depth, epochs, epochs between evaluations, and more of `config.dataset`.
+        # Depth, epochs, epochs between evaluations, and fields of `config.dataset`.
         "trainings": ((56, 10, 1, {}), (32, 100, 10, QUARTER)),
         "chances": (0.0, 0.2, 0.5),
     },
@@ -65,7 +65,7 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
 
 
 def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
-    """A row a training: errors by epoch, training left and test right."""
+    """A row for each training: errors by epoch, training left and test right."""
     rows, ticks = len(scale["trainings"]), (1, 2, 5, 10, 20, 50, 100)
     figure, axes = study.figure(6.0, 0.5 + 2.1 * rows, nrows=rows, ncols=2)
     for (depth, _, eval_every, _), row in zip(scale["trainings"], axes, strict=True):
@@ -89,7 +89,7 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, and draws the figure."""
+    """Trains what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     named = {

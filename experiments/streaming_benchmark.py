@@ -1,14 +1,14 @@
-"""Images a second from a folder of pictures: streamed, by PyTorch, and as trained on.
+"""Images a second from a folder of pictures: streamed, by PyTorch, and in training.
 
     python -m experiments.streaming_benchmark --path=DIR --out=results.json
 
-DIR has train/CLASS/* and test/CLASS/*. Contenders, each in a process
-of its own, alone on the machine, in alternating rounds of which the median counts:
-'ours', the batches of `resnet_jax.feed` placed on the devices; 'torch' and
-'torch_workers', PyTorch's DataLoader in its own process and with a worker a core, on
-the same files, decoded, resized, cropped and stacked by Pillow and NumPy; 'step' and
-'streamed', training from memory and by streaming. Images a second of CPU time are given
-besides: on a busy machine they are the ones to compare.
+DIR has train/CLASS/* and test/CLASS/*. Each contender runs in a process of its own,
+alone on the machine, in alternating rounds whose median counts: 'ours', the batches of
+`resnet_jax.feed` placed on the devices; 'torch' and 'torch_workers', PyTorch's
+DataLoader in its own process and with a worker for each core, on the same files,
+decoded, resized, cropped and stacked by Pillow and NumPy; 'step' and 'streamed',
+training from memory and by streaming. Images per second of CPU time are also given: on
+a busy machine, compare these.
 """
 
 import itertools
@@ -108,7 +108,7 @@ def torch(path: str, image_size: int, workers: int = 0) -> Callable[[int], None]
 
 
 def torch_workers(path: str, image_size: int) -> Callable[[int], None]:
-    """The same with a worker process a core."""
+    """The same with a worker process for each core."""
     return torch(path, image_size, workers=len(os.sched_getaffinity(0)))
 
 
@@ -181,7 +181,7 @@ def measure(path: str, image_size: int, rounds: int) -> dict[str, dict]:
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table, and writes the medians where asked."""
+    """Prints a table, and writes the medians if asked."""
 
     def define(values: flags.FlagValues) -> None:
         for name, default, text in (
@@ -189,10 +189,16 @@ def main(argv: list[str]) -> None:
             ("out", None, "A JSON file to write the medians to."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=values)
-        flags.DEFINE_integer("image_size", 32, "Pixels a side.", flag_values=values)
-        flags.DEFINE_integer("rounds", 3, "Rounds of each.", 1, flag_values=values)
+        flags.DEFINE_integer("image_size", 32, "Pixels on a side.", flag_values=values)
+        flags.DEFINE_integer(
+            "rounds", 3, "Rounds of each contender.", 1, flag_values=values
+        )
         flags.DEFINE_enum(
-            "only", None, list(CONTENDERS), "Time this one alone.", flag_values=values
+            "only",
+            None,
+            list(CONTENDERS),
+            "Time only this contender.",
+            flag_values=values,
         )
 
     values = command_line.parse(argv, __doc__, define)

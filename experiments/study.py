@@ -1,9 +1,9 @@
-"""What experiments share: cells that are measured once, and figures for a paper.
+"""Parts that experiments share: cells that are measured once, and figures for a paper.
 
 Each cell of an experiment's grid is a line of OUT/SCALE.jsonl as soon as it is
 measured: its settings, seed included, its result, and what computed it. A study that
-was stopped goes on behind the last line, and a finished one only draws; delete lines
-to measure again. Several processes may measure parts of one study.
+was stopped resumes after the last line, and a finished one only draws; delete lines to
+measure them again. Several processes may measure parts of one study.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from PIL import Image
 from configs import common
 from resnet_jax import UserError, command_line, workdir
 
-# Told apart by colour, by grey, by line and by marker (colours: Okabe and Ito).
+# They differ in colour, grey, line and marker (colours: Okabe and Ito).
 STYLES = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#d55e00", "linestyle": "--", "marker": "s"},
@@ -51,7 +51,7 @@ class Study:
     """The cells of one experiment at one scale, and where they are kept."""
 
     def __init__(self, scale: str, out: Path, redraw: bool = False):
-        """With `redraw` nothing is measured: what is not stored is an error."""
+        """With `redraw` nothing is measured: a cell that is not stored is an error."""
         if not redraw:
             workdir.make(out)
         self.scale, self.redraw = scale, redraw
@@ -90,9 +90,9 @@ class Study:
     def cell(self, measure: Callable[..., dict], **settings) -> dict:
         """Returns `measure(**settings)`, or what it returned before.
 
-        Settings and result are what JSON can hold; see `numbers`. A result's "made_by"
-        says what measured it, if not this process just now, and is kept beside it: any
-        of 'device', 'versions', 'git_commit' and 'seconds'.
+        Settings and result must be valid JSON; see `numbers`. A result's "made_by" says
+        what measured it, if not this process just now, and is stored beside the result:
+        any of 'device', 'versions', 'git_commit' and 'seconds'.
 
         Raises:
           UserError: it is not stored, and the study only draws.
@@ -138,7 +138,7 @@ class Study:
             workdir.write(self._file, "\n".join(lines) + "\n")
 
     def _read(self) -> dict[str, dict]:
-        """The stored cells. Raises UserError for a line that is none."""
+        """The stored cells. Raises UserError for a line that is not a cell."""
         if not self._file.exists():
             return {}
         cells = {}
@@ -148,8 +148,8 @@ class Study:
                 cells[_key(cell["settings"])] = cell
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{self._file}, line {number}, is no measurement: delete the line, "
-                    "and what was there is measured again"
+                    f"{self._file}, line {number}, is not a measurement: delete the "
+                    "line, and its cell is measured again"
                 ) from None
         return cells
 
@@ -185,7 +185,7 @@ class Study:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Holds off the other processes that come here; frees also where this one dies."""
+    """Locks other processes out; the lock is freed even if this process dies."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -195,7 +195,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _key(settings: dict) -> str:
-    """Equal for settings that differ only in fields of a config that came later."""
+    """A key; equal for settings that differ only in config fields added later."""
     if "config" in settings:
         completed = common.completed(settings["config"])
         settings = settings | {"config": json.loads(completed.to_json())}
@@ -206,7 +206,7 @@ def run_process(command: list[str], stdout=subprocess.PIPE) -> str | None:
     """Runs a command; returns what it prints, unless that goes elsewhere.
 
     Raises:
-      UserError: it fails, of which it has told the reason.
+      UserError: it fails; the command itself has printed the reason.
     """
     done = subprocess.run(command, stdout=stdout, text=True)
     if done.returncode:
@@ -218,7 +218,7 @@ def run_process(command: list[str], stdout=subprocess.PIPE) -> str | None:
 
 
 def numbers(array) -> list:
-    """An array as JSON holds it: five digits, and None for what is not finite."""
+    """An array as JSON holds it: five digits, and None where it is not finite."""
     if np.ndim(array):
         return [numbers(part) for part in array]
     return float(f"{array:.5g}") if np.isfinite(array) else None

@@ -1,16 +1,16 @@
-"""Every combination of a grid's values, over seeds: which does best on validation data.
+"""Tries every combination of a grid's values, over seeds: which is best on validation?
 
     python -m experiments.sweep --config=configs/v1_20.py --seeds=3 \
         --grid='optimizer.learning_rate=.05,.1,.2;model.depth=20,56' [--config.x=y]
 
-Each cell and seed is an ordinary run in OUT/CELL/seed<seed>, with what it printed in
-OUT/CELL/seed<seed>.log. Finished ones are skipped, and those that were stopped go on,
+Each cell and seed is an ordinary run in OUT/CELL/seed<seed>, with its output in
+OUT/CELL/seed<seed>.log. Finished runs are skipped, and those that were stopped resume,
 so that the same command, or one with a larger grid, measures what is missing. With
-several GPUs or TPU chips each takes a run at a time; on a CPU they follow one another.
-(Several devices are tested with stand-ins only.)
+several GPUs or TPU chips, each takes one run at a time; on a CPU runs follow one
+another. (Several devices are tested only with stand-ins.)
 
 Cells are compared by the last epoch's accuracy on `dataset.validation_split`, by
-default a tenth that is held back from 'train'; the test split is no part of the choice.
+default a tenth held back from 'train'; the test split plays no part in the choice.
 Writes OUT/sweep.json, .md, .png and .svg, and prints the command that trains the best
 on all of the training split.
 """
@@ -38,7 +38,7 @@ _HELD_BACK = {
     "dataset.train_split": "train[:90%]",
     "dataset.validation_split": "train[90%:]",
 }
-# What must be the same in all cells, or is given otherwise.
+# Fields that must be the same in all cells, or are given otherwise.
 _NOT_SWEPT = {
     "seed": "give --config.seed, the first, and --seeds",
     "seeds": "give --seeds",
@@ -53,15 +53,15 @@ def parse_grid(text: str, fields: dict) -> dict[str, list[str]]:
     Values may be tuples in brackets. `fields` are those of a config, by dotted names.
 
     Raises:
-      UserError: a field is unknown or none that can be swept, or something is twice.
+      UserError: a field is unknown or cannot be swept, or something is repeated.
     """
     grid = {}
     for part in text.split(";"):
         field, equals, values = part.strip().partition("=")
         if not equals:
             raise UserError(
-                f"--grid={text!r}: {part!r} is no axis: write FIELD=VALUE,VALUE, and a "
-                "semicolon between two"
+                f"--grid={text!r}: {part!r} is not an axis: write FIELD=VALUE,VALUE, "
+                "and a semicolon between two"
             )
         if field not in fields:
             whole = [name for name in fields if name.split(".")[-1] == field]
@@ -78,7 +78,7 @@ def parse_grid(text: str, fields: dict) -> dict[str, list[str]]:
 
 
 class Sweep(NamedTuple):
-    """What a command line asks for."""
+    """The sweep that a command line asks for."""
 
     grid: dict[str, list[str]]
     cells: list[tuple[dict[str, str], list[Job]]]  # values by field; a job a seed
@@ -103,13 +103,13 @@ def parse(argv: list[str]) -> Sweep:
         flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,...", **into)
         flags.DEFINE_integer("seeds", 3, "Runs of each cell.", **into)
         flags.DEFINE_string(
-            "out", None, "Directory; else runs/sweeps/CONFIG-DIGEST.", **into
+            "out", None, "Directory; by default runs/sweeps/CONFIG-DIGEST.", **into
         )
 
     values = command_line.parse(argv, __doc__, define)
     base = command_line.checked_config(values)
     if not values.grid:
-        raise UserError("--grid is missing: give one, as 'model.depth=20,56'")
+        raise UserError("--grid is missing: give one, such as 'model.depth=20,56'")
     if values.seeds < 1:
         raise UserError(f"--seeds={values.seeds}: give at least 1")
     if base.seeds > 1:
@@ -157,7 +157,7 @@ def _config(arguments: list[str]) -> ConfigDict:
 
 
 def results(sweep: Sweep) -> list[dict]:
-    """What each cell came to, in the grid's order."""
+    """The results of each cell, in the grid's order."""
     cells = []
     for cell, members in sweep.cells:
         outcomes = [spread.outcome(job) for job in members]
@@ -178,7 +178,7 @@ def results(sweep: Sweep) -> list[dict]:
 
 
 def best(cells: list[dict]) -> dict:
-    """The cell of the highest mean among those of which the fewest seeds diverged.
+    """The cell with the highest mean among those with the fewest diverged seeds.
 
     Raises:
       UserError: all diverged.
@@ -190,7 +190,7 @@ def best(cells: list[dict]) -> dict:
 
 
 def table(cells: list[dict]) -> str:
-    """Markdown: a row a cell."""
+    """Markdown: a row for each cell."""
     names = [*cells[0]["cell"], "validation accuracy", "deviation", "95% interval"]
     names += ["seeds", "seconds"]
     rows = [names, ["---"] * len(names)]
@@ -224,7 +224,7 @@ def draw(grid: dict[str, list[str]], cells: list[dict]) -> Figure:
         low = [100 * (cell["interval"] or [cell["mean"]])[0] for cell in members]
         mean = [100 * cell["mean"] for cell in members]
         axes.errorbar(
-            # Beside each other, so that their bars can be told apart.
+            # Side by side, so that their bars do not overlap.
             [values.index(cell["cell"][first]) + 0.04 * number for cell in members],
             mean,
             yerr=np.subtract(mean, low),
@@ -240,7 +240,7 @@ def draw(grid: dict[str, list[str]], cells: list[dict]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
-    """Runs what is missing, and tells which cell is best."""
+    """Runs what is missing, and prints which cell is best."""
     sweep = parse(argv)
     missing = [job for job in sweep.jobs if spread.outcome(job) is None]
     print(f"{len(sweep.jobs)} runs in {sweep.out}, {len(missing)} to train", flush=True)

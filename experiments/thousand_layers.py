@@ -1,4 +1,4 @@
-"""A thousand layers: what version 1 does in its first updates, and version 2 does not.
+"""A thousand layers: how versions 1 and 2 differ in their first updates.
 
     python -m experiments.thousand_layers [--scale=full]
 
@@ -9,31 +9,31 @@ and its error ends far lower, 4.92 against 7.61 percent (He et al. 2016, arXiv
 worse than with 110, 7.93 percent (He et al. 2015, arXiv 1512.03385, table 6).
 
 Method. Version 1 with basic blocks, version 1 with bottlenecks, which differs from
-version 2 in the order of its layers and nothing else but shortcuts, and version 2.
-First updates are of the deepest networks (1202, 1001 and 1001 layers), from
-initialisation, at a constant rate; loss and norm of the whole gradient are means over a
-few updates, on augmented images, before each update.
+version 2 only in the order of its layers and in shortcuts, and version 2. First updates
+are those of the deepest networks (1202, 1001 and 1001 layers), from initialisation, at
+a constant rate; loss and norm of the whole gradient are means over a few updates, on
+augmented images, before each update.
 
 Cost. Smoke: digits, width 8, rate 0.1; 20 updates of 32 images of the deepest, five
-epochs of 218 layers; nine minutes from nothing on two cores of a shared x86 machine
-(the stored run had to share them). Full: CIFAR-10, 400 updates at 0.01 as the paper's
+epochs of 218 layers; 25 minutes from nothing on two cores of a shared x86 machine.
+Full: CIFAR-10, 400 updates at 0.01 as the paper's
 warm-up, and the paper's recipe for the deepest, 18 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets):
-- As the paper says. Version 2 begins where a network should that knows nothing, at a
-  loss of 2.34 (2.31-2.41) over two updates (ln 10 is 2.30), and falls to 1.97
-  (1.91-2.24) in 20.
+- As the paper says. Version 2 begins where an untrained network should, at a loss of
+  2.34 (2.31-2.41) over two updates (ln 10 is 2.30), and falls to 1.97 (1.91-2.24) in
+  20.
 - Version 1 begins at 115 (80-147) with basic blocks and 100 (69-174) with bottlenecks:
-  there BatchNorm keeps each branch at the same size and nothing the sum, which grows
-  from block to block. It spends its first updates on coming back from losses of up to
-  1090 (402-1375) and 255 (140-265) to those of a guess, 2.43 (2.40-2.80) and 2.27
+  there BatchNorm keeps each branch at the same size, but nothing limits the sum, which
+  grows from block to block. It spends its first updates on coming back from losses of
+  up to 1090 (402-1375) and 255 (140-265) to those of a guess, 2.43 (2.40-2.80) and 2.27
   (2.27-2.35).
 - The first gradients are large in all, 335 (284-350), 1.4 (1.3-1.8) million and 2180
-  (1990-2526), so that it is not a vanishing gradient that keeps version 1 back.
+  (1990-2526), so that it is not a vanishing gradient that holds version 1 back.
 - 218 layers, five epochs: training error 87 (82-88) and 82 (80-87) percent of
   version 1, 24 (20-36) of version 2, test error 87 (86-89), 82 (77-82), 17 (13-25).
-  At this length version 1 learns next to nothing, in any seed. Whether it would end
-  worse as well, as in the paper, is for the full scale.
+  In so few epochs version 1 learns next to nothing, in any seed. Whether it would also
+  end worse, as in the paper, only the full scale can show.
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ from experiments import curves, study
 from experiments.study import STYLES, Study
 from resnet_jax import command_line
 
-# Version, the deepest that the papers train, and what else `config.model` says.
+# Version, the deepest that the papers train, and other fields of `config.model`.
 NETWORKS = {
     "v1, basic": (1, 1202, {}),
     "v1, bottleneck": (1, 1001, {"block": "bottleneck", "shortcut": "B"}),
@@ -69,7 +69,7 @@ SEEDS = (0, 1, 2)
 
 
 def first_updates(config: dict) -> dict:
-    """'loss' and 'gradient_norm' behind each call's last 'update'."""
+    """'loss' and 'gradient_norm' after each call's last 'update'."""
     run = curves.run(config)
     rows = [row for row in run.rows if "train_loss" in row]
     return {
@@ -148,7 +148,7 @@ def table(first: dict[str, list[dict]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, and draws the figure."""
+    """Trains what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
     cells = run(experiment)
     print(table(cells["first"]))

@@ -40,8 +40,8 @@ def run_config(
 ) -> dict:
     """The config, as JSON holds it, of version 1 with or without shortcuts.
 
-    'full' is He's recipe on CIFAR-10, 'smoke' so many epochs of the digits, `width`
-    channels wide at first (0: 16), at a rate at which both kinds learn.
+    'full' is He's recipe on CIFAR-10, 'smoke' `epochs` epochs of the digits, with
+    `width` channels at first (0: 16), at a rate at which both kinds learn.
     """
     recipe = "smoke" if scale == "smoke" else "paper"
     settings = common.get_config(recipe, 1, depth, residual=residual, scan=True)

@@ -48,7 +48,7 @@ def test_a_mistyped_directory_leaves_the_page(copied, capsys):
     page = copied.parents[1] / "README.md"
     page.write_text("mine")
     assert call(copied.parent / "no such" / "results") == 2
-    assert "no such is no directory" in capsys.readouterr().err
+    assert "no such is not a directory" in capsys.readouterr().err
     assert page.read_text() == "mine"
 
 

@@ -31,7 +31,7 @@ def test_fast_takes_as_many_steps_as_fit(monkeypatch):
             "seconds": 5 + steps / 100,
             "images": 16 * steps,
             "training": steps / 100,
-            "besides": 5.0,
+            "overhead": 5.0,
         }
 
     monkeypatch.setattr(minutes, "_trained", trained)

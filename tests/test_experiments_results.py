@@ -38,7 +38,7 @@ def test_the_section_is_what_experiments_wrote_and_nothing_else_changes(page):
 
 def test_without_results_it_says_so(page, capsys):
     assert call(page.parent) == 2
-    assert "results is no directory" in capsys.readouterr().err
+    assert "results is not a directory" in capsys.readouterr().err
     (page.parent / "results").mkdir()
     assert call(page.parent) == 0
     assert "None are stored yet." in page.read_text()

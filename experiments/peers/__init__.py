@@ -1,15 +1,15 @@
 """The contenders of `experiments.benchmark`: one class each, of the same form.
 
-    peer = Peer(job, **settings)   builds the network and reads the weights of the start
+    peer = Peer(job, **settings)   builds the network and reads the initial weights
     peer.first_step()              one update, its compilation included
-    peer.in_memory()               an epoch's updates, of batches that are ready
-    peer.epoch()                   an epoch's updates, by its own input pipeline
+    peer.in_memory()               an epoch's updates, on batches that are ready
+    peer.epoch()                   an epoch's updates, with its own input pipeline
     peer.evaluate()                accuracy on the evaluation images
-    peer.logits()                  of the first of them, by the weights of the start
+    peer.logits()                  of the first of them, with the initial weights
     peer.peak_memory()             bytes, on the GPU where there is one
 
-They return when the work is done. This module imports nothing large, so that starting
-costs a contender what it itself imports.
+They return when the work is done. This module imports nothing large, so that a
+contender's start-up time is that of its own imports.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ PROBES = 8  # no more than the smallest batch
 
 
 class Contender(NamedTuple):
-    """Where a contender's class is, and what it takes.
+    """The place of a contender's class, and its requirements.
 
     Attributes:
       place: module in this package, and class.
@@ -66,10 +66,10 @@ CONTENDERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What all contenders of a comparison are given.
+    """The task that all contenders of a comparison are given.
 
     Attributes:
-      directory: where `prepare` has put it.
+      directory: where `prepare` has written it.
       config: ours, as JSON holds it.
       arrays: uint8 `train_images` and `eval_images` [images, height, width, channels],
         int32 `train_labels` and `eval_labels`, and float32 `mean`, the pixels' mean.
@@ -97,7 +97,7 @@ class Job:
         return self.config["batch_size"]
 
     def images(self, split: str) -> np.ndarray:
-        """float32 [images, height, width, channels], normalised as ours are."""
+        """float32 [images, height, width, channels], normalised like ours."""
         return self.arrays[f"{split}_images"].astype(np.float32) / 255 - self.mean
 
     def labels(self, split: str) -> np.ndarray:
@@ -108,16 +108,16 @@ class Job:
         return self.arrays["mean"]
 
     def weights(self, naming: str) -> dict[str, np.ndarray]:
-        """Of the start, under the names of 'ours' or of 'torch'."""
+        """The initial weights, under the names of 'ours' or of 'torch'."""
         return dict(np.load(self.directory / f"{naming}.npz"))
 
 
 def require(*packages: str) -> None:
-    """Raises UserError where one of the packages is not installed."""
+    """Raises UserError if one of the packages is not installed."""
     for package in packages:
         if not importlib.util.find_spec(package):
             raise UserError(
-                f"{package} is not installed, with which ours is compared: run pip "
+                f"{package} is not installed, which ours is compared with: run pip "
                 "install -r requirements-bench.txt"
             )
 

@@ -1,8 +1,8 @@
 """The same networks in Keras 3, trained by `fit` on any of its backends.
 
-As https://keras.io/guides/training_with_built_in_methods/. The input pipeline is
-tf.data, which Keras advises for every backend, but PyTorch's DataLoader on PyTorch,
-where images are [channels, height, width].
+It follows https://keras.io/guides/training_with_built_in_methods/. The input pipeline
+is tf.data, which Keras advises for every backend, except on PyTorch, where it is
+PyTorch's DataLoader and images are [channels, height, width].
 """
 
 import os
@@ -37,7 +37,7 @@ class Keras:
         self._pipeline = None
 
     def _load(self) -> None:
-        """Layers have the names of ours, with '-' for '/'."""
+        """Loads the weights; layers have the names of ours, with '-' for '/'."""
         weights = self._job.weights("ours")
         for layer in self._model.layers:
             name = layer.name.replace("-", "/")
@@ -102,7 +102,7 @@ class Keras:
         return self._model.predict(images, batch_size=PROBES, verbose=0).tolist()
 
     def peak_memory(self) -> int:
-        """Without a loader's workers."""
+        """The peak without a loader's workers."""
         return process_memory()
 
 
@@ -112,7 +112,7 @@ def network(version: int, depth: int, axis: int):
     from keras import layers, ops
 
     def conv(x, features, size, stride, name):
-        if size > 1 and stride > 1:  # pads as ours and PyTorch's, not as 'same'
+        if size > 1 and stride > 1:  # pads like ours and PyTorch's, not like 'same'
             x = layers.ZeroPadding2D(((1, 0), (1, 0)))(x)
             padding = "valid"
         else:

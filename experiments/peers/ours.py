@@ -25,7 +25,7 @@ class Ours:
         self._start = self._trainer.new_state().replace(**variables)
 
     def first_step(self) -> None:
-        """Compiles the evaluation, too."""
+        """Also compiles the evaluation."""
         state = self._trainer.place(self._start)
         self._trainer.compile()
         self._trainer.train(state, 0, 1)

@@ -11,7 +11,7 @@ from resnet_jax import summary
 
 
 class Plain:
-    """Batches come from NumPy; in memory they are on the device, one by one."""
+    """Batches come from NumPy; `in_memory` has each on the device already."""
 
     def __init__(self, job: Job):
         self._job, self._rng = job, np.random.default_rng(0)

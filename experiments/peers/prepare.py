@@ -1,4 +1,4 @@
-"""Writes what the contenders of a comparison share, and checks ours with the plain one.
+"""Writes what the contenders of a comparison share, and checks ours against the plain.
 
 python -m experiments.peers.prepare DIRECTORY
 """
@@ -25,9 +25,9 @@ _QUICK = {"xla_backend_optimization_level": 0}
 
 
 def start_weights(net: models.ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """A network's variables, with BatchNorms that are no identity at the start.
+    """A network's variables, with BatchNorms that do not begin as the identity.
 
-    So that logits tell the statistics and the parameters apart.
+    Logits then depend on each of their statistics and parameters.
     """
     variables = models.initialize(net.clone(scan=False), jax.random.key(0), image_shape)
     flat, rng = weights.flatten(variables), np.random.default_rng(0)
@@ -38,14 +38,14 @@ def start_weights(net: models.ResNet, image_shape: tuple[int, int, int]) -> dict
 
 
 def update_error(config, variables: dict, images, labels, mean) -> float:
-    """How far one update of ours is from the plain loop's, relative to its length.
+    """The distance of one update of ours from the plain loop's, relative to its length.
 
     In float64, where rounding hides nothing, whatever the depth. The larger one of the
-    parameters' and of the BatchNorm statistics'.
+    parameters' and the BatchNorm statistics' distances.
 
     Args:
       config: of the network, whose augmentation is left out here.
-      variables: to begin at.
+      variables: to begin with.
       images: uint8 [batch, height, width, channels].
       labels: int32 [batch].
       mean: to subtract.

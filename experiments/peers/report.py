@@ -1,4 +1,4 @@
-"""What a comparison by `experiments.benchmark` shows: a table, and bars."""
+"""The output of `experiments.benchmark`: a table, and a figure of bars."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ _PEERS = ("torch", "keras", "tensorflow-cpu", "tensorflow")
 
 
 def rates(result: dict) -> dict[str, dict[str, float]]:
-    """What the table shows of each contender, from a stored result."""
+    """The numbers of each contender in the table, from a stored result."""
     images, batch_size = result["images"], result["batch_size"]
     shown = {}
     for name, contender in result["contenders"].items():
@@ -66,7 +66,7 @@ def table(result: dict) -> str:
 
 
 def draw(results: list[dict]):
-    """A figure with a panel of bars for each result: epoch, and step behind it."""
+    """A figure with a panel of bars for each result: epoch in front of step."""
     tallest = max(len(result["contenders"]) for result in results)
     figure, axes = study.figure(
         3.5 * len(results), 0.8 + 0.3 * tallest, ncols=len(results)
@@ -89,19 +89,19 @@ def draw(results: list[dict]):
 
 
 def peer_versions() -> dict[str, str]:
-    """Of the peers' packages that are installed."""
+    """The versions of the peers' packages that are installed."""
     versions = {}
     for name in _PEERS:
         if importlib.util.find_spec(name.removesuffix("-cpu")):
             try:
                 versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
-                continue  # TensorFlow comes under several names
+                continue  # TensorFlow has several names
     return versions
 
 
 def conditions() -> dict:
-    """What computes here: the device, versions of ours and of the peers' packages."""
+    """The conditions of a measurement: device, versions of ours and of the peers."""
     made_by = workdir.provenance()
     made_by["versions"] |= peer_versions()
     return {

@@ -1,4 +1,4 @@
-"""A contender in a process of its own, which measures what it is asked for by a line.
+"""A contender in a process of its own, which measures what each line of input asks.
 
 python -m experiments.peers.serve NAME DIRECTORY STARTED
 """
@@ -16,11 +16,11 @@ from experiments.peers import CONTENDERS, Job
 def main(name: str, directory: str, started: str) -> None:
     """Answers each line of stdin, a method's name, with a line of JSON.
 
-    The first answer, to no question, is about the first update; `started` is
-    `time.time()` of before the process was.
+    The first answer comes unasked, about the first update; `started` is `time.time()`
+    just before the process was started.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print does not come between
+    os.dup2(2, 1)  # keeps what libraries print apart from the answers
 
     def answer(content: dict) -> None:
         print(json.dumps(content), file=answers, flush=True)

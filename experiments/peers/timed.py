@@ -1,4 +1,4 @@
-"""PyTorch and Keras, training until a time is over, for `experiments.minutes`.
+"""PyTorch and Keras, training until their time is up, for `experiments.minutes`.
 
 python -m experiments.peers.timed torch|keras SECONDS SEED SETTINGS
 """
@@ -26,9 +26,9 @@ def job(recipe: str, settings: dict) -> Job:
 
 
 def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:
-    """Returns the images trained on and, when the time is over, the test accuracy.
+    """Returns the images trained on and the test accuracy when the time is up.
 
-    `elapsed()` is the part of the time that is over.
+    `elapsed()` is the part of the time that has passed.
     """
     import torch
     import torch.nn.functional as F  # noqa: N812
@@ -62,7 +62,7 @@ def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:
 
 
 def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
-    """The same of the Keras example's recipe, on TensorFlow."""
+    """The same for the Keras example's recipe, on TensorFlow."""
     import os
 
     os.environ["KERAS_BACKEND"] = "tensorflow"

@@ -1,4 +1,4 @@
-"""The same networks in PyTorch, trained as its tutorials do.
+"""The same networks in PyTorch, trained as in its tutorials.
 
 https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html, and for the
 settings https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html. Layers
@@ -105,7 +105,7 @@ class Augmented(torch.utils.data.Dataset):
 
 
 def loader(job: Job) -> torch.utils.data.DataLoader:
-    """Shuffled, augmented batches, by a worker process a core."""
+    """Shuffled, augmented batches, from a worker process for each core."""
     return torch.utils.data.DataLoader(
         Augmented(job),
         job.batch_size,
@@ -207,7 +207,7 @@ class Torch:
             return self._run(self._ready["eval"][0][0])[:PROBES].float().tolist()
 
     def peak_memory(self) -> int:
-        """Without the loader's workers."""
+        """The peak without the loader's workers."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return process_memory()
