@@ -215,13 +215,8 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             f"v1-{settings['depth']}, CIFAR-10 `{data['train_split']}`, "
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
             f"(%): {accuracies}. Means of {len(SEEDS)} seeds with 95% intervals, "
-<<<<<<< HEAD
-            "which are not widened for the number of comparisons. Times are ratios, "
-            f"on a shared machine to no better than a fifth; {made_by}.",
-=======
             "which are not widened for the number of comparisons. Times are ratios, on "
             f"a shared machine to no better than a fifth; {made_by}.",
->>>>>>> 1652cec7e7c95ac5eedac8ebaae356a03af4b8bf
         ]
     )
 

@@ -90,13 +90,8 @@ def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
         start = time.perf_counter()
         state = jax.block_until_ready(update(state, *batch))
         seconds.append(time.perf_counter() - start)
-<<<<<<< HEAD
     counted = update.result().memory_analysis()
-    # What an update returns takes the place of the state that it reads.
-=======
-    counted = update.compiled.memory_analysis()
     # The state that an update returns replaces the one that it reads.
->>>>>>> 1652cec7e7c95ac5eedac8ebaae356a03af4b8bf
     held = counted.temp_size_in_bytes + counted.argument_size_in_bytes
     return {
         **summary.cost(net, IMAGE_SHAPE),

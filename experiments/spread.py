@@ -43,11 +43,7 @@ def _last_line(path: Path) -> str:
 
 
 def _has_its_config(job: Job) -> bool:
-<<<<<<< HEAD
-    """Whether the run has it: until its first checkpoint it may have another."""
-=======
     """Whether the run has it: before a checkpoint it may restart with another."""
->>>>>>> 1652cec7e7c95ac5eedac8ebaae356a03af4b8bf
     if not workdir.is_run(job.directory):
         return False
     stored, wanted = workdir.read_config(job.directory), job.config
