@@ -220,4 +220,5 @@ def get(config: ConfigDict, field: str):
 
 def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:
     """The network that `config.model` describes."""
-    return models.resnet(num_classes=num_classes, **config.model)
+    fields = {**config.model, "width": config.model.width or None}
+    return models.resnet(num_classes=num_classes, **fields)

@@ -112,6 +112,9 @@ def card(run: Trained) -> str:
     else:
         accuracy = f"not measured at step {run.step:,}"
     shape = "x".join(map(str, inputs.image_shape))
+    begun = f"It began with the weights of `{config.init_from}`. Then: " * bool(
+        config.init_from
+    )
     changed = workdir.differences(
         json.loads(common.default().to_json()), json.loads(config.to_json())
     )
@@ -155,8 +158,8 @@ python -m resnet_jax.convert --source=model.safetensors --out=model.pt
 
 ## Limits
 
-It was trained only on {inputs.dataset}. Any other picture is still assigned one of
-these classes, often with high probability.
+{begun}It was trained only on {inputs.dataset}. Any other picture is still assigned
+one of these classes, often with high probability.
 
 ## Config
 

@@ -251,7 +251,7 @@ def resnet(
     block = block or block_of(version, depth, stem)
     activation = activation or ("post" if version == 1 else "pre")
     shortcut = shortcut or ("A" if version == 1 and not (keras or imagenet) else "B")
-    width = width or (64 if imagenet else 16)
+    width = (64 if imagenet else 16) if width is None else width
     require_choice("activation", activation, ("post", "pre"))
     require_choice("shortcut", shortcut, ("A", "B"))
     if width < 1:

@@ -55,6 +55,8 @@ def run_all(
         "test_accuracy": accuracies,
         **mean_and_interval(finished),
     }
+    if result["interval"]:  # an accuracy has bounds, which Student's t does not know
+        result["interval"] = np.clip(result["interval"], 0, 1).tolist()
     hosts.from_first(lambda: workdir.write_json(parent / "seeds.json", result))
     hosts.tell(_table(result))
     if diverged:

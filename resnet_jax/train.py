@@ -41,7 +41,7 @@ from resnet_jax.trainer import Trainer
 
 def train_and_evaluate(
     config: ConfigDict,
-    directory: Path,
+    directory: str | Path,
     build: Callable[[ConfigDict, int], models.ResNet] = build_network,
 ) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
@@ -61,7 +61,7 @@ def train_and_evaluate(
       StoppedError: a signal came; what was done is saved.
       LostError: another process is gone; what was saved stays.
     """
-    clock = Clock()
+    clock, directory = Clock(), Path(directory)
     parallel.split_cpu(config.batch_size, hosts.count())
     parallel.require_devices()
     compilation.use_compilation_cache()
