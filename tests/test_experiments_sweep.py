@@ -102,9 +102,9 @@ with (out.parent / "order").open("a") as file:
     print(out.name, os.environ.get("CUDA_VISIBLE_DEVICES"), file=file, flush=True)
 time.sleep(float(sys.argv[2]))
 out.mkdir()
-(out / "summary.json").write_text(
-    '{"steps": 2, "epochs": 0.1, "validation_accuracy": 0.5}'
-)
+test = {"test_accuracy": 0.5, "test_loss": 1.0, "test_examples": 360}
+summary = {"steps": 2, "epochs": 0.1, "validation_accuracy": 0.5, **test}
+(out / "summary.json").write_text(json.dumps(summary))
 """
 
 
@@ -178,6 +178,7 @@ def test_a_run_that_may_go_on_is_not_done(tmp_path):
     assert spread.outcome(job) is None
     job.directory.mkdir()
     written = {"steps": 23, "epochs": 23 * 128 / 1437}
+    written |= {"test_accuracy": 0.5, "test_loss": 1.0, "test_examples": 360}
     (job.directory / "summary.json").write_text(json.dumps(written))
     job.config.update(steps=0, epochs=2)
     assert spread.outcome(job) == written
