@@ -128,19 +128,18 @@ def _weight_decay(config: ConfigDict) -> optax.GradientTransformation:
     As in Jordan's code, the decay of BatchNorm's biases is divided by it (with 0 they
     have none, and stay as they are).
     """
-    factor, decays = config.bn_bias_factor, _mask(config.decay_on)
+    factor = config.bn_bias_factor
 
-    def add(path, update, param, chosen):
+    def add(path, update, param):
         rate = config.weight_decay
         if _is_bn_bias(path):
             rate = rate / factor if factor else 0.0
-        return update + rate * param if chosen else update
+        return update + rate * param
 
-    return optax.stateless(
-        lambda updates, params: jax.tree_util.tree_map_with_path(
-            add, updates, params, decays(params)
-        )
+    added = optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(add, updates, params)
     )
+    return optax.masked(added, _mask(config.decay_on))
 
 
 def peak_rate(config: ConfigDict) -> float:
