@@ -59,7 +59,7 @@ def train_and_evaluate(
       DivergedError: training cannot continue; what was saved stays.
       WriteError: a file cannot be written; what was saved stays.
       StoppedError: a signal came; what was done is saved.
-      LostError: another process is gone; what was saved stays.
+      LostError: another process was lost; what was saved stays.
     """
     clock, directory = Clock(), Path(directory)
     parallel.split_cpu(config.batch_size, hosts.count())
@@ -138,16 +138,16 @@ def _run(
     }
     state, changed, changes = trainer.new_state(), [], []
     if opened.newest:
-        record, like = opened.newest[1], state.split()
+        saved, like = opened.newest[1], state.split()
         trees = hosts.from_first(lambda: checkpoints.restore(step, like))
         state = TrainState.join(trees)
-        clock.add(record["clock"])
+        clock.add(saved["clock"])
         changed += workdir.differences(
-            json.loads(common.completed(record["config"]).to_json()),
+            json.loads(common.completed(saved["config"]).to_json()),
             json.loads(config.to_json()),
         )
-        changed += workdir.differences(record["provenance"], made_by)
-        changes = record["changes"]
+        changed += workdir.differences(saved["provenance"], made_by)
+        changes = saved["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
     elif config.init_from:
         state = _begin_with(config, state, trainer, opened.dataset)

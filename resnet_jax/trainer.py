@@ -135,9 +135,9 @@ class Trainer:
 
     def compile(self) -> None:
         """Compiles what `train` and `evaluate` run, and places the data."""
-        start = time.perf_counter()
         if self._begun is None:
-            self._begun = self._begin()
+            self.begin_compiling()
+        start = time.perf_counter()
         Program.wait(self._begun)
         self.compile_seconds += time.perf_counter() - start
 
