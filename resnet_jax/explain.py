@@ -37,6 +37,7 @@ from resnet_jax.trained import Trained
 _BATCH_SIZE = 8
 _CHECKED = 32  # pictures whose maps are compared with those of random weights
 _SHEET_ROWS = 50
+_NAME_LENGTH = 50  # of a picture, in the names of its overlays
 _PIXELS = 224  # of an overlay's shorter side, at least
 
 
@@ -208,9 +209,8 @@ def explain(
                 image, explanations.integrated_gradients[number], signed=True
             ),
         }
-        stem = (
-            f"{number + 1:03}_{Path(name).stem if name != predict.STDIN else 'stdin'}"
-        )
+        origin = Path(name).stem if name != predict.STDIN else "stdin"
+        stem = f"{number + 1:03}_{origin[:_NAME_LENGTH]}"
         for kind, picture in overlays.items():
             save = partial(picture.save, format="png")
             _write(out / f"{stem}_{kind}.png", save)
