@@ -149,12 +149,10 @@ def _require_config_file(argv: list[str]) -> None:
     if file is None or Path(file.partition(":")[0]).is_file():
         return
     name, colon, recipe = file.partition(":")
-    there = [str(path) for path in Path("configs").glob("[!_]*.py")]
-    wanted = str(Path("configs", Path(name).stem + ".py"))
-    close = difflib.get_close_matches(wanted, there, n=1)
-    hint = (
-        f"did you mean {close[0]}{colon}{recipe}?" if close else "give one of configs/"
-    )
+    there = [path.stem for path in Path("configs").glob("[!_]*.py")]
+    hint = "give one of configs/"
+    if close := difflib.get_close_matches(Path(name).stem, there, n=1):
+        hint = f"did you mean configs/{close[0]}.py{colon}{recipe}?"
     raise UserError(f"--config={file}: there is no such file: {hint}")
 
 

@@ -37,7 +37,7 @@ from resnet_jax.trained import Trained
 _BATCH_SIZE = 8
 _CHECKED = 32  # pictures whose maps are compared with those of random weights
 _SHEET_ROWS = 50
-_NAME_LENGTH = 50  # of a picture, in the names of its overlays
+_NAME_LENGTH = 50  # characters of a picture's name that are shown
 _PIXELS = 224  # of an overlay's shorter side, at least
 
 
@@ -216,7 +216,10 @@ def explain(
             _write(out / f"{stem}_{kind}.png", save)
         row = probabilities[number]
         best, chosen = likeliest[number], labels[number]
-        caption = f"{Path(name).name}: {classes[best]} {row[best]:.1%}"
+        shown = Path(name).name
+        if len(shown) > _NAME_LENGTH:
+            shown = f"{shown[:_NAME_LENGTH]}…"
+        caption = f"{shown}: {classes[best]} {row[best]:.1%}"
         if chosen != best:
             caption += f", explained: {classes[chosen]} {row[chosen]:.1%}"
         print(caption)
