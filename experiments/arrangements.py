@@ -4,7 +4,6 @@ They take the place of the blocks of `resnet_jax.blocks` in an otherwise identic
 network, and their layers have the same names.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -82,13 +81,12 @@ class OrderedBlock(Block):
     """A block in one of ORDERS.
 
     A projection reads what the first convolution reads, and has a BatchNorm if the last
-    convolution has. The network's first block (`opens`) activates what both its paths
+    convolution has. The network's first block activates what both its paths
     read, and its last block its output, if no other layer does (section 4.1).
     """
 
     order: str
     last_block: str
-    opens: bool
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Output:
@@ -97,7 +95,7 @@ class OrderedBlock(Block):
         before, _, rest = (each * (len(self.branch) - 1) + last).partition("C")
         read = run(before, x)
         y = run("C" + rest, read)
-        x = read if self.opens else x
+        x = read if self.name == "stage1_block1" else x
         y += self._resized(x, read, norm="B" in last.partition("C")[2], train=train)
         if self.order == "ReLU-only pre-activation" and self.name == self.last_block:
             after = "R"
@@ -143,33 +141,14 @@ class ShortcutBlock(Block):
         return nn.relu(shortcut + y)
 
 
-class OrderedResNet(models.ResNet):
-    """A network of `OrderedBlock`s."""
-
-    order: str
-
-    def _block(self, stage: int, first: bool):
-        arguments = super()._block(stage, first).args
-        stages = self.blocks_per_stage
-        last_block = f"stage{len(stages)}_block{stages[-1]}"
-        opens = first and stage == 0
-        return partial(OrderedBlock, *arguments, self.order, last_block, opens)
-
-
-class ShortcutResNet(models.ResNet):
-    """A network of `ShortcutBlock`s."""
-
-    kind: tuple
-
-    def _block(self, stage: int, first: bool):
-        return partial(ShortcutBlock, *super()._block(stage, first).args, self.kind)
-
-
-def like(net: models.ResNet, network: type[models.ResNet], **more) -> models.ResNet:
-    """The network of another class with the fields of `net`, and more."""
-    names = {field.name for field in dataclasses.fields(models.ResNet)}
-    fields = {name: getattr(net, name) for name in names - {"parent", "name"}}
-    return network(**fields | more)
+def of_order(net: models.ResNet, order: str) -> models.ResNet:
+    """The network with `OrderedBlock`s of one of ORDERS."""
+    stages = net.blocks_per_stage
+    last_block = f"stage{len(stages)}_block{stages[-1]}"
+    # In a loop no block would know that it is the last one.
+    loops = net.scan and order != "ReLU-only pre-activation"
+    block = partial(OrderedBlock, order=order, last_block=last_block)
+    return net.clone(block_class=block, activation="post", scan=loops)
 
 
 def ordered(order: str, config: ConfigDict, num_classes: int) -> models.ResNet:
@@ -177,9 +156,12 @@ def ordered(order: str, config: ConfigDict, num_classes: int) -> models.ResNet:
     net = build_network(config, num_classes)
     if order in ("original", "full pre-activation"):
         return net.clone(activation="post" if order == "original" else "pre")
-    # In a loop no block would know that it is the last one.
-    loops = net.scan and order != "ReLU-only pre-activation"
-    return like(net, OrderedResNet, order=order, activation="post", scan=loops)
+    return of_order(net, order)
+
+
+def of_shortcut(net: models.ResNet, kind: tuple) -> models.ResNet:
+    """The network with `ShortcutBlock`s of a kind, as SHORTCUTS has them."""
+    return net.clone(block_class=partial(ShortcutBlock, kind=kind))
 
 
 def with_shortcut(kind: str, config: ConfigDict, num_classes: int) -> models.ResNet:
@@ -189,4 +171,4 @@ def with_shortcut(kind: str, config: ConfigDict, num_classes: int) -> models.Res
         return net
     if kind == "none (plain)":
         return net.clone(shortcut=None)
-    return like(net, ShortcutResNet, kind=SHORTCUTS[kind])
+    return of_shortcut(net, SHORTCUTS[kind])

@@ -32,7 +32,7 @@ from experiments import spread, study
 from experiments.spread import Job
 from resnet_jax import UserError, command_line, workdir
 from resnet_jax.report.command import flat
-from resnet_jax.seeds import mean_and_interval
+from resnet_jax.seeds import accuracy_interval
 
 _HELD_BACK = {
     "dataset.train_split": "train[:90%]",
@@ -168,7 +168,7 @@ def results(sweep: Sweep) -> list[dict]:
                 "cell": cell,
                 "validation_accuracy": accuracies,
                 "diverged": len(outcomes) - len(finished),
-                **mean_and_interval(accuracies),
+                **accuracy_interval(accuracies),
                 "test_accuracy": [result["test_accuracy"] for result in finished],
                 "seconds": [result["seconds"] for result in finished],
                 "device": sorted({result["device"] for result in finished}),
@@ -255,9 +255,11 @@ def main(argv: list[str]) -> None:
     study.save(draw(sweep.grid, cells), sweep.out / "sweep")
     print(table(cells))
     chosen, changes = best(cells), []
+    title = sweep.cells[cells.index(chosen)][1][0].directory.parent.name
     if (seeds := len(sweep.cells[0][1])) > 1:
         changes = [f"--config.seeds={seeds}"]
     print(f"\nbest: {chosen['mean']:.2%}; on all of the training split:")
+    changes += [f"--workdir={sweep.out / 'best' / title}"]
     print(shlex.join([*sweep.command, *_changes(chosen["cell"]), *changes]))
 
 

@@ -6,13 +6,15 @@ their device.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
+
+from resnet_jax.resampling import Windows, resample
 
 # Torch's and the Inception paper's range of width / height, and Torch's attempts.
 _ASPECT = (3 / 4, 4 / 3)
@@ -100,7 +102,7 @@ def augment(
         lambda key: jax.random.uniform(key, (3,)), out_axes=1
     )(keys)
     rows, columns = (
-        _Windows.all(round(length * scale), length, len(keys))
+        Windows.all(round(length * scale), length, len(keys))
         for length in (height, width)
     )
     if config.flip:
@@ -119,67 +121,8 @@ def augment(
         rows = rows.moved((2 * vertical - 1) * config.shift * height)
         columns = columns.moved((2 * horizontal - 1) * config.shift * width)
     if config.flip or config.random_resized_crop or config.crop or config.shift or size:
-        images = _resample(images, rows, columns, zero_outside=config.crop > 0)
+        images = resample(images, rows, columns, zero_outside=config.crop > 0)
     return _cut_out(config.cutout, images, keys) if config.cutout else images
-
-
-class _Windows(NamedTuple):
-    """Where the pixels of a result lie along one side of the images.
-
-    Each is the mean over a window, in pixels of the images, of which the first lies
-    from -1/2 to 1/2.
-    """
-
-    centres: Float[Array, "batch pixels"]
-    width: Float[Array, "batch 1"] | float  # at least 1: between two pixels, linear
-    length: int  # of the images
-
-    @classmethod
-    def all(cls, pixels: int, length: int, batch: int) -> "_Windows":
-        """Of the whole images, scaled to `pixels`."""
-        width = length / pixels
-        centres = (jnp.arange(pixels, dtype=jnp.float32) + 0.5) * width - 0.5
-        return cls(jnp.broadcast_to(centres, (batch, pixels)), width, length)
-
-    def mirrored(self, which: Bool[Array, "batch"]) -> "_Windows":
-        other = self.length - 1 - self.centres
-        return self._replace(centres=jnp.where(which[:, None], other, self.centres))
-
-    def moved(self, offsets: Float[Array, "batch"]) -> "_Windows":
-        return self._replace(centres=self.centres + offsets[:, None])
-
-    def within(
-        self, starts: Float[Array, "batch"], parts: Float[Array, "batch"]
-    ) -> "_Windows":
-        """The same of a part of each image; where it begins, and what part it is."""
-        parts, start = parts[:, None], starts[:, None] * self.length
-        centres = (self.centres + 0.5) * parts + start - 0.5
-        return self._replace(centres=centres, width=jnp.maximum(1, self.width * parts))
-
-    def weights(self, zero_outside: bool) -> Float[Array, "batch pixels length"]:
-        """The share of each window that each pixel of the images has.
-
-        Without `zero_outside` those at the border repeat outside.
-        """
-        edges = np.arange(self.length + 1, dtype=np.float32) - 0.5
-        if not zero_outside:
-            edges[0], edges[-1] = -np.inf, np.inf
-        low, high = (
-            self.centres[:, :, None] + sign * jnp.asarray(self.width)[..., None] / 2
-            for sign in (-1, 1)
-        )
-        shared = jnp.minimum(high, edges[1:]) - jnp.maximum(low, edges[:-1])
-        return shared.clip(0) / jnp.asarray(self.width)[..., None]
-
-
-def _resample(images, rows: _Windows, columns: _Windows, zero_outside: bool):
-    """Reads the images in windows: two small matrix products an image.
-
-    Exact where windows are whole pixels.
-    """
-    exact = {"precision": jax.lax.Precision.HIGHEST}
-    images = jnp.einsum("bik,bkjc->bijc", rows.weights(zero_outside), images, **exact)
-    return jnp.einsum("bjk,bikc->bijc", columns.weights(zero_outside), images, **exact)
 
 
 def alternate(key: Array, rows: Int[Array, "batch"], epochs: Int[Array, "batch"]):

@@ -1,5 +1,6 @@
 """From a command line to flags and a checked config; mistakes become sentences."""
 
+import difflib
 import errno
 import os
 import re
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
+from configs import common
 from resnet_jax import UserError, bucket, config, hosts
 
 # What no command can do anything about, wherever it meets it.
@@ -143,8 +146,14 @@ def _require_config_file(argv: list[str]) -> None:
     if "--config" in argv[1:]:
         raise UserError("--config needs an equals sign: write --config=FILE")
     file = _config_file(argv)
-    if file is not None and not Path(file.partition(":")[0]).is_file():
-        raise UserError(f"--config={file}: there is no such file: give one of configs/")
+    if file is None or Path(file.partition(":")[0]).is_file():
+        return
+    name, colon, recipe = file.partition(":")
+    there = [path.stem for path in Path("configs").glob("[!_]*.py")]
+    hint = "give one of configs/"
+    if close := difflib.get_close_matches(Path(name).stem, there, n=1):
+        hint = f"did you mean configs/{close[0]}.py{colon}{recipe}?"
+    raise UserError(f"--config={file}: there is no such file: {hint}")
 
 
 def _cause(error: flags.Error) -> str:
@@ -156,6 +165,8 @@ def _cause(error: flags.Error) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         close = re.search(r"Did you mean: (\w+)", message)
         hint = f"did you mean --{close[1]}?" if close else "--help lists the flags"
+        if field := _field(error.flagname.rpartition(".")[2]):
+            hint = f"did you mean --config.{field}?"
         return f"--{error.flagname} is not a flag: {hint}"
     if found := re.match(r"Missing value for flag (\S+)", message):
         return f"{found[1]} has no value: write {found[1]}=VALUE"
@@ -182,7 +193,28 @@ def _failed(argv: list[str], error: Exception | SystemExit) -> str:
     what = f"--config={_config_file(argv)}" if _config_file(argv) else "a flag"
     if isinstance(error, SystemExit):
         message = "it ends the process"
-    return f"{what} failed: {type(error).__name__}: {message}: fix it"
+    file = _config_file(argv).partition(":")[0] if _config_file(argv) else None
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if file and Path(frame.filename).resolve() == Path(file).resolve()
+    ]
+    line = f" in line {lines[-1]}" if lines else ""
+    return f"{what} failed{line}: {type(error).__name__}: {message}: fix it"
+
+
+def _field(name: str) -> str | None:
+    """The one field of configs/common.py that ends in a name, or has its initials."""
+
+    def initials(field: str) -> str:
+        return "".join(word[0] for word in field.split("_"))
+
+    fields = flatten_dict(common.default().to_dict(), sep=".")
+    for read in (str, initials):
+        found = [field for field in fields if read(field.rpartition(".")[2]) == name]
+        if len(found) == 1 and len(name) > 1:
+            return found[0]
+    return None
 
 
 def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
@@ -203,4 +235,6 @@ def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
     given = [arg.partition("=")[0] for arg in argv if arg.startswith("--config.")]
     field = next((arg for arg in given if name in arg.split(".")), f"--config.{name}")
     ending = f"did you mean {found[1]!r}?" if found else "see configs/common.py"
+    if known := _field(name):
+        ending = f"did you mean --config.{known}?"
     return f"{field} is not a field of the config: {ending}"

@@ -126,6 +126,8 @@ def compile_program(
         options.pop(_ONEDNN, None)
     with _traced_for(onednn=_ONEDNN in options):
         lowered = jitted.lower(*args)
+    if _YNN in options and "bf16" in lowered.as_text():
+        options[_YNN] = ""  # the library takes no elementwise loops in bfloat16
 
     def compile_it() -> tuple[Callable, ...]:
         if _ONEDNN in options:

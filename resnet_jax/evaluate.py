@@ -3,6 +3,10 @@
 python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0 [--split='test[:1000]']
 """
 
+import contextlib
+import json
+import math
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -187,14 +191,21 @@ def main(argv: list[str]) -> None:
         trained.define_flags(values)
         what = "What to evaluate on, as 'test[:1000]'; '': the config's eval_split."
         flags.DEFINE_string("split", "", what, flag_values=values)
+        what = "Form of the output."
+        flags.DEFINE_enum(
+            "format", "table", ["table", "json"], what, flag_values=values
+        )
 
     values = command_line.parse(argv, __doc__, define)
     run = trained.load(values.workdir, values.checkpoint)
     config = run.config
     if values.split:
         config.dataset.eval_split = values.split
+    # What it says of the data is no JSON.
+    out = sys.stderr if values.format == "json" else sys.stdout
     try:
-        dataset = trained.load_data(run)
+        with contextlib.redirect_stdout(out):
+            dataset = trained.load_data(run)
     except UserError as error:
         if not values.split:
             raise
@@ -217,6 +228,22 @@ def main(argv: list[str]) -> None:
     )
     evaluator.compile(variables)
     metrics = evaluator(variables)
+    accuracies = dict(zip(dataset.class_names, metrics["class_accuracy"], strict=True))
+    if values.format == "json":
+        content = {
+            "workdir": bucket.shown(run.directory),
+            "step": run.step,
+            "dataset": dataset.name,
+            "split": config.dataset.eval_split,
+            **metrics,
+            "loss": metrics["loss"] if math.isfinite(metrics["loss"]) else None,
+            "class_accuracy": {
+                name: None if np.isnan(accuracy) else float(accuracy)
+                for name, accuracy in accuracies.items()
+            },
+        }
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return
     print(
         f"{bucket.shown(run.directory)} at step {run.step:,}, {dataset.name} "
         f"{config.dataset.eval_split}"
@@ -227,10 +254,9 @@ def main(argv: list[str]) -> None:
     rows += [("accuracy", f"{metrics['accuracy']:.2%}")]
     if "top5_accuracy" in metrics:
         rows += [("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")]
-    accuracies = zip(dataset.class_names, metrics["class_accuracy"], strict=True)
     rows += [
         (name, "none" if np.isnan(accuracy) else f"{accuracy:.2%}")
-        for name, accuracy in accuracies
+        for name, accuracy in accuracies.items()
     ]
     print("\n".join(f"  {name:<{width}}  {value:>8}" for name, value in rows))
 

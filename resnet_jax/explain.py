@@ -37,6 +37,7 @@ from resnet_jax.trained import Trained
 _BATCH_SIZE = 8
 _CHECKED = 32  # pictures whose maps are compared with those of random weights
 _SHEET_ROWS = 50
+_NAME_LENGTH = 50  # characters of a picture's name that are shown
 _PIXELS = 224  # of an overlay's shorter side, at least
 
 
@@ -208,15 +209,17 @@ def explain(
                 image, explanations.integrated_gradients[number], signed=True
             ),
         }
-        stem = (
-            f"{number + 1:03}_{Path(name).stem if name != predict.STDIN else 'stdin'}"
-        )
+        origin = Path(name).stem if name != predict.STDIN else "stdin"
+        stem = f"{number + 1:03}_{origin[:_NAME_LENGTH]}"
         for kind, picture in overlays.items():
             save = partial(picture.save, format="png")
             _write(out / f"{stem}_{kind}.png", save)
         row = probabilities[number]
         best, chosen = likeliest[number], labels[number]
-        caption = f"{Path(name).name}: {classes[best]} {row[best]:.1%}"
+        shown = Path(name).name
+        if len(shown) > _NAME_LENGTH:
+            shown = f"{shown[:_NAME_LENGTH]}…"
+        caption = f"{shown}: {classes[best]} {row[best]:.1%}"
         if chosen != best:
             caption += f", explained: {classes[chosen]} {row[chosen]:.1%}"
         print(caption)

@@ -112,7 +112,15 @@ def _layers(path: Path) -> list[list[np.ndarray]]:
             content = path
         with h5py.File(content) as file:
             layers = _new_layers(file) or _old_layers(file.get("model_weights", file))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    # Of the last three: other files of that format, whose groups hold anything.
+    except (
+        OSError,
+        KeyError,
+        zipfile.BadZipFile,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(
             f"{path} cannot be read as a model of Keras ({error}): give a .h5 or "
             ".keras file that Keras saved"

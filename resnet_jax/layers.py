@@ -120,6 +120,17 @@ def zero_padded_shortcut(images, features, stride):
     return jnp.pad(subsampled, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
 
 
+def spatial_mean(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch channels"]:
+    """The mean over height and width, in float32 at least."""
+    if jax.default_backend() == "cpu" and x.dtype == jnp.bfloat16:
+        # So that the sum is alone: with the layers before it, jaxlib 0.12 hands it to
+        # XLA's library of kernels, which then returns NaN.
+        x = lax.optimization_barrier(x)
+    return x.mean(axis=(1, 2), dtype=jnp.promote_types(jnp.float32, x.dtype))
+
+
 def stochastic_depth(
     survival: Float[Array, "blocks"], key: Array
 ) -> Float[Array, "blocks"]:

@@ -6,6 +6,7 @@ Residual Networks", arXiv 1603.05027, as in KaimingHe/resnet-1k-layers. The 'ker
 variant: keras-team/keras, examples/cifar10_resnet.py.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -36,6 +37,11 @@ class ResNet(nn.Module):
     blocks of a stage after its first, which are equal, are stacked along a new first
     axis of each array in `stage<s>_blocks`; `stack` and `unstack` convert. Under
     `stochastic_depth`, training draws from the random numbers named 'dropout'.
+
+    `net.clone(block_class=..., norm_class=...)` has other blocks, and other modules in
+    place of BatchNorm. `block_class` is called as `PostActivationBlock` is with its
+    first four fields, and what it returns with the block's arguments; with it,
+    `zero_init` has no effect. `norm_class` is called with a `name` alone.
     """
 
     block: str
@@ -51,6 +57,8 @@ class ResNet(nn.Module):
     dtype: DTypeLike
     scan: bool
     remat: bool
+    block_class: Callable[..., nn.Module] | None = None
+    norm_class: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -84,7 +92,7 @@ class ResNet(nn.Module):
             x = self._norm(name="final_bn")(x, use_running_average=not train)
             x = layers.relu(x)
         x = FeatureMaps(name="features")(x)
-        x = x.mean(axis=(1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
+        x = layers.spatial_mean(x)
         kernel_init = layers.keras_he_normal if self.keras else layers.torch_uniform
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
 
@@ -115,6 +123,8 @@ class ResNet(nn.Module):
 
     @property
     def _norm(self):
+        if self.norm_class:
+            return self.norm_class
         epsilon = 1e-3 if self.keras else 1e-5
         return partial(
             layers.batch_norm(),
@@ -149,19 +159,24 @@ class ResNet(nn.Module):
             inner = width * 2 if self.keras and stage > 0 else width
             s1, s3 = (1, stride) if self.stem == "imagenet" else (stride, 1)
             branch = ((1, inner, s1), (3, inner, s3), (1, 4 * width, 1))
-        block = PreActivationBlock if self.activation == "pre" else PostActivationBlock
-        if self.remat:
-            # Within a loop XLA cannot undo it.
-            looped = self.scan and not first and self.blocks_per_stage[stage] > 2
-            block = nn.remat(block, static_argnums=(2,), prevent_cse=not looped)
+        standard = (
+            PreActivationBlock if self.activation == "pre" else PostActivationBlock
+        )
         build = partial(
-            block,
+            self.block_class or standard,
             branch,
             self.shortcut,
             self._conv,
             self._norm,
-            zero_init=self.zero_init,
         )
+        if self.remat:
+            # Within a loop XLA cannot undo it.
+            looped = self.scan and not first and self.blocks_per_stage[stage] > 2
+            again = nn.remat(build.func, static_argnums=(2,), prevent_cse=not looped)
+            build = partial(again, *build.args, **build.keywords)
+        if self.block_class:
+            return build
+        build = partial(build, zero_init=self.zero_init)
         if self.activation == "pre":
             opens = first and stage == 0
             build = partial(build, opens=opens)

@@ -86,6 +86,8 @@ def find_pictures(arguments: list[str]) -> list[str]:
         raise UserError("no picture is given: name files or folders, or - for stdin")
     pictures = []
     for argument in arguments:
+        if not argument:
+            raise UserError("'' is no picture: name a file or a folder")
         path = Path(argument)
         if argument == STDIN or path.is_file():
             pictures.append(argument)

@@ -94,6 +94,11 @@ def from_state(state: dict[str, np.ndarray], where: str) -> Weights:
                 f"{where}: {name} is no layer of these networks: give weights in the "
                 f"naming of {' or '.join(NAMINGS)}"
             )
+        if array.ndim not in (1, *_FROM_TORCH):
+            raise UserError(
+                f"{where}: {name} has shape {array.shape}, as no layer of these "
+                "networks: give weights of another network"
+            )
         array = array.astype(np.float32).transpose(_FROM_TORCH.get(array.ndim, (0,)))
         flat["/".join(_our_path(match, array))] = np.ascontiguousarray(array)
     kernels = [path for path in flat if path.endswith("/kernel")]
@@ -153,7 +158,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
     for name in ("state_dict", "model"):  # as training scripts save it, among others
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value)
+        for name, value in content.items()
+    ):
         raise UserError(
             f"{path} holds no state dict: give a file of "
             "torch.save(model.state_dict(), FILE)"

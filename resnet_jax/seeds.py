@@ -30,7 +30,7 @@ def run_all(
 
     Returns:
       The content of `seeds.json`: 'seeds', their 'test_accuracy' (None: diverged), and
-      the result of `mean_and_interval` for those.
+      the result of `accuracy_interval` for those.
 
     Raises:
       UserError: a directory is not what it should be, or `run` raised it.
@@ -53,10 +53,8 @@ def run_all(
     result = {
         "seeds": list(configs),
         "test_accuracy": accuracies,
-        **mean_and_interval(finished),
+        **accuracy_interval(finished),
     }
-    if result["interval"]:  # an accuracy has bounds, which Student's t does not know
-        result["interval"] = np.clip(result["interval"], 0, 1).tolist()
     hosts.from_first(lambda: workdir.write_json(parent / "seeds.json", result))
     hosts.tell(_table(result))
     if diverged:
@@ -110,6 +108,14 @@ def mean_and_interval(values: list[float]) -> dict:
         half = deviation / math.sqrt(len(values)) * stdtrit(len(values) - 1, 0.975)
         interval = [mean - float(half), mean + float(half)]
     return {"mean": mean, "standard_deviation": deviation, "interval": interval}
+
+
+def accuracy_interval(accuracies: list[float]) -> dict:
+    """`mean_and_interval` of parts of 1, within whose bounds the interval stays."""
+    result = mean_and_interval(accuracies)
+    if result["interval"]:
+        result["interval"] = np.clip(result["interval"], 0, 1).tolist()
+    return result
 
 
 def _table(result: dict) -> str:

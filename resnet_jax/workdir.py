@@ -196,8 +196,10 @@ def read_config(workdir: Path) -> ConfigDict:
         near = ""
         if workdir.parent.is_dir():
             names = [path.name for path in workdir.parent.iterdir() if is_run(path)]
-            if close := difflib.get_close_matches(workdir.name, names, n=1):
-                near = f", as {workdir.parent / close[0]}"
+            close = difflib.get_close_matches(workdir.name, names, n=1)
+            inside = sorted(path for path in workdir.glob("*") if is_run(path))
+            if found := inside[:1] or [workdir.parent / name for name in close]:
+                near = f", as {found[0]}"
         raise UserError(
             f"--workdir={workdir} holds no run: give the directory of one{near}"
         )
@@ -283,6 +285,10 @@ def make(out: Path) -> None:
     """Makes the directory that `--out` names. Raises UserError where it cannot be."""
     if re.match(r"[a-z0-9]+:/", str(out)):
         raise UserError(f"--out={out}: give a directory of this machine")
+    if str(out).startswith("~"):
+        raise UserError(
+            f"--out={out}: write $HOME for ~, which the shell left as it is"
+        )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: give a directory")
     try:

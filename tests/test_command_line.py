@@ -109,6 +109,43 @@ def test_misspelt_field_is_named_with_the_nearest(refused, flag, hint):
 
 
 @pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--epochs", "epochs"),
+        ("--depth", "model.depth"),
+        ("--lr", "optimizer.learning_rate"),
+        ("--config.lr", "optimizer.learning_rate"),
+        ("--config.optimizer.lr", "optimizer.learning_rate"),
+        ("--config.learning_rate", "optimizer.learning_rate"),
+        ("--config.optimizer.bs", "batch_size"),
+    ],
+)
+def test_field_by_another_path_or_its_initials_is_found(refused, flag, meant):
+    sentence = refused(DIGITS, f"{flag}=3")
+    assert_names(sentence, f"{flag} is not a", f"did you mean --config.{meant}?")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("v1_20", "configs/v1_20.py"),
+        ("configs/v1_20:keras", "configs/v1_20.py:keras"),
+        ("configs/v2_65.py", "configs/v2_56.py"),
+        ("configs/resnet.py", ""),
+    ],
+)
+def test_config_file_that_is_nearly_there_is_found(refused, place, given, meant):
+    (place / "configs").symlink_to(ROOT / "configs")
+    hint = f"did you mean {meant}?" if meant else "give one of configs/"
+    assert refused(f"--config={given}").endswith(f"no such file: {hint}\n")
+
+
+def test_error_in_a_config_file_has_its_line(refused, place):
+    (place / "mine.py").write_text("\ndef get_config():\n    return 1 / 0\n")
+    assert_names(refused("--config=mine.py"), "in line 3: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
     "flag", ["--config.zzz", "--config.model.zzz", "--config.model.depth.zzz"]
 )
 def test_field_like_no_other_is_named(refused, flag):

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import compilation
+from configs import digits
+from resnet_jax import compilation, models, train
 from resnet_jax.parallel import Parallel
 
 
@@ -38,6 +39,33 @@ def test_other_errors_of_xla_are_not_taken_for_unknown_options(monkeypatch):
     one = Parallel.over(jax.devices()[:1], "jit", 1, image_shape=(8, 8, 1))
     with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
         one.compile(lambda x: x + 1, one.replicate(np.float32(1))).result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pixels", [8, 16])  # without and with oneDNN, where it is
+def test_bfloat16_trains_and_evaluates(tmp_path, pixels):
+    """On a CPU jaxlib 0.12 has loops that do not take it, or return NaN."""
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        config = digits.get_config()
+        config.model.update(version=1, depth=8, width=16, dtype=dtype)
+        config.dataset.update(image_size=pixels, train_split="train[:256]")
+        config.update(steps=4)
+        summary = train.train_and_evaluate(config, tmp_path / dtype)
+        losses.append([summary["test_loss"], summary["test_accuracy"]])
+    assert 0 < np.abs(np.subtract(*losses)).max() < 0.05
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_bfloat16_networks_have_finite_logits_under_jit(depth):
+    net = models.resnet(1, depth, 10, dtype=jnp.bfloat16)
+    variables = models.initialize(net, jax.random.key(0), (32, 32, 3))
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    half, full = (
+        jax.jit(each.apply)(variables, images)
+        for each in (net, net.clone(dtype=jnp.float32))
+    )
+    np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
 
 
 def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -329,6 +330,16 @@ def test_bad_use_is_a_sentence(tmp_path, capsys):
     check("give a run as --workdir", f"--source={tmp_path}", out)
     check("holds no run", f"--workdir={tmp_path}/none", out)
     check(".onnx is not known", file("x.onnx"), out)
+    check(
+        "conv1.weight has shape (4, 3, 3)",
+        theirs("conv1.weight", torch.ones(4, 3, 3)),
+        out,
+    )
+    torch.save({0: torch.ones(3)}, tmp_path / "list.pt")
+    check("holds no state dict", f"--source={tmp_path}/list.pt", out)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["layers"] = np.zeros(3)
+    check("cannot be read as a model of Keras", f"--source={tmp_path}/other.h5", out)
     check("cannot be read as weights of PyTorch", file("x.pt"), out)
     check("cannot be read as safetensors", file("x.safetensors"), out)
     check("end it in .safetensors", theirs(), f"--out={tmp_path}/x.onnx")

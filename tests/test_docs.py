@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs import common
+from resnet_jax import summary
+from resnet_jax.config import build_network, validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,8 +75,43 @@ def test_the_list_of_files_is_complete():
     assert listed == there - unlisted
 
 
+def examples(page: str) -> list[str]:
+    """The Python of a page."""
+    blocks = FENCED.findall((ROOT / page).read_text())
+    return [code for kind, code in blocks if kind == "python"]
+
+
+def run(example: str) -> dict:
+    """Runs code, and returns what it defines."""
+    names = {"__name__": "example"}
+    exec(compile(example, "example", "exec"), names)
+    return names
+
+
 def test_the_network_from_python_runs(capsys):
-    blocks = FENCED.findall((ROOT / "README.md").read_text())
-    example = next(code for kind, code in blocks if kind == "python")
-    exec(compile(example, "README.md", "exec"), {})
+    run(examples("README.md")[0])
     assert capsys.readouterr().out == "(4, 10)\n"
+
+
+def test_the_config_of_your_own_is_one():
+    config = run(examples("docs/extending.md")[0])["get_config"]()
+    validate(config, with_data=False)
+    assert (config.epochs, config.model.depth, config.optimizer.nesterov) == (
+        100,
+        26,
+        True,
+    )
+
+
+@pytest.mark.slow
+def test_the_block_of_your_own_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = examples("docs/extending.md")[1]
+    small = example.replace("config.epochs = 2", "config.update(steps=2)")
+    names = run(small.replace("depth=20", "depth=8, scan=True, remat=True, width=4"))
+    told = capsys.readouterr().out.splitlines()[-1]
+    # Three standard blocks, and two Dense layers in each.
+    standard = build_network(names["config"], 10)
+    more = sum((f // 4 + 1) * f + (f + 1) * (f // 4) for f in (4, 8, 16))
+    count = summary.cost(standard, (8, 8, 1))["params"] + more
+    assert told.endswith(f"%, {count:,} parameters")

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 
@@ -103,6 +104,13 @@ def test_command_repeats_what_the_run_reported(tmp_path, capsys, monkeypatch):
     assert f"{summary['test_accuracy']:.2%}" in latest
     assert f"{summary['test_loss']:.4f}" in latest
     assert f"{summary['test_class_accuracy']['7']:.2%}" in latest
+    assert command_line.call(evaluate.main, [*argv[:2], "--format=json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert read["accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert read["class_accuracy"]["7"] == pytest.approx(
+        summary["test_class_accuracy"]["7"], abs=1e-6
+    )
+    assert (read["step"], read["split"], read["examples"]) == (30, "test", 360)
 
 
 @pytest.mark.slow

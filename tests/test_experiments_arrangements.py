@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from experiments import arrangements
-from experiments.arrangements import OrderedResNet, ShortcutResNet, like
+from experiments.arrangements import of_order, of_shortcut
 from resnet_jax import models, summary
 from tests.quick import quick_jit
 
@@ -34,7 +34,7 @@ def test_the_orders_of_the_standard_blocks_give_their_logits(
 ):
     net = models.resnet(version, depth, 10, width=4, activation=activation)
     order = "original" if activation == "post" else "full pre-activation"
-    ours = like(net, OrderedResNet, order=order)
+    ours = of_order(net, order).clone(activation=activation)
     variables, images = drawn(net)
 
     def logits(net):
@@ -50,11 +50,7 @@ def test_the_orders_of_the_standard_blocks_give_their_logits(
 )
 def test_constant_shortcuts_of_1_and_0_are_the_standard_networks(kind, residual):
     net = models.resnet(1, 14, 10, width=4, residual=residual)
-    ours = like(
-        models.resnet(1, 14, 10, width=4),
-        ShortcutResNet,
-        kind=arrangements.SHORTCUTS[kind],
-    )
+    ours = of_shortcut(models.resnet(1, 14, 10, width=4), arrangements.SHORTCUTS[kind])
     variables, images = drawn(net)
     np.testing.assert_allclose(
         *(quick_jit(each.apply)(variables, images) for each in (ours, net)), rtol=1e-5
@@ -97,10 +93,10 @@ def test_parameters_of_the_shortcuts():
 def test_a_gate_that_is_shut_leaves_the_shortcut_and_an_open_one_the_branch():
     kinds = {bias: ("exclusive gate", bias) for bias in (-1e4, 1e4)}
     base = models.resnet(1, 8, 10, width=4)
-    nets = {bias: like(base, ShortcutResNet, kind=kind) for bias, kind in kinds.items()}
+    nets = {bias: of_shortcut(base, kind) for bias, kind in kinds.items()}
     for bias, net in nets.items():
         variables, images = drawn(net)
-        shared = like(base, ShortcutResNet, kind=("constant", bias < 0, bias > 0))
+        shared = of_shortcut(base, ("constant", bias < 0, bias > 0))
         found, expected = (
             quick_jit(each.apply)(variables, images) for each in (net, shared)
         )

@@ -221,7 +221,9 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     command = shlex.split(told.splitlines()[-1])
     assert command[:3] == ["python", "-m", "resnet_jax.main"]
     assert "--config.optimizer.learning_rate=0.1" in command
-    assert sweep._config(command[3:]).optimizer.learning_rate == 0.1
+    *arguments_of_main, directory = command[3:]
+    assert sweep._config(arguments_of_main).optimizer.learning_rate == 0.1
+    assert directory.startswith(f"--workdir={tmp_path / 'out' / 'best'}/")
     monkeypatch.setattr(spread, "start", pytest.fail)
     assert call(*CONFIG, *arguments) == 0
     assert ", 0 to train" in capsys.readouterr().out

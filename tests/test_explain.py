@@ -31,14 +31,14 @@ def call(run, *arguments) -> int:
 @pytest.mark.slow
 def test_overlays_sheet_and_check(run, tmp_path, capsys):
     out = tmp_path / "new" / "out"
-    pictures = [run / "0.png", run / "1.png", tmp_path / "2_$5_$6.png"]
+    pictures = [run / "0.png", run / "1.png", tmp_path / f"2_$5_$6{'_' * 240}.png"]
     shutil.copy(run / "2.png", pictures[-1])  # no mathematics
     assert call(run, *pictures, f"--out={out}") == 0
     told = capsys.readouterr().out
     assert "sanity check" in told
     assert "is left with all weights random: near 0 the maps depend" in told
     kinds = ("grad_cam", "integrated_gradients")
-    stems = [picture.stem for picture in pictures]
+    stems = [picture.stem[:50] for picture in pictures]
     expected = {
         f"00{n + 1}_{stem}_{kind}.png" for n, stem in enumerate(stems) for kind in kinds
     }

@@ -125,6 +125,7 @@ def test_mistakes_are_sentences(run, tmp_path, capsys):
     workdir, picture = f"--workdir={run / 'run'}", run / "pictures" / "00.png"
     assert "no picture is given" in error(workdir)
     assert "is not there" in error(workdir, tmp_path / "none.png")
+    assert "'' is no picture" in error(workdir, "")
     assert "holds no picture" in error(workdir, tmp_path)
     assert "--workdir is missing" in error(picture)
     assert "holds no run" in error(f"--workdir={tmp_path}", picture)

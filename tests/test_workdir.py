@@ -238,6 +238,8 @@ def test_directory_of_no_run_is_told_with_the_nearest(tmp_path):
         workdir.read_config(tmp_path / "sed0")
     assert f"--workdir={tmp_path / 'sed0'}" in str(raised.value)
     assert str(tmp_path / "seed0") in str(raised.value)
+    with pytest.raises(UserError, match=f"as {tmp_path / 'seed0'}$"):
+        workdir.read_config(tmp_path)
     with pytest.raises(UserError, match="holds no run") as raised:
         workdir.read_config(tmp_path / "nothing" / "like" / "it")
     assert "seed0" not in str(raised.value)

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import io
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ def update(directory: Path) -> None:
     """Writes a finished run's `report.html` unless it is newer than the results."""
     path, result = directory / "report.html", directory / "summary.json"
     if not path.exists() or path.stat().st_mtime < result.stat().st_mtime:
+        print("drawing   the report", flush=True)
         print(f"report    {bucket.shown(write(directory))}")
 
 
@@ -93,7 +95,8 @@ def write(directory: Path) -> Path:
         gradients=_gradients(analysis.gradients),
         gradient_images=analysis.gradient_images,
         fields=flat(run.config),
-        command=reproduce(run.config),
+        command=f"{reproduce(run.config)} "
+        f"--workdir={shlex.quote(bucket.shown(directory) + '-again')}",
     )
     workdir.write(directory / "report.html", page)
     return directory / "report.html"
