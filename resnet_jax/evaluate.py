@@ -1,4 +1,4 @@
-"""Exact evaluation: every example counts once, whatever the batch size and devices.
+"""Evaluates a trained network: loss, accuracy, and the accuracy of each class.
 
 python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0 [--split='test[:1000]']
 """
@@ -7,181 +7,75 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 
-from resnet_jax import UserError, bucket, command_line, data, models, trained
-from resnet_jax.augment import averaged_over_flip, normalize
-from resnet_jax.compilation import Program
-from resnet_jax.feed import Feed
+from resnet_jax import UserError, bucket, command_line, data, trained
+from resnet_jax.evaluator import Evaluator
 from resnet_jax.parallel import Parallel
+from resnet_jax.trained import Trained
 
 
-class Evaluator:
-    """Evaluates a network on one split, which it keeps on the devices or streams."""
+def evaluate(run: Trained, dataset: data.Dataset) -> dict:
+    """The metrics of a run's network on `dataset.eval`; see `Evaluator`."""
+    devices = jax.devices()
+    # Exact at any size, so that it need not be the one that was trained with.
+    batch_size = -(-run.config.batch_size // len(devices)) * len(devices)
+    parallel = Parallel.over(
+        devices, run.config.parallel, batch_size, image_shape=dataset.image_shape
+    )
+    variables = parallel.replicate(run.variables)
+    evaluator = Evaluator(
+        run.net,
+        dataset.eval,
+        run.inputs.normalization,
+        batch_size,
+        parallel,
+        run.config.test_time_flip,
+    )
+    evaluator.compile(variables)
+    return evaluator(variables)
 
-    def __init__(
-        self,
-        net: models.ResNet,
-        split: data.Split,
-        normalization: tuple[np.ndarray, np.ndarray],
-        batch_size: int,
-        parallel: Parallel,
-        test_time_flip: bool = False,
-        batches_per_call: int | None = None,
-    ):
-        """Evaluates `batches_per_call` at a time; None: all."""
-        self._parallel, self._batch_size = parallel, batch_size
-        self._examples = len(split.labels)
-        self._batches = -(-self._examples // batch_size)
-        self._batches_per_call = batches_per_call or self._batches
-        self._class_sizes = np.bincount(split.labels, minlength=net.num_classes)
-        self._run = None
 
-        def add(variables, sums, images, labels, counts):
-            """Adds a batch's sums, without the examples that do not count."""
-            forward = partial(net.apply, variables, train=False)
-            if test_time_flip:
-                forward = averaged_over_flip(forward)
-            logits = forward(normalize(images, *normalization))
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-            known = counts & jnp.isfinite(score[:, 0])  # NaN is above nothing
-            correct = known & (logits.argmax(-1) == labels)
-            top5 = known & ((logits > score).sum(-1) < 5)
-            batch = {
-                "loss": jnp.where(counts, loss, 0).sum(),
-                "top5": top5.sum(),
-                "correct": jnp.zeros(net.num_classes, jnp.int32)
-                .at[labels]
-                .add(correct.astype(jnp.int32)),
-            }
-            return jax.tree.map(jnp.add, sums, batch)
+def _as_json(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
+    classes = zip(dataset.class_names, metrics["class_accuracy"], strict=True)
+    content = {
+        "workdir": bucket.shown(run.directory),
+        "step": run.step,
+        "dataset": dataset.name,
+        "split": run.config.dataset.eval_split,
+        **metrics,
+        # JSON has no NaN.
+        "loss": metrics["loss"] if math.isfinite(metrics["loss"]) else None,
+        "class_accuracy": {
+            name: None if np.isnan(accuracy) else float(accuracy)
+            for name, accuracy in classes
+        },
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
-        zeros = {
-            "loss": np.float32(0),
-            "top5": np.int32(0),
-            "correct": np.zeros(net.num_classes, np.int32),
-        }
 
-        def over_devices(sums):
-            return jax.lax.psum(sums, axis) if (axis := parallel.axis_name) else sums
-
-        def evaluate_call(variables, split: data.Split, positions, start, stop):
-            def body(number, sums):
-                place = number * batch_size + positions
-                # The last batch is filled up with examples that do not count.
-                row = jnp.minimum(place, self._examples - 1)
-                images, labels = split.images[row], split.labels[row]
-                return add(variables, sums, images, labels, place < self._examples)
-
-            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
-
-        def evaluate_block(variables, images, labels, positions, start, stop):
-            def body(number, sums):
-                counts = number * batch_size + positions < self._examples
-                batch = images[:, number - start], labels[:, number - start]
-                return add(variables, sums, *batch, counts)
-
-            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
-
-        if isinstance(split.images, data.StreamedImages):
-            last = self._examples - 1
-            self._feed = Feed(
-                split,
-                lambda place: min(place, last),
-                batch_size,
-                self._batches_per_call,
-                parallel,
-            )
-            self._function = evaluate_block
-        else:
-            self._feed, self._split = None, split
-            self._function = evaluate_call
-
-    def compile(self, variables) -> Program:
-        """Compiles for variables like these, placed by `Parallel.replicate`."""
-        compile_run = self._compile_streamed if self._feed else self._compile_resident
-        program, self._run = compile_run(variables)
-        return program
-
-    def _compile_resident(self, variables) -> tuple[Program, Callable]:
-        parallel = self._parallel
-        split = parallel.replicate(self._split)
-        positions = parallel.shard(np.arange(self._batch_size, dtype=np.int32))
-        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
-        call = parallel.compile(
-            self._function,
-            variables,
-            split,
-            positions,
-            *bounds,
-            sharded=(2,),
-            inference=True,
-        )
-
-        def run(variables, start: int, stop: int) -> list[dict]:
-            bounds = map(parallel.replicate, (np.int32(start), np.int32(stop)))
-            return [parallel.fetch(call(variables, split, positions, *bounds))]
-
-        return call, run
-
-    def _compile_streamed(self, variables) -> tuple[Program, Callable]:
-        parallel, feed = self._parallel, self._feed
-        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
-        call = parallel.compile(
-            self._function,
-            variables,
-            *feed.empty_block(),
-            feed.positions,
-            *bounds,
-            sharded=(1, 2, 3),
-            inference=True,
-        )
-
-        def run(variables, start: int, stop: int) -> list[dict]:
-            parts, before = [], None
-            blocks = feed.blocks(start, stop, end=self._batches)
-            for first, last, images, labels in blocks:
-                bounds = map(parallel.replicate, (np.int32(first), np.int32(last)))
-                parts.append(call(variables, images, labels, feed.positions, *bounds))
-                jax.block_until_ready(before)  # few blocks wait in memory
-                before = parts[-1]
-            return [parallel.fetch(part) for part in parts]
-
-        return call, run
-
-    def __call__(
-        self, variables, stop: Callable[[], bool] = lambda: False
-    ) -> dict | None:
-        """Returns accuracy, loss, the number of examples, and each class's accuracy.
-
-        A class without examples has NaN. With more than ten classes, the accuracy of
-        the five highest logits too. None if `stop`, asked between calls, says so.
-        """
-        parts = []
-        for start in range(0, self._batches, self._batches_per_call):
-            if stop():
-                return None
-            end = min(start + self._batches_per_call, self._batches)
-            parts += self._run(variables, start, end)
-        sums = jax.tree.map(lambda *values: sum(values), *parts)
-        correct, sizes = sums["correct"], self._class_sizes
-        metrics = {
-            "accuracy": int(correct.sum()) / self._examples,
-            "loss": float(sums["loss"]) / self._examples,
-            "examples": self._examples,
-            "class_accuracy": np.where(sizes, correct / np.maximum(sizes, 1), np.nan),
-        }
-        if len(correct) > 10:
-            metrics["top5_accuracy"] = int(sums["top5"]) / self._examples
-        return metrics
+def _as_table(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
+    rows = [("examples", f"{metrics['examples']:,}")]
+    rows += [("loss", f"{metrics['loss']:.4f}")]
+    rows += [("accuracy", f"{metrics['accuracy']:.2%}")]
+    if "top5_accuracy" in metrics:
+        rows += [("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")]
+    classes = zip(dataset.class_names, metrics["class_accuracy"], strict=True)
+    rows += [
+        (name, "none" if np.isnan(accuracy) else f"{accuracy:.2%}")
+        for name, accuracy in classes
+    ]
+    width = max(map(len, ("top-5 accuracy", *dataset.class_names)))
+    title = (
+        f"{bucket.shown(run.directory)} at step {run.step:,}, {dataset.name} "
+        f"{run.config.dataset.eval_split}"
+    )
+    return "\n".join(
+        [title, *(f"  {name:<{width}}  {value:>8}" for name, value in rows)]
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -198,9 +92,8 @@ def main(argv: list[str]) -> None:
 
     values = command_line.parse(argv, __doc__, define)
     run = trained.load(values.workdir, values.checkpoint)
-    config = run.config
     if values.split:
-        config.dataset.eval_split = values.split
+        run.config.dataset.eval_split = values.split
     # What it says of the data is no JSON.
     out = sys.stderr if values.format == "json" else sys.stdout
     try:
@@ -211,54 +104,8 @@ def main(argv: list[str]) -> None:
             raise
         sentence = str(error).replace("config.dataset.eval_split", "--split")
         raise UserError(sentence) from None
-    devices = jax.devices()
-    # Exact at any size, so that it need not be the one that was trained with.
-    batch_size = -(-config.batch_size // len(devices)) * len(devices)
-    parallel = Parallel.over(
-        devices, config.parallel, batch_size, image_shape=dataset.image_shape
-    )
-    variables = parallel.replicate(run.variables)
-    evaluator = Evaluator(
-        run.net,
-        dataset.eval,
-        run.inputs.normalization,
-        batch_size,
-        parallel,
-        config.test_time_flip,
-    )
-    evaluator.compile(variables)
-    metrics = evaluator(variables)
-    accuracies = dict(zip(dataset.class_names, metrics["class_accuracy"], strict=True))
-    if values.format == "json":
-        content = {
-            "workdir": bucket.shown(run.directory),
-            "step": run.step,
-            "dataset": dataset.name,
-            "split": config.dataset.eval_split,
-            **metrics,
-            "loss": metrics["loss"] if math.isfinite(metrics["loss"]) else None,
-            "class_accuracy": {
-                name: None if np.isnan(accuracy) else float(accuracy)
-                for name, accuracy in accuracies.items()
-            },
-        }
-        print(json.dumps(content, indent=2, ensure_ascii=False))
-        return
-    print(
-        f"{bucket.shown(run.directory)} at step {run.step:,}, {dataset.name} "
-        f"{config.dataset.eval_split}"
-    )
-    width = max(map(len, ("top-5 accuracy", *dataset.class_names)))
-    rows = [("examples", f"{metrics['examples']:,}")]
-    rows += [("loss", f"{metrics['loss']:.4f}")]
-    rows += [("accuracy", f"{metrics['accuracy']:.2%}")]
-    if "top5_accuracy" in metrics:
-        rows += [("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")]
-    rows += [
-        (name, "none" if np.isnan(accuracy) else f"{accuracy:.2%}")
-        for name, accuracy in accuracies.items()
-    ]
-    print("\n".join(f"  {name:<{width}}  {value:>8}" for name, value in rows))
+    show = _as_json if values.format == "json" else _as_table
+    print(show(run, dataset, evaluate(run, dataset)))
 
 
 if __name__ == "__main__":

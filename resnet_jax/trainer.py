@@ -13,7 +13,7 @@ from resnet_jax.augment import statistics
 from resnet_jax.averaged import make_statistics_call
 from resnet_jax.compilation import Program
 from resnet_jax.config import build_network, get
-from resnet_jax.evaluate import Evaluator
+from resnet_jax.evaluator import Evaluator
 from resnet_jax.feed import train_feed
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan

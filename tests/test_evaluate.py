@@ -11,7 +11,7 @@ from PIL import Image
 from configs import digits, image_folder
 from resnet_jax import command_line, data, evaluate, models, train
 from resnet_jax.augment import normalize, statistics
-from resnet_jax.evaluate import Evaluator
+from resnet_jax.evaluator import Evaluator
 from resnet_jax.parallel import Parallel
 from resnet_jax.report import __main__ as report
 

@@ -65,8 +65,11 @@ def scale_across(logits: Logits, labels: Labels) -> tuple[Logits, float]:
     """Scales each half of the examples by the temperature that the other half gives.
 
     It serves where there is no other split to fit on: no example's own label is used
-    for it. Returns the logits, and the mean of both temperatures.
+    for it. Returns the logits, and the mean of both temperatures; a single example
+    stays as it is.
     """
+    if len(labels) < 2:
+        return logits, 1.0
     halves = np.arange(len(labels)) % 2
     fitted = np.array(
         [temperature(logits[halves != half], labels[halves != half]) for half in (0, 1)]

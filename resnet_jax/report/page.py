@@ -1,6 +1,7 @@
 """The pages: `report.html` of a run, and the comparison of several."""
 
 import base64
+import collections
 import datetime
 import io
 import shlex
@@ -112,8 +113,8 @@ class _Run(NamedTuple):
 
 
 def compare(directories: list[Path], path: Path) -> None:
-    """Writes a page that compares finished runs; those that differ in nothing but the
-    seed are one row.
+    """Writes a page that compares finished runs; those that differ in the seed, and
+    in nothing else, are one row.
 
     Raises:
       UserError: one is not there or has not finished.
@@ -139,13 +140,19 @@ def _read(directory: Path) -> _Run:
 
 
 def _grouped(runs: list[_Run]) -> tuple[dict[str, list[_Run]], list[str]]:
-    """Runs of the same training, by a letter, and the fields in which those differ."""
+    """Runs of the same training, by a letter, and the fields in which those differ.
+
+    A second run of one seed is no further sample of it: it is in a group of its own.
+    """
     names = sorted({name for run in runs for name in run.fields} - _SAME_TRAINING)
     groups: dict[tuple, list[_Run]] = {}
+    times = collections.Counter()
     for run in runs:
         key = tuple(repr(run.fields.get(name)) for name in names)
-        groups.setdefault(key, []).append(run)
-    values = zip(*groups, strict=True)  # of each field, over the groups
+        seed = run.fields["seed"]
+        groups.setdefault((*key, times[key, seed]), []).append(run)
+        times[key, seed] += 1
+    *values, _ = zip(*groups, strict=True)  # of each field, over the groups
     differing = [
         name for name, each in zip(names, values, strict=True) if len(set(each)) > 1
     ]

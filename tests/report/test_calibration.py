@@ -51,3 +51,10 @@ def test_a_certain_network_is_in_the_last_bin():
     bins = calibration.reliability(logits, np.array([0, 1]))
     assert bins.counts[-1] == 2
     assert calibration.calibration_error(bins) == 0
+
+
+def test_one_example_cannot_be_scaled_by_another():
+    logits, labels = np.float32([[1.0, 0.0]]), np.array([0])
+    scaled, fitted = calibration.scale_across(logits, labels)
+    np.testing.assert_array_equal(scaled, logits)
+    assert fitted == 1

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -205,6 +206,18 @@ def test_comparison(runs, tmp_path, capsys):
     assert "batch_size" in found.text
     assert "model.depth" not in found.text  # does not differ
     assert "0, 1" in found.text  # seeds of one row
+
+
+def test_a_seed_that_ran_twice_is_no_second_sample():
+    def run(name, seed, **fields):
+        return page._Run(Path(name), {"seed": seed, **fields}, {}, [])
+
+    runs = [run("a", 0, epochs=1), run("b", 1, epochs=1), run("c", 0, epochs=1)]
+    groups, differing = page._grouped(runs)
+    found = [[str(each.directory) for each in members] for members in groups.values()]
+    assert (found, differing) == ([["a", "b"], ["c"]], [])
+    _, differing = page._grouped([*runs, run("d", 0, epochs=2)])
+    assert differing == ["epochs"]
 
 
 BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")

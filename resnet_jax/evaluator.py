@@ -1,0 +1,176 @@
+"""Exact evaluation: every example counts once, whatever the batch size and devices."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from resnet_jax import data, models
+from resnet_jax.augment import averaged_over_flip, normalize
+from resnet_jax.compilation import Program
+from resnet_jax.feed import Feed
+from resnet_jax.parallel import Parallel
+
+
+class Evaluator:
+    """Evaluates a network on one split, which it keeps on the devices or streams."""
+
+    def __init__(
+        self,
+        net: models.ResNet,
+        split: data.Split,
+        normalization: tuple[np.ndarray, np.ndarray],
+        batch_size: int,
+        parallel: Parallel,
+        test_time_flip: bool = False,
+        batches_per_call: int | None = None,
+    ):
+        """Evaluates `batches_per_call` at a time; None: all."""
+        self._parallel, self._batch_size = parallel, batch_size
+        self._examples = len(split.labels)
+        self._batches = -(-self._examples // batch_size)
+        self._batches_per_call = batches_per_call or self._batches
+        self._class_sizes = np.bincount(split.labels, minlength=net.num_classes)
+        self._run = None
+
+        def add(variables, sums, images, labels, counts):
+            """Adds a batch's sums, without the examples that do not count."""
+            forward = partial(net.apply, variables, train=False)
+            if test_time_flip:
+                forward = averaged_over_flip(forward)
+            logits = forward(normalize(images, *normalization))
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            score = jnp.take_along_axis(logits, labels[:, None], axis=1)
+            known = counts & jnp.isfinite(score[:, 0])  # NaN is above nothing
+            correct = known & (logits.argmax(-1) == labels)
+            top5 = known & ((logits > score).sum(-1) < 5)
+            batch = {
+                "loss": jnp.where(counts, loss, 0).sum(),
+                "top5": top5.sum(),
+                "correct": jnp.zeros(net.num_classes, jnp.int32)
+                .at[labels]
+                .add(correct.astype(jnp.int32)),
+            }
+            return jax.tree.map(jnp.add, sums, batch)
+
+        zeros = {
+            "loss": np.float32(0),
+            "top5": np.int32(0),
+            "correct": np.zeros(net.num_classes, np.int32),
+        }
+
+        def over_devices(sums):
+            return jax.lax.psum(sums, axis) if (axis := parallel.axis_name) else sums
+
+        def evaluate_call(variables, split: data.Split, positions, start, stop):
+            def body(number, sums):
+                place = number * batch_size + positions
+                # The last batch is filled up with examples that do not count.
+                row = jnp.minimum(place, self._examples - 1)
+                images, labels = split.images[row], split.labels[row]
+                return add(variables, sums, images, labels, place < self._examples)
+
+            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
+
+        def evaluate_block(variables, images, labels, positions, start, stop):
+            def body(number, sums):
+                counts = number * batch_size + positions < self._examples
+                batch = images[:, number - start], labels[:, number - start]
+                return add(variables, sums, *batch, counts)
+
+            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
+
+        if isinstance(split.images, data.StreamedImages):
+            last = self._examples - 1
+            self._feed = Feed(
+                split,
+                lambda place: min(place, last),
+                batch_size,
+                self._batches_per_call,
+                parallel,
+            )
+            self._function = evaluate_block
+        else:
+            self._feed, self._split = None, split
+            self._function = evaluate_call
+
+    def compile(self, variables) -> Program:
+        """Compiles for variables like these, placed by `Parallel.replicate`."""
+        compile_run = self._compile_streamed if self._feed else self._compile_resident
+        program, self._run = compile_run(variables)
+        return program
+
+    def _compile_resident(self, variables) -> tuple[Program, Callable]:
+        parallel = self._parallel
+        split = parallel.replicate(self._split)
+        positions = parallel.shard(np.arange(self._batch_size, dtype=np.int32))
+        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
+        call = parallel.compile(
+            self._function,
+            variables,
+            split,
+            positions,
+            *bounds,
+            sharded=(2,),
+            inference=True,
+        )
+
+        def run(variables, start: int, stop: int) -> list[dict]:
+            bounds = map(parallel.replicate, (np.int32(start), np.int32(stop)))
+            return [parallel.fetch(call(variables, split, positions, *bounds))]
+
+        return call, run
+
+    def _compile_streamed(self, variables) -> tuple[Program, Callable]:
+        parallel, feed = self._parallel, self._feed
+        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
+        call = parallel.compile(
+            self._function,
+            variables,
+            *feed.empty_block(),
+            feed.positions,
+            *bounds,
+            sharded=(1, 2, 3),
+            inference=True,
+        )
+
+        def run(variables, start: int, stop: int) -> list[dict]:
+            parts, before = [], None
+            blocks = feed.blocks(start, stop, end=self._batches)
+            for first, last, images, labels in blocks:
+                bounds = map(parallel.replicate, (np.int32(first), np.int32(last)))
+                parts.append(call(variables, images, labels, feed.positions, *bounds))
+                jax.block_until_ready(before)  # few blocks wait in memory
+                before = parts[-1]
+            return [parallel.fetch(part) for part in parts]
+
+        return call, run
+
+    def __call__(
+        self, variables, stop: Callable[[], bool] = lambda: False
+    ) -> dict | None:
+        """Returns accuracy, loss, the number of examples, and each class's accuracy.
+
+        A class without examples has NaN. With more than ten classes, the accuracy of
+        the five highest logits too. None if `stop`, asked between calls, says so.
+        """
+        parts = []
+        for start in range(0, self._batches, self._batches_per_call):
+            if stop():
+                return None
+            end = min(start + self._batches_per_call, self._batches)
+            parts += self._run(variables, start, end)
+        sums = jax.tree.map(lambda *values: sum(values), *parts)
+        correct, sizes = sums["correct"], self._class_sizes
+        metrics = {
+            "accuracy": int(correct.sum()) / self._examples,
+            "loss": float(sums["loss"]) / self._examples,
+            "examples": self._examples,
+            "class_accuracy": np.where(sizes, correct / np.maximum(sizes, 1), np.nan),
+        }
+        if len(correct) > 10:
+            metrics["top5_accuracy"] = int(sums["top5"]) / self._examples
+        return metrics
