@@ -312,15 +312,19 @@ def provenance() -> dict:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code, with '-dirty' where files differ from it."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    """The commit of the code, with '-dirty' where Python files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             check=True,
-        )
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", ":/*.py")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()

@@ -351,6 +351,9 @@ def test_commit_is_that_of_the_code_and_says_where_files_differ(tmp_path, monkey
     code = tmp_path / "resnet_jax" / "workdir.py"
     code.parent.mkdir()
     code.write_text("first\n")
+    measured = tmp_path / "experiments" / "results.jsonl"
+    measured.parent.mkdir()
+    measured.write_text("first\n")
     monkeypatch.setattr(workdir, "__file__", str(code))
     assert workdir.provenance()["git_commit"] is None
 
@@ -360,6 +363,8 @@ def test_commit_is_that_of_the_code_and_says_where_files_differ(tmp_path, monkey
     git(tmp_path, "tag", "-a", "v1.0", "-m", "tagged")
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert workdir.provenance()["git_commit"] == commit
+    measured.write_text("second\n")  # is no code
     assert workdir.provenance()["git_commit"] == commit
     code.write_text("second\n")
     assert workdir.provenance()["git_commit"] == f"{commit}-dirty"
