@@ -29,7 +29,8 @@ JPEG):
   puts about one beyond 0, and the cosine rate's among the others (0.05 to 2.4) is near.
 - The intervals of all others, of 1.2 to 1.6 points on either side, include 0: six
   epochs say nothing about them, nor about what 200 would show. Times are from a shared
-  machine, and those of equal runs differ by a fifth.
+  machine, and those of equal runs differ by a fifth; those of 'rate of BN biases' were
+  measured on another day, and say nothing.
 
 Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores.
 Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
