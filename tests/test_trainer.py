@@ -12,6 +12,7 @@ from resnet_jax.config import validate
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
 from resnet_jax.trainer import Trainer
+from tests.test_train import digits_config
 
 
 @pytest.fixture(
@@ -96,6 +97,59 @@ def test_all_seeds_share_one_program(monkeypatch):
         trainer.compile()
     assert len(programs) == 4
     assert sorted(programs[:2]) == sorted(programs[2:])
+
+
+def losses(examples: int, **changes) -> list[float]:
+    """Of four updates, each on all the examples; they change next to nothing."""
+    config = digits_config(steps=4, steps_per_call=1, batch_size=examples)
+    config.dataset.update(train_split=f"train[:{examples}]", image_size=16)
+    config.model.width = 2
+    config.augment.crop = 0.0
+    config.optimizer.learning_rate = 1e-12
+    config.update_from_flattened_dict(changes)
+    validate(config)
+    trainer = Trainer(config, data.load(config.dataset))
+    state = trainer.place(trainer.new_state())
+    trainer.compile()
+    found = []
+    for step in range(4):
+        state, means = trainer.train(state, step, step + 1)
+        found.append(means["loss"])
+    return found
+
+
+def kinds(losses: list[float]) -> list[int]:
+    """Numbers of the losses, alike where they are nearly equal."""
+    seen = []
+    for loss in losses:
+        if all(loss != pytest.approx(other, rel=1e-5) for other in seen):
+            seen.append(loss)
+    return [seen.index(pytest.approx(loss, rel=1e-5)) for loss in losses]
+
+
+@pytest.mark.parametrize(
+    "stream", ["never", pytest.param("always", marks=pytest.mark.slow)]
+)
+def test_images_are_small_and_plain_when_the_config_says(stream, quick_training):
+    if stream == "always":
+        pytest.importorskip("grain")
+    given = {"dataset.stream": stream}
+    growing = {"augment.sizes": (8, 12), "augment.size_ends": (0.25, 0.5)}
+    small, middle, *whole = losses(16, **given, **growing)
+    given |= {"augment.mixup": 1.0, "augment.plain_epochs": 2}
+    eight = {"augment.sizes": (8,), "augment.size_ends": (0.75,)}
+    mixed = losses(16, **given, **eight)
+    found = [small, middle, *whole, *mixed]
+    assert kinds(found) == [0, 1, 2, 2, 3, 4, 0, 2]
+
+
+def test_flips_alternate_when_the_config_says(quick_training):
+    """One image, whose two forms are told by its losses."""
+    found = losses(1, **{"augment.flip": True, "augment.alternating_flip": True})
+    assert kinds(found) == [0, 1, 0, 1]
+    drawn = losses(1, **{"augment.flip": True})
+    assert set(kinds([*found, *drawn])) == {0, 1}
+    assert kinds(drawn) != [0, 1, 0, 1]
 
 
 def test_later_calls_compile_nothing(trained):
