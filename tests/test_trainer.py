@@ -99,9 +99,13 @@ def test_all_seeds_share_one_program(monkeypatch):
     assert sorted(programs[:2]) == sorted(programs[2:])
 
 
-def losses(examples: int, **changes) -> list[float]:
-    """Of four updates, each on all the examples; they change next to nothing."""
-    config = digits_config(steps=4, steps_per_call=1, batch_size=examples)
+def losses(batch_size: int, **changes) -> list[float]:
+    """Of four updates that change next to nothing, so that they tell of which images.
+
+    The data set has 16 images, or a single one for batches of that.
+    """
+    config = digits_config(steps=4, steps_per_call=1, batch_size=batch_size)
+    examples = 1 if batch_size == 1 else 16
     config.dataset.update(train_split=f"train[:{examples}]", image_size=16)
     config.model.width = 2
     config.augment.crop = 0.0
@@ -119,7 +123,7 @@ def losses(examples: int, **changes) -> list[float]:
 
 
 def kinds(losses: list[float]) -> list[int]:
-    """Numbers of the losses, alike where they are nearly equal."""
+    """Numbers for the losses, the same where they are nearly equal."""
     seen = []
     for loss in losses:
         if all(loss != pytest.approx(other, rel=1e-5) for other in seen):
@@ -130,21 +134,25 @@ def kinds(losses: list[float]) -> list[int]:
 @pytest.mark.parametrize(
     "stream", ["never", pytest.param("always", marks=pytest.mark.slow)]
 )
-def test_images_are_small_and_plain_when_the_config_says(stream, quick_training):
+def test_each_step_has_images_of_its_size(stream, quick_training):
     if stream == "always":
         pytest.importorskip("grain")
-    given = {"dataset.stream": stream}
-    growing = {"augment.sizes": (8, 12), "augment.size_ends": (0.25, 0.5)}
-    small, middle, *whole = losses(16, **given, **growing)
-    given |= {"augment.mixup": 1.0, "augment.plain_epochs": 2}
-    eight = {"augment.sizes": (8,), "augment.size_ends": (0.75,)}
-    mixed = losses(16, **given, **eight)
-    found = [small, middle, *whole, *mixed]
-    assert kinds(found) == [0, 1, 2, 2, 3, 4, 0, 2]
+    found = []
+    for sizes, ends in (((8, 12), (0.25, 0.5)), ((8,), (0.75,))):
+        growing = {"augment.sizes": sizes, "augment.size_ends": ends}
+        found += losses(16, **growing, **{"dataset.stream": stream})
+    assert kinds(found) == [0, 1, 2, 2, 0, 0, 0, 2]
+
+
+def test_the_last_epochs_are_plain(quick_training):
+    """One and a half, of two steps each."""
+    mixing = {"augment.mixup": 1.0, "augment.plain_epochs": 1.5}
+    mixed, plain = losses(8, **mixing), losses(8)
+    assert kinds([*plain, *mixed]) == [0, 1, 2, 3, 4, 1, 2, 3]
 
 
 def test_flips_alternate_when_the_config_says(quick_training):
-    """One image, whose two forms are told by its losses."""
+    """Of one image, which each epoch takes once."""
     found = losses(1, **{"augment.flip": True, "augment.alternating_flip": True})
     assert kinds(found) == [0, 1, 0, 1]
     drawn = losses(1, **{"augment.flip": True})
