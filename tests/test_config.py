@@ -531,9 +531,12 @@ def test_build_network_hands_every_field_on():
             "model.dtype": "bfloat16",
             "model.scan": True,
             "model.remat": True,
+            "model.zero_init": True,
+            "model.stochastic_depth": 0.25,
         }
     )
     net = build_network(config, num_classes=7)
+    assert (net.stem, net.zero_init, net.stochastic_depth) == ("cifar", True, 0.25)
     assert (net.block, net.activation, net.shortcut) == ("bottleneck", "pre", "B")
     assert (net.blocks_per_stage, net.width, net.num_classes) == ((3, 3, 3), 8, 7)
     assert (net.dtype, net.scan, net.remat, net.keras) == (
@@ -551,3 +554,5 @@ def test_build_network_hands_every_field_on():
         (3, 4, 6, 3),
         64,
     )
+    assert net.stem == "imagenet"
+    assert build_network(cifar_config("keras"), num_classes=7).keras

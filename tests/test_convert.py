@@ -205,6 +205,29 @@ def test_a_wrong_conversion_is_told_and_not_written(tmp_path, capsys, monkeypatc
     assert not out.exists()
 
 
+@pytest.mark.parametrize("largest", [0.5, 20.0])
+def test_the_tolerance_is_a_ten_thousandth_of_the_largest_logit_above_one(largest):
+    net = models.resnet(1, 8, 10, width=1)
+    variables = models.initialize(net, jax.random.key(0), (8, 8, 3))
+    logits = np.linspace(-largest / 2, largest, 10, dtype=np.float32)
+    classifier = variables["params"]["classifier"]
+    classifier.update(kernel=0 * classifier["kernel"], bias=logits)
+    loaded = Weights({"version": 1, "depth": 8, "width": 1}, variables)
+
+    def compare(change: float) -> None:
+        theirs = np.tile(logits, (8, 1))
+        theirs[3, 2] += change
+        convert.compare(loaded, [convert.Peer("Other", lambda images: theirs)])
+
+    tolerated = 1e-4 * max(1, largest)
+    for sign in (1, -1):
+        compare(0.9 * sign * tolerated)
+        with pytest.raises(convert.DifferentError, match="with Other"):
+            compare(1.1 * sign * tolerated)
+    with pytest.raises(convert.DifferentError, match="nan"):
+        compare(np.nan)
+
+
 def keras_layer(x, features, size=3, stride=1, relu=True, norm=True, conv_first=True):
     """`resnet_layer` of the example."""
     from keras import layers

@@ -1,12 +1,14 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import digits
-from resnet_jax import command_line, data, explain, train, trained
+from resnet_jax import attribution, command_line, data, explain, train, trained
+from resnet_jax.augment import normalize
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,31 @@ def test_explains_a_named_class_at_a_named_layer(run, tmp_path, capsys):
     content = json.loads((tmp_path / "explanations.json").read_text())
     assert content["layer"] == "stage1"
     assert content["pictures"][0]["explained"] == "3"
+    restored = trained.load(run / "run")
+    image = np.asarray(Image.open(run / "0.png"))[None, ..., None]
+    network = restored.net, restored.variables
+    given = normalize(jnp.asarray(image), *restored.inputs.normalization)
+
+    def differences(label: int, layer: str) -> list[float]:
+        """How far the pictures are from those of a class and a layer, on average."""
+        labels = jnp.array([label])
+        heat = attribution.grad_cam(*network, given, labels, layer)
+        gradients, _ = attribution.integrated_gradients(*network, given, labels)
+        found = []
+        for kind, values in (
+            ("grad_cam", heat),
+            ("integrated_gradients", gradients.sum(-1)),
+        ):
+            signed = kind == "integrated_gradients"
+            expected = explain.overlay(image[0], np.asarray(values[0]), signed)
+            written = Image.open(tmp_path / f"001_0_{kind}.png")
+            apart = np.asarray(written, float) - np.asarray(expected, float)
+            found.append(np.abs(apart).mean())
+        return found
+
+    assert max(differences(3, "stage1")) < 0.5
+    assert min(differences(0, "stage1")) > 5
+    assert differences(3, "features")[0] > 5
 
 
 @pytest.mark.slow

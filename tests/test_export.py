@@ -91,6 +91,32 @@ def test_the_printed_difference_is_one_of_rounding(exported):
     assert float(line.split()[-1]) < 1e-5
 
 
+def always(run: trained.Trained, share: float) -> trained.Trained:
+    """The run with a network that gives the first class this share of any image."""
+    variables = jax.tree.map(np.asarray, run.variables)
+    kernel = np.zeros_like(variables["params"]["classifier"]["kernel"])
+    bias = np.log(np.float32([share, *[(1 - share) / 9] * 9]))
+    params = {**variables["params"], "classifier": {"kernel": kernel, "bias": bias}}
+    return dataclasses.replace(run, variables={**variables, "params": params})
+
+
+def test_another_networks_program_is_told_and_not_written(
+    run, tmp_path, capsys, monkeypatch
+):
+    restored = trained.load(run[0])
+    right = export.program
+    for share, apart in ((0.5, 0.4), (0.01, 0.09), (np.nan, np.nan)):
+        other = right(always(restored, share))
+        content = export.archive(restored, other)
+        found = export.difference(always(restored, 0.1), content)
+        assert found == pytest.approx(apart, abs=1e-6, nan_ok=True)
+        monkeypatch.setattr(export, "program", lambda run, other=other: other)
+        argv = ["export", f"--workdir={run[0]}", f"--out={tmp_path / 'out'}"]
+        assert command_line.call(export.main, argv) == 1
+        assert "nothing was written" in capsys.readouterr().err
+        assert not list((tmp_path / "out").iterdir())
+
+
 def test_weights_give_the_same_network(run, exported):
     directory, _, test = run
     restored = trained.load(directory)

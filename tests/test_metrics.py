@@ -1,5 +1,10 @@
 import json
 import math
+import struct
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
 
 from resnet_jax import report
 from resnet_jax.metrics import Recorder, read_rows
@@ -56,14 +61,38 @@ def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):
     assert len(lines) == 2
 
 
+def scalars_of(events: Path) -> dict[int, dict[str, float]]:
+    """The scalars of a file of TensorBoard's events, by step and name."""
+    from tensorboardX.proto import event_pb2  # after Recorder, which hides PyTorch
+
+    content, found = events.read_bytes(), defaultdict(dict)
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        for value in event.summary.value:
+            found[event.step][value.tag] = value.simple_value
+        content = content[12 + length + 4 :]  # each part has a checksum
+    return dict(found)
+
+
 def test_what_is_written_is_there_for_tensorboard_too(tmp_path):
     recorder = start(tmp_path, 0)
     (events,) = tmp_path.glob("tensorboard/events*")
-    before = events.stat().st_size
     recorder.train_row(4, means(0.5))
     recorder.write()
-    assert events.stat().st_size > before
+    assert scalars_of(events).keys() == {4}
+    recorder.train_row(10, means(0.3))
+    recorder.epoch_row(10, 1, {"test_accuracy": 0.25, "test_loss": math.inf})
     recorder.close()
+    train = {"train_accuracy": 0.5, "train_gradient_norm": 1.0, "learning_rate": 0.1}
+    expected = {
+        4: {"train_loss": 0.5, **train},
+        10: {"train_loss": 0.3, **train, "test_accuracy": 0.25},
+    }
+    found = scalars_of(events)
+    assert found.keys() == expected.keys()
+    for step, scalars in expected.items():
+        assert found[step] == pytest.approx(scalars, rel=1e-6)
 
 
 def test_rows_are_json_without_nan(tmp_path):

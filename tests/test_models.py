@@ -806,6 +806,21 @@ def test_batchnorm_momentum_and_epsilon(kind, momentum, epsilon):
 # Summary
 
 
+def test_summary_counts_the_activations_that_are_kept():
+    """Of v1-20: three blocks a stage, of two convolutions and their BatchNorms each."""
+    net = models.resnet(1, 20, 10, width=4)
+    stages = [8 * 8 * 4, 4 * 4 * 8, 2 * 2 * 16]  # an output's values
+    outside = 2 * stages[0] + 10
+    rows = summary.layers(net, (8, 8, 1))
+    kept = outside + 3 * 4 * sum(stages)
+    assert summary.activation_bytes(net, rows, 32) == 32 * 4 * kept
+    again = net.clone(remat=True)
+    ends = outside + 3 * sum(stages) + 4 * stages[0]
+    assert summary.activation_bytes(again, rows, 32) == 32 * 4 * ends
+    half = again.clone(dtype="bfloat16")
+    assert summary.activation_bytes(half, rows, 32) == 32 * 2 * ends
+
+
 def test_summary_names_the_layers_in_the_order_in_which_they_run():
     found = summary.layers(build(V1, 8), CIFAR)
     block = ["conv1", "bn1", "conv2", "bn2"]

@@ -107,6 +107,16 @@ def test_unreadable_pictures_are_told_and_skipped(run, tmp_path, capsys):
     assert "no picture could be read" in capsys.readouterr().err
 
 
+def test_height_and_width_are_the_networks(tmp_path):
+    pixels = np.arange(8 * 24, dtype=np.uint8).reshape(8, 24, 1)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "wide.png")
+    Image.new("L", (24, 24)).save(tmp_path / "square.png")
+    files = [str(tmp_path / name) for name in ("wide.png", "square.png")]
+    (_, wide), (_, square) = predict.read_pictures(files, (8, 24, 1))
+    np.testing.assert_array_equal(wide, pixels)
+    assert square.shape == (8, 24, 1)
+
+
 def test_more_pictures_than_are_decoded_ahead(run, capsys, monkeypatch):
     monkeypatch.setattr(predict, "_AHEAD", 3)
     monkeypatch.setattr(predict, "_BATCH_SIZE", 8)

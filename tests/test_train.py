@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from resnet_jax import UserError, data, results, summary, train, trained
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.checkpoint import Checkpoints, read_record
 from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 from resnet_jax.preemption import StoppedError
@@ -21,6 +21,7 @@ from resnet_jax.trainer import Trainer
 from tests.quick import one_device
 
 ROOT = Path(__file__).parents[1]
+TINY = {"model.width": 2}
 
 
 def digits_config(**changes) -> ConfigDict:
@@ -161,8 +162,15 @@ def test_run_leaves_a_complete_summary(tmp_path, capsys):
     assert summary["device_count"] == 8
     assert summary["seed"] == 0
     assert {"jax", "flax", "optax", "python"} <= set(summary["versions"])
-    assert summary["images_per_second"] > 0
+    seconds = read_record(tmp_path / "run" / "checkpoints" / "30")["clock"]
+    speed = 30 * config.batch_size / seconds["training"]
+    assert summary["images_per_second"] == pytest.approx(speed, abs=0.051)
+    each = summary["images_per_second_per_device"]
+    assert each == pytest.approx(speed / 8, abs=0.051)
     assert summary["seconds"] > summary["compile_seconds"] > 0
+    assert summary["compile_seconds"] == round(seconds["compiling"], 1)
+    assert seconds["total"] > seconds["training"] + seconds["compiling"]
+    assert summary["seconds"] >= round(seconds["total"], 1)
     output = capsys.readouterr().out
     assert output.startswith(f"workdir   {tmp_path / 'run'}\n")
     for told in ("75,002 parameters", "digits: 1,437", "8 x cpu", "epoch 2,"):
@@ -174,8 +182,13 @@ def test_run_leaves_a_complete_summary(tmp_path, capsys):
 
 
 def test_rows_are_finite_numbers_with_rising_steps(tmp_path, quick_training):
-    train.train_and_evaluate(digits_config(steps=25), tmp_path)
+    changes = {"schedule.name": "step", "schedule.boundaries": (0.32,)}
+    changes["schedule.factors"] = (0.5,)
+    train.train_and_evaluate(digits_config(steps=25, **changes), tmp_path)
     rows = read_rows(tmp_path)
+    # Of a call's last update: the rate is halved after the eighth.
+    rates = [row["learning_rate"] for row in rows if "train_loss" in row]
+    assert rates == pytest.approx([0.1, 0.1] + 6 * [0.05])
     steps = [row["step"] for row in rows if "train_loss" in row]
     assert steps == [4, 8, 12, 16, 20, 23, 24, 25]
     assert [row["step"] for row in rows if "test_loss" in row] == [23, 25]
@@ -256,6 +269,39 @@ def test_other_config_is_refused_and_longer_run_goes_on(
         train.train_and_evaluate(digits_config(steps=4), tmp_path)
     assert train.train_and_evaluate(digits_config(steps=12), tmp_path)["steps"] == 12
     assert "steps 8 -> 12" in capsys.readouterr().out
+
+
+def test_seconds_go_on_where_a_run_goes_on(tmp_path, quick_training):
+    train.train_and_evaluate(digits_config(steps=4, **TINY), tmp_path)
+    path = tmp_path / "checkpoints" / "4" / "record" / "metadata"
+    record = json.loads(path.read_text())
+    record["clock"] = {"total": 9000.0, "training": 2000.0, "compiling": 5000.0}
+    path.write_text(json.dumps(record))
+    manifest = tmp_path / "checkpoints" / "4" / "manifest.json"
+    sizes = json.loads(manifest.read_text())
+    del sizes["record/metadata"]
+    manifest.write_text(json.dumps(sizes))
+    summary = train.train_and_evaluate(digits_config(steps=8, **TINY), tmp_path)
+    assert 9000 < summary["seconds"] < 9900
+    assert 5000 < summary["compile_seconds"] < 5900
+    # Those of both parts' images, over both parts' seconds.
+    seconds = read_record(tmp_path / "checkpoints" / "8")["clock"]
+    assert 2000 < seconds["training"] < 2900
+    assert summary["images_per_second"] == pytest.approx(8 * 64 / 2000, abs=0.1)
+
+
+def test_epochs_are_evaluated_and_saved_as_often_as_the_config_says(
+    tmp_path, quick_training
+):
+    """Seven epochs of two steps: what is saved is evaluated too, and so is the last."""
+    often = {"eval_every": 2, "checkpoint.every": 3, "checkpoint.keep": 9}
+    config = digits_config(steps=0, epochs=7, batch_size=32, **often, **TINY)
+    config.dataset.update(train_split="train[:64]", eval_split="test[:32]")
+    train.train_and_evaluate(config, tmp_path)
+    evaluated = [row["step"] for row in read_rows(tmp_path) if "test_loss" in row]
+    assert evaluated == [2 * epoch for epoch in (2, 3, 4, 6, 7)]
+    saved = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert saved == {2 * epoch for epoch in (3, 6, 7)}
 
 
 @pytest.mark.slow

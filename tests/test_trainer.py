@@ -12,6 +12,7 @@ from resnet_jax.config import validate
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
 from resnet_jax.trainer import Trainer
+from tests.test_train import digits_config
 
 
 @pytest.fixture(
@@ -96,6 +97,67 @@ def test_all_seeds_share_one_program(monkeypatch):
         trainer.compile()
     assert len(programs) == 4
     assert sorted(programs[:2]) == sorted(programs[2:])
+
+
+def losses(batch_size: int, **changes) -> list[float]:
+    """Of four updates that change next to nothing, so that they tell of which images.
+
+    The data set has 16 images, or a single one for batches of that.
+    """
+    config = digits_config(steps=4, steps_per_call=1, batch_size=batch_size)
+    examples = 1 if batch_size == 1 else 16
+    config.dataset.update(train_split=f"train[:{examples}]", image_size=16)
+    config.model.width = 2
+    config.augment.crop = 0.0
+    config.optimizer.learning_rate = 1e-12
+    config.update_from_flattened_dict(changes)
+    validate(config)
+    trainer = Trainer(config, data.load(config.dataset))
+    state = trainer.place(trainer.new_state())
+    trainer.compile()
+    found = []
+    for step in range(4):
+        state, means = trainer.train(state, step, step + 1)
+        found.append(means["loss"])
+    return found
+
+
+def kinds(losses: list[float]) -> list[int]:
+    """Numbers for the losses, the same where they are nearly equal."""
+    seen = []
+    for loss in losses:
+        if all(loss != pytest.approx(other, rel=1e-5) for other in seen):
+            seen.append(loss)
+    return [seen.index(pytest.approx(loss, rel=1e-5)) for loss in losses]
+
+
+@pytest.mark.parametrize(
+    "stream", ["never", pytest.param("always", marks=pytest.mark.slow)]
+)
+def test_each_step_has_images_of_its_size(stream, quick_training):
+    if stream == "always":
+        pytest.importorskip("grain")
+    found = []
+    for sizes, ends in (((8, 12), (0.25, 0.5)), ((8,), (0.75,))):
+        growing = {"augment.sizes": sizes, "augment.size_ends": ends}
+        found += losses(16, **growing, **{"dataset.stream": stream})
+    assert kinds(found) == [0, 1, 2, 2, 0, 0, 0, 2]
+
+
+def test_the_last_epochs_are_plain(quick_training):
+    """One and a half, of two steps each."""
+    mixing = {"augment.mixup": 1.0, "augment.plain_epochs": 1.5}
+    mixed, plain = losses(8, **mixing), losses(8)
+    assert kinds([*plain, *mixed]) == [0, 1, 2, 3, 4, 1, 2, 3]
+
+
+def test_flips_alternate_when_the_config_says(quick_training):
+    """Of one image, which each epoch takes once."""
+    found = losses(1, **{"augment.flip": True, "augment.alternating_flip": True})
+    assert kinds(found) == [0, 1, 0, 1]
+    drawn = losses(1, **{"augment.flip": True})
+    assert set(kinds([*found, *drawn])) == {0, 1}
+    assert kinds(drawn) != [0, 1, 0, 1]
 
 
 def test_later_calls_compile_nothing(trained):
