@@ -145,12 +145,13 @@ def completed(stored: dict) -> ConfigDict:
     ):
         model.width = 0  # the default of before there were other stems
     for name, value in default().items():
-        if not isinstance(value, ConfigDict):
-            if name not in config:
-                config[name] = value
-        elif isinstance(config.get(name), ConfigDict):
+        is_group = isinstance(value, ConfigDict)
+        if is_group and isinstance(config.get(name), ConfigDict):
             for inner in set(value) - set(config[name]):
                 config[name][inner] = value[inner]
+        # Without any group it is no config, but damaged.
+        elif name not in config and (not is_group or isinstance(model, ConfigDict)):
+            config[name] = value
     return config
 
 

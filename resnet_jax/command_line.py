@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from configs import common
@@ -90,7 +89,7 @@ def parse_with_arguments(
     except UserError:
         raise
     except flags.Error as error:
-        raise UserError(_cause(error)) from None
+        raise UserError(_cause(error, "config" in values)) from None
     # What is left is ml_collections' of a field, or whatever a config file may raise.
     except (Exception, SystemExit) as error:
         raise UserError(_misspelt(argv, error) or _failed(argv, error)) from None
@@ -149,14 +148,16 @@ def _require_config_file(argv: list[str]) -> None:
     if file is None or Path(file.partition(":")[0]).is_file():
         return
     name, colon, recipe = file.partition(":")
-    there = [path.stem for path in Path("configs").glob("[!_]*.py")]
-    hint = "give one of configs/"
+    own = Path("configs")
+    place = own if own.is_dir() else Path(common.__file__).parent
+    there = [path.stem for path in place.glob("[!_]*.py")]
+    hint = f"give one of {place}/"
     if close := difflib.get_close_matches(Path(name).stem, there, n=1):
-        hint = f"did you mean configs/{close[0]}.py{colon}{recipe}?"
+        hint = f"did you mean {place / close[0]}.py{colon}{recipe}?"
     raise UserError(f"--config={file}: there is no such file: {hint}")
 
 
-def _cause(error: flags.Error) -> str:
+def _cause(error: flags.Error, has_config: bool) -> str:
     """A sentence for what absl finds wrong with a flag or its value."""
     message = " ".join(str(error).split())
     if "Traceback (most recent call last):" in message:
@@ -165,7 +166,8 @@ def _cause(error: flags.Error) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         close = re.search(r"Did you mean: (\w+)", message)
         hint = f"did you mean --{close[1]}?" if close else "--help lists the flags"
-        if field := _field(error.flagname.rpartition(".")[2]):
+        field = config.find_field(error.flagname.rpartition(".")[2])
+        if field and has_config:
             hint = f"did you mean --config.{field}?"
         return f"--{error.flagname} is not a flag: {hint}"
     if found := re.match(r"Missing value for flag (\S+)", message):
@@ -174,6 +176,11 @@ def _cause(error: flags.Error) -> str:
     if not found:
         return message
     flag, value, reason = found.groups()
+    if "as a ConfigDict" in reason:
+        group = flag.removeprefix("--config.")
+        named = "name" in common.default().get(group, {})
+        hint = f": did you mean {flag}.name={value}?" if named else ""
+        return f"{flag}={value!r}: it is a group of fields{hint}"
     if value.startswith("--"):
         return f"{flag} has no value: write {flag}=VALUE"
     for told, fix in {
@@ -203,20 +210,6 @@ def _failed(argv: list[str], error: Exception | SystemExit) -> str:
     return f"{what} failed{line}: {type(error).__name__}: {message}: fix it"
 
 
-def _field(name: str) -> str | None:
-    """The one field of configs/common.py that ends in a name, or has its initials."""
-
-    def initials(field: str) -> str:
-        return "".join(word[0] for word in field.split("_"))
-
-    fields = flatten_dict(common.default().to_dict(), sep=".")
-    for read in (str, initials):
-        found = [field for field in fields if read(field.rpartition(".")[2]) == name]
-        if len(found) == 1 and len(name) > 1:
-            return found[0]
-    return None
-
-
 def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
     """The sentence about a field that is not there, if that is what the error is."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
@@ -235,6 +228,9 @@ def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
     given = [arg.partition("=")[0] for arg in argv if arg.startswith("--config.")]
     field = next((arg for arg in given if name in arg.split(".")), f"--config.{name}")
     ending = f"did you mean {found[1]!r}?" if found else "see configs/common.py"
-    if known := _field(name):
+    known = config.find_field(name)
+    if known and f"--config.{known}" != field:
         ending = f"did you mean --config.{known}?"
+    elif known:
+        ending = f"--config={_config_file(argv)} has none of that name: add it there"
     return f"{field} is not a field of the config: {ending}"

@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import common
@@ -133,6 +134,8 @@ def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see configs/common.py"
+            if meant := find_field(name):
+                hint = f"did you mean config.{meant}?"
             raise UserError(f"{group}.{name} is not a field: {hint}")
     for name, default in known.items():
         field = f"{group}.{name}"
@@ -145,6 +148,20 @@ def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
             raise UserError(f"{field}={shown!r}: give {what}")
         if isinstance(default, ConfigDict):
             _validate_fields(value, default, field)
+
+
+def find_field(name: str) -> str | None:
+    """The one field of configs/common.py that ends in a name, or has its initials."""
+
+    def initials(field: str) -> str:
+        return "".join(word[0] for word in field.split("_"))
+
+    fields = flatten_dict(common.default().to_dict(), sep=".")
+    for read in (str, initials):
+        found = [field for field in fields if read(field.rpartition(".")[2]) == name]
+        if len(found) == 1 and len(name) > 1:
+            return found[0]
+    return None
 
 
 def _validate_freeze(config: ConfigDict) -> None:

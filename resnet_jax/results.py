@@ -11,6 +11,8 @@ from resnet_jax.clock import Clock
 from resnet_jax.plan import Plan, total_steps
 from resnet_jax.trainer import Trainer
 
+# The optimizers that `optimizer.nesterov` changes.
+_NESTEROV = ("sgd", "adam", "adamw", "rmsprop", "lars")
 _NOT_FLIP_INVARIANT = ("digits", "svhn_cropped", "mnist", "emnist", "kmnist")
 
 
@@ -103,7 +105,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
     shape = "x".join(map(str, dataset.image_shape))
     optimizer = config.optimizer
     name = optimizer.name
-    if optimizer.nesterov and name not in ("adagrad", "adadelta", "lion"):
+    if optimizer.nesterov and name in _NESTEROV:
         name += " with Nesterov's momentum"
     of_batch, rule = optimizer.linear_rate_batch, ""
     if of_batch:

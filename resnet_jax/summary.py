@@ -8,6 +8,7 @@ import dataclasses
 import math
 import resource
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -186,9 +187,19 @@ def table(
 def describe(net: models.ResNet) -> str:
     """A network in a few words: 'bottleneck blocks, pre-activation, shortcut B'."""
     variant = ", Keras variant" if net.keras else ""
+    block = _name(net.block_class) if net.block_class else net.block
+    norm = f", {_name(net.norm_class)} for BatchNorm" if net.norm_class else ""
     shortcut = f"shortcut {net.shortcut}" if net.shortcut else "no shortcuts"
     stem = ", ImageNet stem" if net.stem == "imagenet" else ""
-    return f"{net.block} blocks, {net.activation}-activation, {shortcut}{variant}{stem}"
+    return (
+        f"{block} blocks, {net.activation}-activation, {shortcut}{variant}{stem}{norm}"
+    )
+
+
+def _name(build: Callable) -> str:
+    """The name of a class or function, or of what is called with some arguments."""
+    called = build.func if isinstance(build, partial) else build
+    return getattr(called, "__name__", type(called).__name__)
 
 
 def main(argv: list[str]) -> None:

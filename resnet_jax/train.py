@@ -30,7 +30,7 @@ from resnet_jax import (
 )
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.clock import Clock
-from resnet_jax.config import build_network
+from resnet_jax.config import build_network, validate
 from resnet_jax.divergence import DivergedError, require_finite
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
@@ -55,13 +55,18 @@ def train_and_evaluate(
     experiments with blocks; the directory is then for that network alone.
 
     Raises:
-      UserError: the data or the directory are not what they should be.
+      UserError: the config, the data or the directory are not what they should be.
       DivergedError: training cannot continue; what was saved stays.
       WriteError: a file cannot be written; what was saved stays.
       StoppedError: a signal came; what was done is saved.
       LostError: another process was lost; what was saved stays.
     """
     clock, directory = Clock(), Path(directory)
+    validate(config, with_data=False)
+    if config.seeds > 1:
+        raise UserError(
+            f"config.seeds={config.seeds}: give 1 here; seeds.run_all trains several"
+        )
     parallel.split_cpu(config.batch_size, hosts.count())
     parallel.require_devices()
     compilation.use_compilation_cache()
@@ -127,7 +132,7 @@ def _run(
     trainer = Trainer(config, opened.dataset, build)
     step = opened.newest[0] if opened.newest else 0
     if opened.newest:
-        hosts.from_first(lambda: _require_resumable(directory, trainer, opened))
+        hosts.from_first(lambda: _require_resumable(config, directory, trainer, opened))
         if _is_finished(opened, trainer):
             return _finished(config, directory, opened)
     trainer.begin_compiling()  # while the state is made
@@ -153,7 +158,12 @@ def _run(
         state = _begin_with(config, state, trainer, opened.dataset)
     if hosts.is_first():
         workdir.write_json(directory / "config.json", json.loads(config.to_json()))
-        trained.write_inputs(directory, opened.dataset, trainer.normalization)
+        trained.write_inputs(
+            directory,
+            opened.dataset,
+            trainer.normalization,
+            trained.own_network(trainer.net, config),
+        )
         results.print_start(config, opened.dataset, trainer, changed, opened.newest)
     state = trainer.place(state)
     trainer.compile()
@@ -196,11 +206,17 @@ def _run(
     return result
 
 
-def _require_resumable(directory: Path, trainer: Trainer, opened: _Opened) -> None:
-    """Raises UserError where the data are others now, or the run ends before."""
+def _require_resumable(
+    config: ConfigDict, directory: Path, trainer: Trainer, opened: _Opened
+) -> None:
+    """Raises UserError where data or network are others now, or the run ends before."""
     (step, record), plan = opened.newest, trainer.plan
     seen = record.get("examples", plan.examples)
     trained.require_same_data(directory, opened.dataset, trainer.normalization, seen)
+    before = trained.read_inputs(directory, config).network
+    trained.require_same_network(
+        directory, before, trained.own_network(trainer.net, config)
+    )
     if step > plan.total_steps:
         raise UserError(
             f"--workdir={directory} is at step {step:,}, but config.epochs or "

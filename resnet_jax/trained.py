@@ -7,6 +7,7 @@ is kept in the run's directory, so that using it needs no data set on the disk.
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,16 @@ from absl import flags
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, bucket, compilation, data, models, parallel, workdir
+from resnet_jax import (
+    UserError,
+    bucket,
+    compilation,
+    data,
+    models,
+    parallel,
+    summary,
+    workdir,
+)
 from resnet_jax.augment import averaged_over_flip, normalize, statistics
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network, validate
@@ -33,12 +43,14 @@ class Inputs:
       class_names: one a label.
       image_shape: height, width and channels.
       normalization: mean and scale, as `augment.normalize` takes them.
+      network: describes a network that is not the config's; '': it is, None: unknown.
     """
 
     dataset: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     normalization: tuple[np.ndarray, np.ndarray]
+    network: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +100,22 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
+def load(
+    directory: str | Path | None,
+    checkpoint: str = "latest",
+    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+) -> Trained:
     """Restores the network of a run, on the host; JAX is set up as for training it.
 
     Args:
       directory: the run's, as `--workdir` gave it.
       checkpoint: 'latest', or 'best' by validation.
+      build: what `train.train_and_evaluate` was given.
 
     Raises:
-      UserError: there is no run, no such checkpoint, or one that cannot be read; or
-        the run has no `inputs.json` (an old one) and its data set is not there either.
+      UserError: there is no run, no such checkpoint, or one that cannot be read; the
+        network is another; or the run has no `inputs.json` (an old one) and its data
+        set is not there either.
     """
     if not directory:
         raise UserError("--workdir is missing: give the directory of a run")
@@ -122,7 +140,8 @@ def load(directory: str | Path | None, checkpoint: str = "latest") -> Trained:
             f"--workdir={directory} has no {checkpoint} checkpoint: {reason}"
         )
     inputs = read_inputs(directory, config)
-    net = build_network(config, len(inputs.class_names))
+    net = build(config, len(inputs.class_names))
+    require_same_network(directory, inputs.network, own_network(net, config))
     like = models.variable_shapes(net, inputs.image_shape)
     checkpoints.require_intact(step)
     variables = checkpoints.restore(step, {"variables": like})["variables"]
@@ -152,10 +171,29 @@ def load_data(run: Trained) -> data.Dataset:
     return dataset
 
 
+def own_network(net: models.ResNet, config: ConfigDict) -> str:
+    """Describes a network that is not the one that its config describes; '': it is."""
+    standard = build_network(config, net.num_classes)
+    same = net.clone(scan=standard.scan, remat=standard.remat) == standard
+    return "" if same else summary.describe(net)
+
+
+def require_same_network(directory: Path, before: str | None, now: str) -> None:
+    """Refuses another network than that of a run; both as `own_network` gives them."""
+    if before not in (None, now):
+        raise UserError(
+            f"--workdir={directory} holds a run of "
+            f"{before or 'the network of its config'}, not of "
+            f"{now or 'the network of its config'}: give the same `build` as then to "
+            "train_and_evaluate or trained.load"
+        )
+
+
 def write_inputs(
     directory: Path,
     dataset: data.Dataset,
     normalization: tuple[np.ndarray, np.ndarray],
+    network: str = "",
 ) -> None:
     """Writes a run's `inputs.json`. Raises WriteError where it cannot."""
     mean, scale = (array.tolist() for array in normalization)  # exact in JSON
@@ -164,6 +202,7 @@ def write_inputs(
         "class_names": dataset.class_names,
         "image_shape": dataset.image_shape,
         "normalization": {"mean": mean, "scale": scale},
+        "network": network,
     }
     workdir.write(directory / _INPUTS, json.dumps(content) + "\n")
 
@@ -242,6 +281,7 @@ def _parse_inputs(path: Path) -> Inputs:
             tuple(map(str, content["class_names"])),
             (height, width, channels),
             (np.asarray(mean, np.float32), np.asarray(scale, np.float32)),
+            content.get("network"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

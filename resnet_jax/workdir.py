@@ -55,7 +55,7 @@ def default(config_flag: str, config: ConfigDict) -> Path:
     """`runs/CONFIG[-RECIPE][-DATASET]/seed<seed>`, from the value of `--config`."""
     file, _, recipe = config_flag.partition(":")
     parts = [Path(file).stem]
-    if recipe not in ("", "paper"):
+    if recipe:
         parts.append(recipe)
     if config.dataset.name not in ("cifar10", *parts):
         parts.append(config.dataset.name)
@@ -324,6 +324,11 @@ def _git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        if (
+            Path(git("rev-parse", "--show-toplevel"))
+            != Path(__file__).resolve().parents[1]
+        ):
+            return None  # the code is installed within a repository of another
         changed = git("status", "--porcelain", "--untracked-files=no", ":/*.py")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -140,6 +140,28 @@ def test_config_file_that_is_nearly_there_is_found(refused, place, given, meant)
     assert refused(f"--config={given}").endswith(f"no such file: {hint}\n")
 
 
+@pytest.mark.parametrize("field", ["batch_size", "lr"])
+def test_commands_without_a_config_are_not_given_its_fields(refused, field):
+    for flag in (f"--{field}", f"--config.{field}"):
+        sentence = refused("--workdir=run", f"{flag}=3", command=evaluate.main)
+        assert_names(sentence, f"{flag} is not a flag", "--help lists the flags")
+
+
+def test_value_for_a_group_is_told_with_the_field(refused):
+    sentence = refused(DIGITS, "--config.optimizer=adam")
+    assert_names(sentence, "a group", "did you mean --config.optimizer.name=adam?")
+    assert_names(refused(DIGITS, "--config.model=resnet"), "it is a group of fields")
+
+
+def test_field_that_a_config_of_ones_own_lacks_is_told(refused, place):
+    (place / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'epochs': 3})\n"
+    )
+    sentence = refused("--config=mine.py", "--config.steps=3")
+    assert_names(sentence, "--config.steps is not a field", "mine.py has none")
+
+
 def test_error_in_a_config_file_has_its_line(refused, place):
     (place / "mine.py").write_text("\ndef get_config():\n    return 1 / 0\n")
     assert_names(refused("--config=mine.py"), "in line 3: ZeroDivisionError")

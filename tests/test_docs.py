@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from resnet_jax import summary
+from resnet_jax import UserError, models, summary, train, trained
 from resnet_jax.config import build_network, validate
 
 ROOT = Path(__file__).parents[1]
@@ -108,10 +108,27 @@ def test_the_block_of_your_own_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     example = examples("docs/extending.md")[1]
     small = example.replace("config.epochs = 2", "config.update(steps=2)")
-    names = run(small.replace("depth=20", "depth=8, scan=True, remat=True, width=4"))
+    model = "depth=8, scan=True, remat=True, width=4, stochastic_depth=0.1"
+    names = run(small.replace("depth=20", f"{model}, dtype='bfloat16'"))
     told = capsys.readouterr().out.splitlines()[-1]
     # Three standard blocks, and two Dense layers in each.
     standard = build_network(names["config"], 10)
     more = sum((f // 4 + 1) * f + (f + 1) * (f // 4) for f in (4, 8, 16))
     count = summary.cost(standard, (8, 8, 1))["params"] + more
     assert told.endswith(f"%, {count:,} parameters")
+    directory = "runs/squeeze_excitation"
+    assert trained.load(directory, build=names["build"]).step == 2
+    with pytest.raises(UserError, match="holds a run of SqueezeExcitationBlock blocks"):
+        trained.load(directory)
+    with pytest.raises(UserError, match="holds a run of SqueezeExcitationBlock blocks"):
+        train.train_and_evaluate(names["config"], directory)
+
+
+def test_the_norm_of_your_own_takes_the_place_of_batch_norm():
+    group_norm = run(examples("docs/extending.md")[2])["GroupNorm"]
+    net = models.resnet(1, 8, 10, width=4, dtype="bfloat16")
+    net = net.clone(norm_class=group_norm)
+    assert summary.describe(net).endswith(", GroupNorm for BatchNorm")
+    shapes = models.variable_shapes(net, (8, 8, 1))
+    assert set(shapes) == {"params"}
+    assert set(shapes["params"]["stem_bn"]) == {"GroupNorm_0"}

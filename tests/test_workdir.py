@@ -34,7 +34,7 @@ def files(directory: Path) -> dict:
     ("flag", "changes", "expected"),
     [
         ("configs/v1_20.py", {}, "runs/v1_20/seed0"),
-        ("configs/v1_20.py:paper", {}, "runs/v1_20/seed0"),
+        ("configs/v1_20.py:paper", {}, "runs/v1_20-paper/seed0"),
         ("configs/v1_20.py:keras", {}, "runs/v1_20-keras/seed0"),
         ("/elsewhere/my_net.py", {"seed": 7}, "runs/my_net/seed7"),
         (
@@ -368,6 +368,19 @@ def test_commit_is_that_of_the_code_and_says_where_files_differ(tmp_path, monkey
     assert workdir.provenance()["git_commit"] == commit
     code.write_text("second\n")
     assert workdir.provenance()["git_commit"] == f"{commit}-dirty"
+
+
+def test_commit_of_a_repository_that_the_code_is_only_installed_in_is_not_its_own(
+    tmp_path, monkeypatch
+):
+    code = tmp_path / "venv" / "resnet_jax" / "workdir.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("first\n")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    monkeypatch.setattr(workdir, "__file__", str(code))
+    assert workdir.provenance()["git_commit"] is None
 
 
 def test_commit_is_none_where_git_is_not_installed(monkeypatch, tmp_path):

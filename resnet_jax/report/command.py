@@ -39,14 +39,16 @@ def _starts() -> dict[str, dict]:
     """Every config of configs/, with and without a recipe, by the flag's value."""
     starts = {}
     for module in pkgutil.iter_modules(configs.__path__):
-        build = importlib.import_module(f"configs.{module.name}").get_config
-        if module.name == "common":
+        build = getattr(
+            importlib.import_module(f"configs.{module.name}"), "get_config", None
+        )
+        if module.name == "common" or build is None:
             continue
         for recipe in ("", "paper", "keras", "strong", "fast", "smoke", "imagenet"):
             name = f"configs/{module.name}.py" + (f":{recipe}" if recipe else "")
             try:
                 starts[name] = flat(build(recipe) if recipe else build())
-            except UserError:  # this one has other recipes
+            except (UserError, TypeError):  # this one has other recipes, or none
                 continue
     return starts
 
