@@ -274,7 +274,7 @@ CONFIG_FILES = {
     "returns nothing": (START, ["mine.py", "no ConfigDict: fix it"]),
     "a group alone": (
         START + "    return config.model\n",
-        ["config.activation is not a field", "configs/common.py"],
+        ["config.activation is not a field", "did you mean config.model.activation?"],
     ),
     "an empty ConfigDict": (
         START + "    return ConfigDict()\n",
