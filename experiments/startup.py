@@ -33,19 +33,19 @@ ROUNDS = 5
 TIMES = {"cold": "nothing compiled", "warm": "second start"}
 
 
-def measure(config: str, round: int) -> dict:
+def measure(file: str, round: int) -> dict:
     """Seconds until the first update is evaluated, without and with compiled programs.
 
     Args:
-      config: as `--config` takes it.
+      file: as `--config` takes it.
       round: distinguishes one measurement from the next.
     """
     with tempfile.TemporaryDirectory() as directory:
         cache = Path(directory, "cache")
         if round == 0:
-            seconds_to_first_update(config, cache)
+            seconds_to_first_update(file, cache)
             cache = Path(directory, "another cache")
-        return {name: seconds_to_first_update(config, cache) for name in TIMES}
+        return {name: seconds_to_first_update(file, cache) for name in TIMES}
 
 
 def seconds_to_first_update(config: str, cache: Path, *changes: str) -> float:
@@ -72,9 +72,9 @@ def seconds_to_first_update(config: str, cache: Path, *changes: str) -> float:
 
 def run(experiment: Study) -> list[dict]:
     """The seconds of each round."""
-    config = SCALES[experiment.scale]
+    file = SCALES[experiment.scale]
     return [
-        experiment.cell(measure, config=config, round=number)
+        experiment.cell(measure, file=file, round=number)
         for number in range(ROUNDS)
     ]
 
