@@ -77,8 +77,7 @@ def run(experiment: Study) -> list[dict]:
     """The seconds of each round."""
     file = SCALES[experiment.scale]
     return [
-        experiment.cell(measure, file=file, round=number)
-        for number in range(ROUNDS)
+        experiment.cell(measure, file=file, round=number) for number in range(ROUNDS)
     ]
 
 
