@@ -97,8 +97,11 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
         )
     if not saved:  # nothing to lose
         if not is_run(workdir) and not _left_by_a_start(workdir):
+            runs = ", ".join(map(str, _runs_in(workdir)[:3]))
+            also = f", or to resume a run, its own ({runs})" if runs else ""
             raise UserError(
-                f"--workdir={workdir} holds other files: give a new or empty directory"
+                f"--workdir={workdir} holds other files: give a new or empty "
+                f"directory{also}"
             )
         return []
     changed = _changed(_flat(read_config(workdir)), _flat(config))
@@ -183,6 +186,11 @@ def is_run(workdir: Path) -> bool:
     return (workdir / "config.json").is_file()
 
 
+def _runs_in(directory: Path) -> list[Path]:
+    """The runs that are in a directory, as seed0."""
+    return sorted(path for path in directory.glob("*") if is_run(path))
+
+
 def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in a directory; each of its checkpoints has it, too.
 
@@ -197,8 +205,7 @@ def read_config(workdir: Path) -> ConfigDict:
         if workdir.parent.is_dir():
             names = [path.name for path in workdir.parent.iterdir() if is_run(path)]
             close = difflib.get_close_matches(workdir.name, names, n=1)
-            inside = sorted(path for path in workdir.glob("*") if is_run(path))
-            if found := inside[:1] or [workdir.parent / name for name in close]:
+            if found := _runs_in(workdir) or [workdir.parent / name for name in close]:
                 near = f", as {found[0]}"
         raise UserError(
             f"--workdir={workdir} holds no run: give the directory of one{near}"

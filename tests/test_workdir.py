@@ -108,6 +108,14 @@ def test_directory_of_other_files_is_refused(tmp_path, content):
     assert files(tmp_path) == before
 
 
+def test_directory_of_runs_is_refused_with_their_own(tmp_path):
+    for seed in (1, 0):
+        start_run(tmp_path / f"seed{seed}", config_of())
+    with pytest.raises(UserError, match="holds other files") as raised:
+        workdir.check(tmp_path, config_of())
+    assert str(raised.value).endswith(f"({tmp_path}/seed0, {tmp_path}/seed1)")
+
+
 def test_run_without_a_checkpoint_may_be_started_again_with_any_config(tmp_path):
     workdir.write_json(tmp_path / "config.json", json.loads(config_of().to_json()))
     (tmp_path / "checkpoints").mkdir()
