@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from resnet_jax import UserError, command_line, data, main, workdir
+from resnet_jax import UserError, command_line, data, main, provenance, workdir
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import best_step, read_rows
 from resnet_jax.trainer import Trainer
@@ -254,7 +254,7 @@ def run(argv: list[str]) -> None:
         "saves_cut_off": sum(ended["saves_cut_off"] for ended in sent),
         "longest_seconds_to_end": max((e["seconds_to_end"] for e in sent), default=0),
         "device": jax.devices()[0].device_kind,
-        **workdir.provenance(),
+        **provenance.versions_and_commit(),
         "each": runs,
     }
     print(

@@ -39,7 +39,7 @@ from experiments import study
 from experiments.peers import CONTENDERS as PEERS
 from experiments.peers import report, require
 from experiments.study import STYLES, Study
-from resnet_jax import command_line, data, workdir
+from resnet_jax import command_line, data, provenance, workdir
 
 SCALES = {
     "smoke": {"minutes": 10.0, "seeds": (0,)},
@@ -66,7 +66,7 @@ def measure(contender: str, minutes: float, seed: int, **settings) -> dict:
         command = [sys.executable, "-m", "experiments.peers.timed", contender]
         command += [str(60 * minutes), str(seed), json.dumps(settings)]
         result = json.loads(study.run_process(command).splitlines()[-1])
-        versions = workdir.provenance()["versions"] | report.peer_versions()
+        versions = provenance.versions_and_commit()["versions"] | report.peer_versions()
         return result | {"made_by": {"versions": versions}}
 
 

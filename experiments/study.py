@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import common
-from resnet_jax import UserError, command_line, workdir
+from resnet_jax import UserError, command_line, provenance, workdir
 
 # They differ in colour, grey, line and marker (colours: Okabe and Ito).
 STYLES = [
@@ -114,7 +114,7 @@ class Study:
             result = measure(**settings)
             made_by = {
                 "seconds": round(time.perf_counter() - start, 2),
-                **workdir.provenance(),
+                **provenance.versions_and_commit(),
                 **result.pop("made_by", {}),
             }
             if "device" not in made_by:  # two processes cannot always share one

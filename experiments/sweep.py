@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import spread, study
 from experiments.spread import Job
-from resnet_jax import UserError, command_line, workdir
+from resnet_jax import UserError, command_line, provenance, workdir
 from resnet_jax.report.command import flat
 from resnet_jax.seeds import accuracy_interval
 
@@ -249,7 +249,7 @@ def main(argv: list[str]) -> None:
         spread.run_all(missing, spread.devices())
     cells = results(sweep)
     content = {"command": shlex.join(["python", "-m", "experiments.sweep", *argv[1:]])}
-    content |= {"grid": sweep.grid, "cells": cells, **workdir.provenance()}
+    content |= {"grid": sweep.grid, "cells": cells, **provenance.versions_and_commit()}
     workdir.write_json(sweep.out / "sweep.json", content)
     workdir.write(sweep.out / "sweep.md", table(cells) + "\n")
     study.save(draw(sweep.grid, cells), sweep.out / "sweep")

@@ -24,6 +24,7 @@ from resnet_jax import (
     models,
     parallel,
     profile,
+    provenance,
     results,
     trained,
     workdir,
@@ -139,7 +140,7 @@ def _run(
     made_by = {
         "device": jax.devices()[0].device_kind,
         "device_count": trainer.parallel.device_count,
-        **workdir.provenance(),
+        **provenance.versions_and_commit(),
     }
     state, changed, changes = trainer.new_state(), [], []
     if opened.newest:

@@ -6,12 +6,9 @@ import errno
 import fcntl
 import json
 import os
-import platform
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TextIO
 
@@ -46,9 +43,6 @@ class WriteError(UserError):
     """A file of a run could not be written; what was saved before stays."""
 
     exit_status = 1
-
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def default(config_flag: str, config: ConfigDict) -> Path:
@@ -309,34 +303,3 @@ def make(out: Path) -> None:
 def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file whole."""
     write(path, json.dumps(content, indent=2) + "\n")
-
-
-def provenance() -> dict:
-    """What computes here: versions of the packages and of this code."""
-    versions = {name: metadata.version(name) for name in _PACKAGES}
-    versions["python"] = platform.python_version()
-    return {"versions": versions, "git_commit": _git_commit()}
-
-
-def _git_commit() -> str | None:
-    """The commit of the code, with '-dirty' where Python files differ from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        if (
-            Path(git("rev-parse", "--show-toplevel"))
-            != Path(__file__).resolve().parents[1]
-        ):
-            return None  # the code is installed within a repository of another
-        changed = git("status", "--porcelain", "--untracked-files=no", ":/*.py")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

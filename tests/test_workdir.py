@@ -1,7 +1,5 @@
 import json
 import os
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -332,65 +330,3 @@ def test_content_that_is_no_json_leaves_the_old_file(tmp_path):
         workdir.write_json(path, {"a": object()})
     assert files(tmp_path).keys() == {path}
     assert json.loads(path.read_text()) == {"a": 1}
-
-
-def test_provenance_has_versions_and_commit():
-    found = workdir.provenance()
-    assert set(found) == {"versions", "git_commit"}
-    packages = {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"}
-    assert set(found["versions"]) == {*packages, "python"}
-    for version in found["versions"].values():
-        assert re.match(r"\d+\.\d+", version)
-    json.dumps(found)
-
-
-def git(directory, *arguments):
-    identity = ("-c", "user.name=name", "-c", "user.email=name@example.org")
-    return subprocess.run(
-        ["git", *identity, *arguments],
-        cwd=directory,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-
-
-def test_commit_is_that_of_the_code_and_says_where_files_differ(tmp_path, monkeypatch):
-    code = tmp_path / "resnet_jax" / "workdir.py"
-    code.parent.mkdir()
-    code.write_text("first\n")
-    measured = tmp_path / "experiments" / "results.jsonl"
-    measured.parent.mkdir()
-    measured.write_text("first\n")
-    monkeypatch.setattr(workdir, "__file__", str(code))
-    assert workdir.provenance()["git_commit"] is None
-
-    git(tmp_path, "init")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "first")
-    git(tmp_path, "tag", "-a", "v1.0", "-m", "tagged")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert re.fullmatch("[0-9a-f]{40}", commit)
-    assert workdir.provenance()["git_commit"] == commit
-    measured.write_text("second\n")  # is no code
-    assert workdir.provenance()["git_commit"] == commit
-    code.write_text("second\n")
-    assert workdir.provenance()["git_commit"] == f"{commit}-dirty"
-
-
-def test_commit_of_a_repository_that_the_code_is_only_installed_in_is_not_its_own(
-    tmp_path, monkeypatch
-):
-    code = tmp_path / "venv" / "resnet_jax" / "workdir.py"
-    code.parent.mkdir(parents=True)
-    code.write_text("first\n")
-    git(tmp_path, "init")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "first")
-    monkeypatch.setattr(workdir, "__file__", str(code))
-    assert workdir.provenance()["git_commit"] is None
-
-
-def test_commit_is_none_where_git_is_not_installed(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert workdir.provenance()["git_commit"] is None

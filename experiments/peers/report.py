@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from experiments import study
-from resnet_jax import workdir
+from resnet_jax import provenance
 
 _PEERS = ("torch", "keras", "tensorflow-cpu", "tensorflow")
 
@@ -102,7 +102,7 @@ def peer_versions() -> dict[str, str]:
 
 def conditions() -> dict:
     """The conditions of a measurement: device, versions of ours and of the peers."""
-    made_by = workdir.provenance()
+    made_by = provenance.versions_and_commit()
     made_by["versions"] |= peer_versions()
     return {
         "device": jax.devices()[0].device_kind,
