@@ -31,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import spread, study
 from experiments.spread import Job
 from resnet_jax import UserError, command_line, provenance, workdir
-from resnet_jax.report.command import flat
+from resnet_jax.config import flat
 from resnet_jax.seeds import accuracy_interval
 
 _HELD_BACK = {

@@ -197,15 +197,15 @@ def _failed(argv: list[str], error: Exception | SystemExit) -> str:
     message = " ".join(str(error).split())
     if "has no attribute 'get_config'" in message:
         return f"--config={_config_file(argv)} defines no get_config(): fix it"
-    what = f"--config={_config_file(argv)}" if _config_file(argv) else "a flag"
     if isinstance(error, SystemExit):
         message = "it ends the process"
-    file = _config_file(argv).partition(":")[0] if _config_file(argv) else None
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if file and Path(frame.filename).resolve() == Path(file).resolve()
-    ]
+    what, lines = "a flag", []
+    if given := _config_file(argv):
+        what, file = f"--config={given}", Path(given.partition(":")[0]).resolve()
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [
+            each.lineno for each in frames if Path(each.filename).resolve() == file
+        ]
     line = f" in line {lines[-1]}" if lines else ""
     return f"{what} failed{line}: {type(error).__name__}: {message}: fix it"
 

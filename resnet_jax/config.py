@@ -156,7 +156,7 @@ def find_field(name: str) -> str | None:
     def initials(field: str) -> str:
         return "".join(word[0] for word in field.split("_"))
 
-    fields = flatten_dict(common.default().to_dict(), sep=".")
+    fields = flat(common.default())
     for read in (str, initials):
         found = [field for field in fields if read(field.rpartition(".")[2]) == name]
         if len(found) == 1 and len(name) > 1:
@@ -233,6 +233,15 @@ def get(config: ConfigDict, field: str):
     for name in field.split("."):
         config = config[name]
     return config
+
+
+def flat(config: ConfigDict) -> dict:
+    """A config's values by dotted names."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
 
 
 def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:

@@ -197,9 +197,11 @@ def describe(net: models.ResNet) -> str:
 
 
 def _name(build: Callable) -> str:
-    """The name of a class or function, or of what is called with some arguments."""
-    called = build.func if isinstance(build, partial) else build
-    return getattr(called, "__name__", type(called).__name__)
+    """The name of a class or function, with the arguments that are given to it."""
+    if not isinstance(build, partial):
+        return build.__name__
+    given = ", ".join(f"{name}={value!r}" for name, value in build.keywords.items())
+    return f"{_name(build.func)}({given})"
 
 
 def main(argv: list[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from experiments import arrangements
 from experiments.arrangements import of_order, of_shortcut
-from resnet_jax import models, summary
+from resnet_jax import models, summary, trained
 from tests.quick import quick_jit
 
 
@@ -55,6 +55,17 @@ def test_constant_shortcuts_of_1_and_0_are_the_standard_networks(kind, residual)
     np.testing.assert_allclose(
         *(quick_jit(each.apply)(variables, images) for each in (ours, net)), rtol=1e-5
     )
+
+
+def test_networks_that_differ_in_their_blocks_are_told_apart():
+    standard, half, gated = (
+        arrangements.with_shortcut(kind, config(8), 10)
+        for kind in ("identity", "shortcut x 0.5", "shortcut gate, bias 0")
+    )
+    assert trained.own_network(standard, config(8)) == ""
+    names = [trained.own_network(net, config(8)) for net in (half, gated)]
+    assert names[0].startswith("ShortcutBlock(kind=('constant', 0.5, 1.0)) blocks")
+    assert len(set(names)) == 2
 
 
 def count(net) -> int:

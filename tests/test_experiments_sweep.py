@@ -12,8 +12,8 @@ import pytest
 from configs import common
 from experiments import spread, sweep
 from resnet_jax import UserError, command_line
+from resnet_jax.config import flat
 from resnet_jax.preemption import StoppedError
-from resnet_jax.report.command import flat
 from resnet_jax.seeds import mean_and_interval
 from tests.quick import ENVIRONMENT
 

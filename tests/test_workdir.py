@@ -106,6 +106,13 @@ def test_directory_of_other_files_is_refused(tmp_path, content):
     assert files(tmp_path) == before
 
 
+def test_home_that_the_shell_left_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--out=~/figures: write \$HOME for ~"):
+        workdir.make(Path("~/figures"))
+    assert not files(tmp_path)
+
+
 def test_directory_of_runs_is_refused_with_their_own(tmp_path):
     for seed in (1, 0):
         start_run(tmp_path / f"seed{seed}", config_of())

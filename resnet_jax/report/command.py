@@ -4,11 +4,11 @@ import importlib
 import pkgutil
 import shlex
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import configs
 from resnet_jax import UserError
+from resnet_jax.config import flat
 
 
 def reproduce(config: ConfigDict) -> str:
@@ -24,15 +24,6 @@ def reproduce(config: ConfigDict) -> str:
         commands.append((len(changed), len(file), file, changed))
     *_, file, changed = min(commands)
     return " ".join([f"python -m resnet_jax.main --config={file}", *changed])
-
-
-def flat(config: ConfigDict) -> dict:
-    """A config's values by dotted names."""
-    fields = flatten_dict(config.to_dict(), sep=".")
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-    }
 
 
 def _starts() -> dict[str, dict]:

@@ -23,9 +23,10 @@ from resnet_jax import (
     trained,
     workdir,
 )
+from resnet_jax.config import flat
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
-from resnet_jax.report.command import flat, reproduce
+from resnet_jax.report.command import reproduce
 
 _CLASSES_SHOWN = 20  # in a table; of more classes the worst
 # Fields in which the runs of one row may differ.

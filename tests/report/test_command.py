@@ -4,7 +4,8 @@ import pytest
 
 from configs import common, digits, image_folder, v1_110, v2_56
 from resnet_jax import command_line
-from resnet_jax.report.command import flat, reproduce
+from resnet_jax.config import flat
+from resnet_jax.report.command import reproduce
 
 
 def changed(config, **fields):
