@@ -83,7 +83,7 @@ def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
         devices.shard(rng.integers(0, 10, batch_size, np.int32)),
         devices.shard(np.arange(batch_size, dtype=np.int32)),
     ]
-    update = devices.compile(update, state, *batch, sharded=(1, 2, 3), donated=(0,))
+    update = devices.compile(update, state, *batch, donated=(0,))
     state = jax.block_until_ready(update(state, *batch))
     seconds = []
     for _ in range(TIMED_UPDATES):

@@ -34,7 +34,6 @@ class Evaluator:
         self._batches = -(-self._examples // batch_size)
         self._batches_per_call = batches_per_call or self._batches
         self._class_sizes = np.bincount(split.labels, minlength=net.num_classes)
-        self._run = None
 
         def add(variables, sums, images, labels, counts):
             """Adds a batch's sums, without the examples that do not count."""
@@ -65,89 +64,59 @@ class Evaluator:
         def over_devices(sums):
             return jax.lax.psum(sums, axis) if (axis := parallel.axis_name) else sums
 
-        def evaluate_call(variables, split: data.Split, positions, start, stop):
-            def body(number, sums):
-                place = number * batch_size + positions
-                # The last batch is filled up with examples that do not count.
-                row = jnp.minimum(place, self._examples - 1)
-                images, labels = split.images[row], split.labels[row]
-                return add(variables, sums, images, labels, place < self._examples)
-
-            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
-
-        def evaluate_block(variables, images, labels, positions, start, stop):
-            def body(number, sums):
-                counts = number * batch_size + positions < self._examples
-                batch = images[:, number - start], labels[:, number - start]
-                return add(variables, sums, *batch, counts)
-
-            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
-
+        last = self._examples - 1
+        self._positions = parallel.shard(np.arange(batch_size, dtype=np.int32))
         if isinstance(split.images, data.StreamedImages):
-            last = self._examples - 1
-            self._feed = Feed(
+            feed = Feed(
                 split,
                 lambda place: min(place, last),
                 batch_size,
                 self._batches_per_call,
                 parallel,
             )
-            self._function = evaluate_block
+            self._block, self._blocks = feed.empty_block(), feed.blocks
+
+            def rows(place, column):
+                return slice(None), column
+
         else:
-            self._feed, self._split = None, split
-            self._function = evaluate_call
+            self._block = block = parallel.replicate(split)
+            self._blocks = lambda start, stop, end: [(start, stop, *block)]
+
+            def rows(place, column):
+                return jnp.minimum(place, last)
+
+        def evaluate_call(variables, images, labels, positions, start, stop):
+            def body(number, sums):
+                place = number * batch_size + positions
+                # The last batch is filled up with examples that do not count.
+                counts, chosen = place <= last, rows(place, number - start)
+                return add(variables, sums, images[chosen], labels[chosen], counts)
+
+            return over_devices(jax.lax.fori_loop(start, stop, body, zeros))
+
+        self._function = evaluate_call
 
     def compile(self, variables) -> Program:
         """Compiles for variables like these, placed by `Parallel.replicate`."""
-        compile_run = self._compile_streamed if self._feed else self._compile_resident
-        program, self._run = compile_run(variables)
-        return program
-
-    def _compile_resident(self, variables) -> tuple[Program, Callable]:
-        parallel = self._parallel
-        split = parallel.replicate(self._split)
-        positions = parallel.shard(np.arange(self._batch_size, dtype=np.int32))
-        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
-        call = parallel.compile(
+        self._program = self._parallel.compile(
             self._function,
             variables,
-            split,
-            positions,
-            *bounds,
-            sharded=(2,),
+            *self._block,
+            self._positions,
+            *map(self._parallel.replicate, (np.int32(0), np.int32(1))),
             inference=True,
         )
+        return self._program
 
-        def run(variables, start: int, stop: int) -> list[dict]:
-            bounds = map(parallel.replicate, (np.int32(start), np.int32(stop)))
-            return [parallel.fetch(call(variables, split, positions, *bounds))]
-
-        return call, run
-
-    def _compile_streamed(self, variables) -> tuple[Program, Callable]:
-        parallel, feed = self._parallel, self._feed
-        bounds = map(parallel.replicate, (np.int32(0), np.int32(1)))
-        call = parallel.compile(
-            self._function,
-            variables,
-            *feed.empty_block(),
-            feed.positions,
-            *bounds,
-            sharded=(1, 2, 3),
-            inference=True,
-        )
-
-        def run(variables, start: int, stop: int) -> list[dict]:
-            parts, before = [], None
-            blocks = feed.blocks(start, stop, end=self._batches)
-            for first, last, images, labels in blocks:
-                bounds = map(parallel.replicate, (np.int32(first), np.int32(last)))
-                parts.append(call(variables, images, labels, feed.positions, *bounds))
-                jax.block_until_ready(before)  # few blocks wait in memory
-                before = parts[-1]
-            return [parallel.fetch(part) for part in parts]
-
-        return call, run
+    def _run(self, variables, start: int, stop: int) -> list[dict]:
+        place, parts, before = self._parallel.replicate, [], None
+        for first, last, *block in self._blocks(start, stop, end=self._batches):
+            bounds = place(np.int32(first)), place(np.int32(last))
+            parts.append(self._program(variables, *block, self._positions, *bounds))
+            jax.block_until_ready(before)  # few blocks wait in memory
+            before = parts[-1]
+        return [self._parallel.fetch(part) for part in parts]
 
     def __call__(
         self, variables, stop: Callable[[], bool] = lambda: False

@@ -71,12 +71,13 @@ class Recorder:
             disable=not (workdir and sys.stderr.isatty()),
         )
 
-    def train_row(self, step: int, means: dict[str, float]) -> None:
-        """Records the means of a call's training metrics; moves the progress bar."""
-        names = {"learning_rate": "learning_rate"}
-        self._record(
-            step, {names.get(name, f"train_{name}"): means[name] for name in means}
-        )
+    def train_row(self, step: int, means: dict[str, float], rate: float) -> None:
+        """Records a call's mean training metrics and its last learning rate.
+
+        Moves the progress bar.
+        """
+        scalars = {f"train_{name}": mean for name, mean in means.items()}
+        self._record(step, scalars | {"learning_rate": rate})
         self._bar.set_postfix_str(
             f"epoch {step / self._plan.steps_per_epoch:.1f}, "
             f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1%}",
@@ -134,7 +135,7 @@ class Recorder:
         """Writes metrics.jsonl, whole, and what TensorBoard has not been given yet."""
         if self._workdir:
             path = self._workdir / "metrics.jsonl"
-            files.write(path, "".join(map(_line, self._rows)))
+            files.write(path, "".join(json.dumps(row) + "\n" for row in self._rows))
             if self._events:
                 with self._telling():
                     self._events.flush()
@@ -218,10 +219,6 @@ def best_step(rows: list[dict]) -> int | None:
 def _evaluates(row: dict, step: int) -> bool:
     names = ("validation_accuracy", "test_accuracy")
     return row["step"] == step and any(name in row for name in names)
-
-
-def _line(row: dict) -> str:
-    return json.dumps(row) + "\n"
 
 
 def _json_number(value):

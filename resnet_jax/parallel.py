@@ -176,7 +176,6 @@ class Parallel:
         self,
         function: Callable,
         *args: Any,
-        sharded: tuple[int, ...] = (),
         donated: tuple[int, ...] = (),
         inference: bool = False,
     ) -> compilation.Program:
@@ -188,7 +187,6 @@ class Parallel:
         Args:
           function: to run.
           *args: placed by `replicate` or `shard`.
-          sharded: numbers of the arguments that `shard` placed.
           donated: numbers of the arguments whose memory the results may take.
           inference: it is a forward pass alone, which on a CPU is faster without the
             library's elementwise loops.
@@ -197,16 +195,7 @@ class Parallel:
             jitted = jax.pmap(function, axis_name=_AXIS, donate_argnums=donated)
         else:
             whole = NamedSharding(self.mesh, PartitionSpec())
-            parts = NamedSharding(self.mesh, PartitionSpec(_AXIS))
-            placed = tuple(
-                parts if number in sharded else whole for number in range(len(args))
-            )
-            jitted = jax.jit(
-                function,
-                in_shardings=placed,
-                out_shardings=whole,
-                donate_argnums=donated,
-            )
+            jitted = jax.jit(function, out_shardings=whole, donate_argnums=donated)
         return compilation.compile_program(
             jitted,
             args,

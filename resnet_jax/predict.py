@@ -57,7 +57,7 @@ class Predictor:
 
         images = self._parallel.shard(self._padded(np.empty((0, *self._shape))))
         self._logits = self._parallel.compile(
-            run.logits, self._variables, images, sharded=(1,), inference=True
+            run.logits, self._variables, images, inference=True
         )
 
     def __call__(self, images: np.ndarray | StreamedImages) -> np.ndarray:

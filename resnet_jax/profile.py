@@ -3,8 +3,10 @@
 python -m resnet_jax.main --config=configs/v2_56.py --config.profile=true
 """
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,46 +26,30 @@ class Operation:
     Attributes:
       name: in the program, such as 'fusion.12'.
       seconds: that it took in all.
-      times: how often it ran, on all devices.
+      count: how often it ran, on all devices.
     """
 
     name: str
     seconds: float
-    times: int
+    count: int
 
 
-def trace_if(wanted: bool, trainer: Trainer, directory: Path) -> None:
-    """Makes the second call of `trainer.train` leave a trace in DIRECTORY/profile.
+@contextlib.contextmanager
+def traced(trainer: Trainer, directory: Path, start: int, stop: int) -> Iterator[None]:
+    """Leaves a trace of a call of `trainer.train` in DIRECTORY/profile.
 
-    It prints the ten costliest operations. The first call warms up, and is not traced.
+    Prints the ten costliest operations.
     """
-    if not wanted:
-        return
     directory /= "profile"
-    calls, call = 0, trainer.train
-
-    def train(state, start: int, stop: int):
-        nonlocal calls
-        calls += 1
-        if calls == 1 and stop == trainer.plan.total_steps:
-            half = (stop - start) // 2
-            fix = f"; set config.steps_per_call={half}" if half else ""
-            hosts.tell(f"profile   nothing was traced: the whole run is one call{fix}")
-        if calls != 2 or not hosts.is_first():
-            return call(state, start, stop)
-        size = trainer.plan.image_size(start)
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0
-        with jax.profiler.trace(directory, profiler_options=options):
-            result = call(state, start, stop)
-        # Names of files begin with the time.
-        file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
-        hosts.tell(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
-        program = trainer.programs[size].result().as_text()
-        hosts.tell(table(operations(file), sources(program)))
-        return result
-
-    trainer.train = train
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with jax.profiler.trace(directory, profiler_options=options):
+        yield
+    # Names of files begin with the time.
+    file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
+    hosts.tell(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
+    program = trainer.programs[trainer.plan.image_size(start)].result().as_text()
+    hosts.tell(table(operations(file), sources(program)))
 
 
 def operations(file: Path) -> list[Operation]:
@@ -124,11 +110,11 @@ def table(found: list[Operation], places: dict[str, str], count: int = 10) -> st
     total = sum(operation.seconds for operation in found) or 1.0
     lines = [f"{'share':>9}{'ms each':>10}{'times':>8}  operation"]
     for operation in found[:count]:
-        each = 1000 * operation.seconds / operation.times
+        each = 1000 * operation.seconds / operation.count
         # XLA adds whom it calls: custom-call.3__onednn$convolution.
         place = places.get(operation.name.partition("__onednn$")[0], "")
         lines.append(
-            f"{operation.seconds / total:>9.1%}{each:>10.3f}{operation.times:>8,}  "
+            f"{operation.seconds / total:>9.1%}{each:>10.3f}{operation.count:>8,}  "
             f"{operation.name}  {place}".rstrip()
         )
     return "\n".join(lines)

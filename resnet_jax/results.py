@@ -29,9 +29,12 @@ def print_start(
         print(f"warning   {warning}")
     for change in changed:
         print(f"changed   {change}")
+    step, record = newest or (0, None)
+    if config.profile:
+        _warn_without_second_call(step, trainer.plan)
     if not newest:
         return
-    (step, record), plan, augment = newest, trainer.plan, config.augment
+    plan, augment = trainer.plan, config.augment
     total, before = plan.total_steps, record["total_steps"]
     print(f"resumed   at step {step:,} of {total:,}")
     if total == before:
@@ -53,6 +56,14 @@ def print_start(
             f"warning   augment.plain_epochs={augment.plain_epochs:g} are the last of "
             f"{total:,} steps from here: before them images are mixed"
         )
+
+
+def _warn_without_second_call(step: int, plan: Plan) -> None:
+    """The first call warms up; `profile` traces the second."""
+    if step < plan.total_steps == plan.call_end(step):
+        half = (plan.total_steps - step) // 2
+        fix = f"; set config.steps_per_call={half}" if half else ""
+        print(f"profile   nothing is traced: the whole run is one call{fix}")
 
 
 def too_short(config: ConfigDict, plan: Plan) -> list[str]:

@@ -15,7 +15,7 @@ import optax
 from flax import struct
 from ml_collections import ConfigDict
 
-from resnet_jax import data, freeze, models
+from resnet_jax import freeze, models
 from resnet_jax.augment import alternate, augment, mix, normalize
 from resnet_jax.plan import Plan
 
@@ -196,71 +196,63 @@ def epoch_order(seed, epoch, examples: int):
     return jax.random.permutation(jax.random.fold_in(_keys(seed)[0], epoch), examples)
 
 
-def make_streamed_call(train_step: Callable, axis_name: str | None):
-    """Builds `streamed_call(state, sums, images, labels, positions, seed, stop)`.
+def make_train_call(
+    train_step: Callable, batches: Callable, axis_name: str | None
+) -> Callable:
+    """Builds `train_call(state, sums, images, labels, positions, seed, stop)`.
 
-    It makes the updates until step `stop`, of batches that come from the host: images
-    [batch, steps, height, width, channels] and labels [batch, steps], beginning with
-    those of the state's step. Returns the new state, and the sums of the metrics with
-    these steps' added.
+    It makes the updates until step `stop`, of the batches that
+    `batches(images, labels, positions, seed, first)`, a function of the step, gives.
+    Returns the new state, and the sums of the metrics with these steps' added.
     """
 
-    def streamed_call(
-        state: TrainState, sums: dict, images, labels, positions, seed, stop
-    ):
-        first, draws_key = state.step, _keys(seed)[1]
+    def train_call(state: TrainState, sums, images, labels, positions, seed, stop):
+        draws_key = _keys(seed)[1]
+        batch = batches(images, labels, positions, seed, state.step)
 
         def update(step, carry):
             state, sums = carry
-            place = step - first
-            batch = Batch(images[:, place], labels[:, place], positions)
             rng = jax.random.fold_in(draws_key, step)
-            state, metrics = train_step(state, batch, rng, axis_name=axis_name)
+            state, metrics = train_step(state, batch(step), rng, axis_name=axis_name)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        return jax.lax.fori_loop(first, stop, update, (state, sums))
+        # Seed and number of steps are no constants of the program: one compilation
+        # serves all, and a step's bits do not depend on the length of its call.
+        return jax.lax.fori_loop(state.step, stop, update, (state, sums))
 
-    return streamed_call
+    return train_call
 
 
-def make_train_call(
-    train_step: Callable,
-    plan: Plan,
-    axis_name: str | None,
-    alternating_flip: bool = False,
-) -> Callable:
-    """Builds `train_call(state, split, positions, seed, stop)`: updates until `stop`.
+def streamed_batches(images, labels, positions, seed, first):
+    """Batches of a block: images [batch, steps, ...], labels [batch, steps]."""
+    return lambda step: Batch(
+        images[:, step - first], labels[:, step - first], positions
+    )
 
-    The whole training split is on the device. Update s takes places s*B to s*B+B-1 of
-    the epochs' permutations laid end to end, B being the batch size. Returns the new
-    state and the sums of the steps' metrics.
+
+def resident_batches(plan: Plan, alternating_flip: bool = False) -> Callable:
+    """Batches of a training split that is on the device whole.
+
+    Update s takes places s*B to s*B+B-1 of the epochs' permutations laid end to end, B
+    being the batch size.
     """
     # A call ends with its epoch; the last batch of one reaches into the next.
     steps = min(plan.steps_per_call, math.ceil(plan.steps_per_epoch))
     epochs_a_call = steps * plan.batch_size // plan.examples + 2
 
-    def train_call(state: TrainState, split: data.Split, positions, seed, stop):
-        draws_key = _keys(seed)[1]
+    def batches(images, labels, positions, seed, first):
         flip_key = jax.random.fold_in(jax.random.key(seed), 2)
-        first_epoch = state.step * plan.batch_size // plan.examples
+        first_epoch = first * plan.batch_size // plan.examples
         orders = jax.vmap(lambda epoch: epoch_order(seed, epoch, plan.examples))(
             first_epoch + jnp.arange(epochs_a_call)
         )
 
-        def update(step, carry):
-            state, sums = carry
+        def batch(step):
             epoch, place = jnp.divmod(step * plan.batch_size + positions, plan.examples)
             chosen = orders[epoch - first_epoch, place]
-            batch = Batch(split.images[chosen], split.labels[chosen], positions)
-            if alternating_flip:
-                batch = batch._replace(mirrored=alternate(flip_key, chosen, epoch))
-            rng = jax.random.fold_in(draws_key, step)
-            state, metrics = train_step(state, batch, rng, axis_name=axis_name)
-            return state, jax.tree.map(jnp.add, sums, metrics)
+            flips = alternate(flip_key, chosen, epoch) if alternating_flip else None
+            return Batch(images[chosen], labels[chosen], positions, flips)
 
-        zeros = dict.fromkeys(METRICS, jnp.float32(0))
-        # Seed and number of steps are no constants of the program: one compilation
-        # serves all, and a step's bits do not depend on the length of its call.
-        return jax.lax.fori_loop(state.step, stop, update, (state, zeros))
+        return batch
 
-    return train_call
+    return batches

@@ -187,11 +187,10 @@ def _run(
             "config": json.loads(config.to_json()),
         }
 
-    profile.trace_if(config.profile, trainer, directory)
     saver = Saver(trainer, checkpoints, recorder, record, step)
     try:
         metrics = _loop(
-            config, trainer, state, step, recorder, saver, preemption, clock
+            config, directory, trainer, state, step, recorder, saver, preemption, clock
         )
     except DivergedError:
         saver.wait()
@@ -271,6 +270,7 @@ def _begin_with(
 
 def _loop(
     config: ConfigDict,
+    directory: Path,
     trainer: Trainer,
     state: TrainState,
     step: int,
@@ -314,12 +314,16 @@ def _loop(
         if last:
             saver.wait()
             return metrics
-        start, stop = time.perf_counter(), plan.call_end(step)
-        state, means = trainer.train(state, step, stop)
-        clock.training += time.perf_counter() - start
+        stop, trace = plan.call_end(step), contextlib.nullcontext()
+        # The first call warms up.
+        if config.profile and step == plan.call_end(resumed) and hosts.is_first():
+            trace = profile.traced(trainer, directory, step, stop)
+        with trace:
+            start = time.perf_counter()
+            state, means = trainer.train(state, step, stop)
+            clock.training += time.perf_counter() - start
         require_finite(means, step, stop, saver.saved_step)
-        means["learning_rate"] = float(trainer.learning_rate(stop - 1))
-        recorder.train_row(stop, means)
+        recorder.train_row(stop, means, float(trainer.learning_rate(stop - 1)))
         step = stop
 
 

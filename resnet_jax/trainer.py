@@ -21,9 +21,10 @@ from resnet_jax.step import (
     METRICS,
     TrainState,
     create_state,
-    make_streamed_call,
     make_train_call,
     make_train_step,
+    resident_batches,
+    streamed_batches,
 )
 
 
@@ -162,10 +163,30 @@ class Trainer:
             )
             for size in (*self.plan.sizes, 0)
         }
-        compile_train = (
-            self._compile_streamed if self._streams else self._compile_resident
-        )
-        self._run = compile_train(state, train_steps)
+        self._positions = parallel.shard(np.arange(config.batch_size, dtype=np.int32))
+        self._seed = parallel.replicate(np.uint32(config.seed))
+        self._no_sums = parallel.replicate(dict.fromkeys(METRICS, np.float32(0)))
+        if self._streams:
+            feed = train_feed(dataset.train, self.plan, config.seed, parallel)
+            block, self._blocks = feed.empty_block(), feed.blocks
+            batches = streamed_batches
+        else:
+            self._split = block = parallel.replicate(dataset.train)
+            self._blocks = lambda start, stop, end: [(start, stop, *block)]
+            batches = resident_batches(self.plan, config.augment.alternating_flip)
+        self.programs = {
+            size: parallel.compile(
+                make_train_call(train_step, batches, parallel.axis_name),
+                state,
+                self._no_sums,
+                *block,
+                self._positions,
+                self._seed,
+                parallel.replicate(np.int32(1)),
+                donated=(0,),
+            )
+            for size, train_step in train_steps.items()
+        }
         self._evaluators = {
             name: Evaluator(
                 self.net,
@@ -189,44 +210,9 @@ class Trainer:
             for evaluator in self._evaluators.values()
         ]
         if state.ema:
+            self._statistics = self._compile_statistics(state)
             programs.append(self._statistics)
         return programs
-
-    def _compile_resident(
-        self, state: TrainState, train_steps: dict[int, Callable]
-    ) -> Callable:
-        """Updates of which the devices have all the data, for each size of images."""
-        config, parallel, plan = self._config, self.parallel, self.plan
-        self._placed = placed = (
-            parallel.replicate(self._dataset.train),
-            parallel.shard(np.arange(config.batch_size, dtype=np.int32)),
-            parallel.replicate(np.uint32(config.seed)),
-        )
-        self.programs = calls = {
-            size: parallel.compile(
-                make_train_call(
-                    train_step,
-                    plan,
-                    parallel.axis_name,
-                    config.augment.alternating_flip,
-                ),
-                state,
-                *placed,
-                parallel.replicate(np.int32(1)),
-                sharded=(2,),
-                donated=(0,),
-            )
-            for size, train_step in train_steps.items()
-        }
-
-        if state.ema:
-            self._statistics = self._compile_statistics(state)
-
-        def run(state: TrainState, start: int, stop: int):
-            call = calls[plan.image_size(start)]
-            return call(state, *placed, parallel.replicate(np.int32(stop)))
-
-        return run
 
     def _compile_statistics(self, state: TrainState) -> Program:
         config, parallel = self._config, self.parallel
@@ -236,8 +222,9 @@ class Trainer:
             ),
             state.ema["params"],
             state.batch_stats,
-            *self._placed,
-            sharded=(3,),
+            self._split,
+            self._positions,
+            self._seed,
         )
 
     def _with_statistics(self, state: TrainState) -> TrainState:
@@ -245,47 +232,10 @@ class Trainer:
         if not state.ema:
             return state
         params = state.ema["params"]
-        found = self._statistics(params, state.batch_stats, *self._placed)
+        found = self._statistics(
+            params, state.batch_stats, self._split, self._positions, self._seed
+        )
         return state.replace(ema={"params": params, "batch_stats": found})
-
-    def _compile_streamed(
-        self, state: TrainState, train_steps: dict[int, Callable]
-    ) -> Callable:
-        """The same updates, of batches that are read meanwhile."""
-        config, parallel, plan = self._config, self.parallel, self.plan
-        feed = train_feed(self._dataset.train, plan, config.seed, parallel)
-        zeros = dict.fromkeys(METRICS, np.float32(0))
-        seed = parallel.replicate(np.uint32(config.seed))
-        self.programs = calls = {
-            size: parallel.compile(
-                make_streamed_call(train_step, parallel.axis_name),
-                state,
-                parallel.replicate(zeros),
-                *feed.empty_block(),
-                feed.positions,
-                seed,
-                parallel.replicate(np.int32(1)),
-                sharded=(2, 3, 4),
-                donated=(0,),
-            )
-            for size, train_step in train_steps.items()
-        }
-
-        def run(state: TrainState, start: int, stop: int):
-            sums, before = parallel.replicate(zeros), None
-            call = calls[plan.image_size(start)]
-            blocks = feed.blocks(start, stop, end=plan.total_steps)
-            for _, last, images, labels in blocks:
-                last = parallel.replicate(np.int32(last))
-                state, sums = call(
-                    state, sums, images, labels, feed.positions, seed, last
-                )
-                # The host is one block ahead, so that few wait in memory.
-                jax.block_until_ready(before)
-                before = sums
-            return state, sums
-
-        return run
 
     def train(
         self, state: TrainState, start: int, stop: int
@@ -294,7 +244,17 @@ class Trainer:
 
         `state` is used up. Returns the new one, and the means of the steps' metrics.
         """
-        state, sums = self._run(state, start, stop)
+        call, place = (
+            self.programs[self.plan.image_size(start)],
+            self.parallel.replicate,
+        )
+        sums, before = self._no_sums, None
+        for _, last, *block in self._blocks(start, stop, end=self.plan.total_steps):
+            last = place(np.int32(last))
+            state, sums = call(state, sums, *block, self._positions, self._seed, last)
+            # The host is one block ahead, so that few wait in memory.
+            jax.block_until_ready(before)
+            before = sums
         sums = self.parallel.fetch(sums)
         return state, {
             name: float(total) / (stop - start) for name, total in sums.items()

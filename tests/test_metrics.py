@@ -28,22 +28,22 @@ def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):
         tmp_path / "straight", read_rows(tmp_path / "straight"), 0, PLAN
     )
     for step in (4, 8, 10):
-        straight.train_row(step, means(1 / step))
+        straight.train_row(step, means(1 / step), 0.1)
     straight.epoch_row(10, 1, {"test_accuracy": 0.25, "test_examples": 7})
-    straight.train_row(12, means(0.01))
+    straight.train_row(12, means(0.01), 0.1)
     straight.close()
 
     cut_off = start(tmp_path / "resumed", 0)
-    cut_off.train_row(4, means(1 / 4))
-    cut_off.train_row(8, means(99.0))
+    cut_off.train_row(4, means(1 / 4), 0.1)
+    cut_off.train_row(8, means(99.0), 0.1)
     cut_off.close()
     with (tmp_path / "resumed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "epo')
     resumed = start(tmp_path / "resumed", 4)
     for step in (8, 10):
-        resumed.train_row(step, means(1 / step))
+        resumed.train_row(step, means(1 / step), 0.1)
     resumed.epoch_row(10, 1, {"test_accuracy": 0.25, "test_examples": 7})
-    resumed.train_row(12, means(0.01))
+    resumed.train_row(12, means(0.01), 0.1)
     resumed.close()
 
     texts = [
@@ -78,10 +78,10 @@ def scalars_of(events: Path) -> dict[int, dict[str, float]]:
 def test_what_is_written_is_there_for_tensorboard_too(tmp_path):
     recorder = start(tmp_path, 0)
     (events,) = tmp_path.glob("tensorboard/events*")
-    recorder.train_row(4, means(0.5))
+    recorder.train_row(4, means(0.5), 0.1)
     recorder.write()
     assert scalars_of(events).keys() == {4}
-    recorder.train_row(10, means(0.3))
+    recorder.train_row(10, means(0.3), 0.1)
     recorder.epoch_row(10, 1, {"test_accuracy": 0.25, "test_loss": math.inf})
     recorder.close()
     train = {"train_accuracy": 0.5, "train_gradient_norm": 1.0, "learning_rate": 0.1}
@@ -97,7 +97,7 @@ def test_what_is_written_is_there_for_tensorboard_too(tmp_path):
 
 def test_rows_are_json_without_nan(tmp_path):
     recorder = start(tmp_path, 0)
-    recorder.train_row(10, means(1.0))
+    recorder.train_row(10, means(1.0), 0.1)
     recorder.epoch_row(10, 1, {"test_loss": math.inf})
     recorder.close()
     line = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
@@ -122,8 +122,8 @@ def test_rows_of_a_new_run_are_none(tmp_path):
 
 def test_curves_are_drawn_of_what_there_is(tmp_path):
     recorder = start(tmp_path, 0)
-    recorder.train_row(4, means(1.0))
-    recorder.train_row(10, means(0.5))
+    recorder.train_row(4, means(1.0), 0.1)
+    recorder.train_row(10, means(0.5), 0.1)
     recorder.epoch_row(10, 1, {"validation_accuracy": 0.25, "validation_loss": 2.0})
     recorder.close()
     report.draw_curves(tmp_path)

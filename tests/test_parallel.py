@@ -78,7 +78,7 @@ def float64_run(devices: list, steps: int = 20) -> tuple[list, list]:
 
         state, losses = parallel.replicate(state), []
         number = parallel.replicate(np.int32(0))
-        compiled = parallel.compile(update, state, batch(0), number, sharded=(1,))
+        compiled = parallel.compile(update, state, batch(0), number)
         for step in range(steps):
             number = parallel.replicate(np.int32(step))
             state, metrics = compiled(state, batch(step), number)
@@ -120,7 +120,6 @@ def test_augmented_batch_does_not_depend_on_the_devices():
                 config, images, jax.random.key(0), positions
             ),
             *args,
-            sharded=(0, 1),
         )
         return parallel.fetch(compiled(*args))
 
@@ -180,7 +179,6 @@ def test_pmap_updates_all_devices_by_the_mean_of_their_gradients_and_statistics(
     update = parallel.compile(
         lambda state, batch: train_step(state, batch, key, axis_name=axis)[0],
         *placed,
-        sharded=(1,),
     )
     found = update(*placed).trained
     for leaf, mean in zip(

@@ -45,7 +45,7 @@ def test_operations_are_summed(tmp_path):
             product(x).block_until_ready()
     (file,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     found = profile.operations(file)
-    assert [operation.times for operation in found] == [3] * len(found)
+    assert [operation.count for operation in found] == [3] * len(found)
     assert found[0].seconds == max(operation.seconds for operation in found) > 0
 
 
@@ -65,7 +65,7 @@ def test_a_run_traces_its_second_call(tmp_path, capsys):
     config.update(steps=8, steps_per_call=10)
     train.train_and_evaluate(config, tmp_path / "one_call")
     assert (
-        "nothing was traced: the whole run is one call; set config.steps_per_call=4"
+        "nothing is traced: the whole run is one call; set config.steps_per_call=4"
         in capsys.readouterr().out
     )
     config.update(steps_per_call=2, profile=False)  # may differ when the run is resumed

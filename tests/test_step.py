@@ -13,15 +13,19 @@ from resnet_jax.averaged import make_statistics_call
 from resnet_jax.config import build_network
 from resnet_jax.plan import Plan
 from resnet_jax.step import (
+    METRICS,
     Batch,
     TrainState,
     create_state,
     epoch_order,
-    make_streamed_call,
     make_train_call,
     make_train_step,
+    resident_batches,
+    streamed_batches,
 )
 from tests.quick import quick_jit
+
+NO_SUMS = dict.fromkeys(METRICS, np.float32(0))
 
 
 def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0):
@@ -37,15 +41,15 @@ def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0)
         return state.replace(step=state.step + 1, params={"seen": seen}), metrics
 
     plan = Plan(examples, batch_size, ends[-1], steps_per_call=ends[-1])
-    call = quick_jit(make_train_call(count, plan, axis_name=None))
+    call = quick_jit(make_train_call(count, resident_batches(plan), None))
     numbers = jnp.arange(examples, dtype=jnp.int32)
-    split = data.Split(jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers)
+    images = jnp.zeros((examples, 1, 1, 1), jnp.uint8)
     zeros = {"seen": jnp.zeros(examples, jnp.int32)}
     state = TrainState(jnp.int32(0), zeros, {}, ())
-    counts = []
+    positions, counts = jnp.arange(batch_size, dtype=jnp.int32), []
     for end in ends:
-        positions = jnp.arange(batch_size, dtype=jnp.int32)
-        state, _ = call(state, split, positions, np.uint32(seed), jnp.int32(end))
+        split = images, numbers, positions, np.uint32(seed)
+        state, _ = call(state, NO_SUMS, *split, jnp.int32(end))
         counts.append(np.asarray(state.params["seen"]))
     return counts
 
@@ -71,16 +75,15 @@ def test_every_step_of_every_seed_has_a_key_of_its_own():
         return state.replace(step=state.step + 1, params={"seen": seen}), metrics
 
     plan = Plan(8, 4, 6, steps_per_call=6)
-    split = data.Split(jnp.zeros((8, 1, 1, 1), jnp.uint8), jnp.zeros(8, jnp.int32))
+    split = jnp.zeros((8, 1, 1, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
+    block = jnp.zeros((4, 6, 1, 1, 1), jnp.uint8), jnp.zeros((4, 6), jnp.int32)
     state = TrainState(jnp.int32(0), {"seen": jnp.zeros((6, 2), jnp.uint32)}, {}, ())
-    zeros = dict.fromkeys(("loss", "accuracy", "gradient_norm"), jnp.float32(0))
-    resident = quick_jit(make_train_call(keep, plan, None))
-    streamed = quick_jit(make_streamed_call(keep, None))
+    resident = quick_jit(make_train_call(keep, resident_batches(plan), None))
+    streamed = quick_jit(make_train_call(keep, streamed_batches, None))
     places, end, found = jnp.arange(4, dtype=jnp.int32), jnp.int32(6), []
-    images, labels = jnp.zeros((4, 6, 1, 1, 1), jnp.uint8), jnp.zeros((4, 6), jnp.int32)
     for seed in map(np.uint32, range(3)):
-        kept = resident(state, split, places, seed, end)[0].params["seen"]
-        other = streamed(state, zeros, images, labels, places, seed, end)[0]
+        kept = resident(state, NO_SUMS, *split, places, seed, end)[0].params["seen"]
+        other = streamed(state, NO_SUMS, *block, places, seed, end)[0]
         np.testing.assert_array_equal(kept, other.params["seen"])
         found += [key.tobytes() for key in np.asarray(kept)]
     assert len(set(found)) == 18
@@ -329,15 +332,16 @@ def test_images_are_flipped_alternately():
         return state.replace(step=state.step + 1, params={"seen": seen}), metrics
 
     plan = Plan(examples, batch_size, 12, steps_per_call=12)
-    call = quick_jit(make_train_call(count, plan, None, alternating_flip=True))
+    batches = resident_batches(plan, alternating_flip=True)
+    call = quick_jit(make_train_call(count, batches, None))
     numbers = jnp.arange(examples, dtype=jnp.int32)
-    split = data.Split(jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers)
+    split = jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers
     zeros = {"seen": jnp.zeros(examples, jnp.int32)}
     state = TrainState(jnp.int32(0), zeros, {}, ())
     flips = [np.zeros(examples, int)]
     for end in (3, 6, 9, 12):
         positions = jnp.arange(batch_size, dtype=jnp.int32)
-        state, _ = call(state, split, positions, np.uint32(0), jnp.int32(end))
+        state, _ = call(state, NO_SUMS, *split, positions, np.uint32(0), jnp.int32(end))
         flips.append(np.asarray(state.params["seen"]))
     first, second, third, fourth = np.diff(flips, axis=0)
     assert 0 < first.sum() < examples
