@@ -120,11 +120,14 @@ def _run(
         workdir.check(directory, config)  # now that nobody else can change it
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
         stack.callback(checkpoints.close)
+        dataset = data.load(config.dataset)
+        for note in dataset.notes:
+            hosts.tell(note)
         return _Opened(
             newest=checkpoints.newest(),
             rows=read_rows(directory),
             summary=workdir.read_summary(directory),
-            dataset=data.load(config.dataset),
+            dataset=dataset,
         )
 
     opened = hosts.from_first(open_run)

@@ -7,6 +7,7 @@ is kept in the run's directory, so that using it needs no data set on the disk.
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -166,7 +167,8 @@ def load_data(run: Trained) -> data.Dataset:
     if run.examples not in (None, now):
         print(
             f"warning   {run.examples:,} training examples then, {now:,} now: the test "
-            "split may have changed with them, and hold what was trained on"
+            "split may have changed with them, and hold what was trained on",
+            file=sys.stderr,
         )
     return dataset
 

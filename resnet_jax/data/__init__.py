@@ -88,12 +88,11 @@ def load(config: ConfigDict) -> Dataset:
     train, *validation, _ = selections.values()
     if validation:
         splits.check_disjoint(train, *validation, source.sizes)
-    for note in source.notes:
-        print(note)
+    notes = list(source.notes)
     *others, (field, test) = selections.items()
     for other, seen in others:
         if shared := splits.shared(seen, test):
-            print(
+            notes.append(
                 f"warning   {field} shares {shared:,} examples with {other}: the test "
                 "accuracy is not one on new images"
             )
@@ -105,7 +104,7 @@ def load(config: ConfigDict) -> Dataset:
         source.key and f"{source.key} {chosen} middle {size} {kind}",
         lambda: read(source, chosen, size),
     )
-    reading.tell_skipped(arrays["skipped"])
+    notes += reading.notes_on_skipped(arrays["skipped"].tolist())
     if streams:
         parts = reading.splits_to_stream(arrays, source, size)
     else:
@@ -116,6 +115,7 @@ def load(config: ConfigDict) -> Dataset:
         train=parts[0],
         validation=parts[1] if validation else None,
         eval=parts[-1],
+        notes=tuple(notes),
     )
 
 

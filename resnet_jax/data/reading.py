@@ -163,9 +163,9 @@ def splits_to_stream(arrays: dict, source: Source, size: int) -> list[Split]:
     return parts
 
 
-def tell_skipped(skipped: np.ndarray) -> None:
-    """Prints which files were left out, up to ten of them."""
-    for sentence in skipped[:_TOLD]:
-        print(f"skipped   {sentence}")
+def notes_on_skipped(skipped: list[str]) -> list[str]:
+    """Says which files were left out, up to ten of them."""
+    notes = [f"skipped   {sentence}" for sentence in skipped[:_TOLD]]
     if len(skipped) > _TOLD:
-        print(f"skipped   {len(skipped) - _TOLD:,} more that cannot be read")
+        notes.append(f"skipped   {len(skipped) - _TOLD:,} more that cannot be read")
+    return notes
