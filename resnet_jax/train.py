@@ -215,9 +215,9 @@ def _require_resumable(
 ) -> None:
     """Raises UserError where data or network are others now, or the run ends before."""
     (step, record), plan = opened.newest, trainer.plan
-    seen = record.get("examples", plan.examples)
+    seen = record["examples"]
     trained.require_same_data(directory, opened.dataset, trainer.normalization, seen)
-    before = trained.read_inputs(directory, config).network
+    before = trained.read_inputs(directory).network
     trained.require_same_network(
         directory, before, trained.own_network(trainer.net, config)
     )
@@ -238,7 +238,7 @@ def _finished(config: ConfigDict, directory: Path, opened: _Opened) -> dict:
     """Says that a run has ended, and returns its summary."""
     done = opened.summary
     wanted = config.dataset.eval_split
-    split = done.get("eval_split", wanted)
+    split = done["eval_split"]
     step = f"{done['steps']:,}"
     hosts.tell(f"finished  at step {step} of {step}: {results.sentence(done)}")
     if split != wanted:
