@@ -98,17 +98,12 @@ def load(config: ConfigDict) -> Dataset:
             )
     chosen, size = list(selections.values()), config.image_size
     streams = _streams(config, source, chosen)
-    read = reading.read_index if streams else reading.read_pixels
-    kind = "to_know" if streams else "into_memory"  # as existing caches are named
     arrays = cached(
-        source.key and f"{source.key} {chosen} middle {size} {kind}",
-        lambda: read(source, chosen, size),
+        source.key and f"{source.key} {chosen} {size} streams={streams}",
+        lambda: reading.read(source, chosen, size, streams=streams),
     )
     notes += reading.notes_on_skipped(arrays["skipped"].tolist())
-    if streams:
-        parts = reading.splits_to_stream(arrays, source, size)
-    else:
-        parts = reading.splits_in_memory(arrays)
+    parts = reading.cut(arrays, source, size)
     return Dataset(
         name=source.name,
         class_names=source.class_names,
