@@ -3,7 +3,6 @@
 python -m resnet_jax.evaluate --workdir=runs/v2_56/seed0 [--split='test[:1000]']
 """
 
-import contextlib
 import json
 import math
 import sys
@@ -94,16 +93,15 @@ def main(argv: list[str]) -> None:
     run = trained.load(values.workdir, values.checkpoint)
     if values.split:
         run.config.dataset.eval_split = values.split
-    # What it says of the data is no JSON.
-    out = sys.stderr if values.format == "json" else sys.stdout
     try:
-        with contextlib.redirect_stdout(out):
-            dataset = trained.load_data(run)
+        dataset = trained.load_data(run)
     except UserError as error:
         if not values.split:
             raise
         sentence = str(error).replace("config.dataset.eval_split", "--split")
         raise UserError(sentence) from None
+    for note in dataset.notes:
+        print(note, file=sys.stderr)
     show = _as_json if values.format == "json" else _as_table
     print(show(run, dataset, evaluate(run, dataset)))
 

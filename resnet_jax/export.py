@@ -110,7 +110,7 @@ def card(run: Trained) -> str:
     if result and result["steps"] == run.step:
         accuracy = (
             f"{result['test_accuracy']:.2%} of {result['test_examples']:,} images of "
-            f"the split `{result.get('eval_split', config.dataset.eval_split)}`"
+            f"the split `{result['eval_split']}`"
         )
     else:
         accuracy = f"not measured at step {run.step:,}"

@@ -120,11 +120,14 @@ def _run(
         workdir.check(directory, config)  # now that nobody else can change it
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
         stack.callback(checkpoints.close)
+        dataset = data.load(config.dataset)
+        for note in dataset.notes:
+            hosts.tell(note)
         return _Opened(
             newest=checkpoints.newest(),
             rows=read_rows(directory),
             summary=workdir.read_summary(directory),
-            dataset=data.load(config.dataset),
+            dataset=dataset,
         )
 
     opened = hosts.from_first(open_run)
@@ -211,9 +214,9 @@ def _require_resumable(
 ) -> None:
     """Raises UserError where data or network are others now, or the run ends before."""
     (step, record), plan = opened.newest, trainer.plan
-    seen = record.get("examples", plan.examples)
+    seen = record["examples"]
     trained.require_same_data(directory, opened.dataset, trainer.normalization, seen)
-    before = trained.read_inputs(directory, config).network
+    before = trained.read_inputs(directory).network
     trained.require_same_network(
         directory, before, trained.own_network(trainer.net, config)
     )
@@ -234,7 +237,7 @@ def _finished(config: ConfigDict, directory: Path, opened: _Opened) -> dict:
     """Says that a run has ended, and returns its summary."""
     done = opened.summary
     wanted = config.dataset.eval_split
-    split = done.get("eval_split", wanted)
+    split = done["eval_split"]
     step = f"{done['steps']:,}"
     hosts.tell(f"finished  at step {step} of {step}: {results.sentence(done)}")
     if split != wanted:

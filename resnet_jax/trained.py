@@ -1,4 +1,4 @@
-"""A trained network as its run left it, for every verb that uses one.
+"""A trained network as its run left it, for every command that uses one.
 
 What a network takes as input (`inputs.json`: class names, image shape, normalisation)
 is kept in the run's directory, so that using it needs no data set on the disk.
@@ -7,6 +7,7 @@ is kept in the run's directory, so that using it needs no data set on the disk.
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from resnet_jax import (
     summary,
     workdir,
 )
-from resnet_jax.augment import averaged_over_flip, normalize, statistics
+from resnet_jax.augment import averaged_over_flip, normalize
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network, validate
 from resnet_jax.metrics import best_step, read_rows
@@ -43,14 +44,14 @@ class Inputs:
       class_names: one a label.
       image_shape: height, width and channels.
       normalization: mean and scale, as `augment.normalize` takes them.
-      network: describes a network that is not the config's; '': it is, None: unknown.
+      network: describes a network that is not the config's; '': it is.
     """
 
     dataset: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     normalization: tuple[np.ndarray, np.ndarray]
-    network: str | None = None
+    network: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Trained:
       net: the network, with `scan`: it compiles in seconds at any depth.
       variables: what `net.apply` takes, as NumPy arrays; `models.unstack` gives the
         blocks the names that they have in files.
-      examples: how many images it was trained on; None: an old run, which did not say.
+      examples: how many images it was trained on.
     """
 
     directory: Path
@@ -74,7 +75,7 @@ class Trained:
     inputs: Inputs
     net: models.ResNet
     variables: dict
-    examples: int | None
+    examples: int
 
     def logits(
         self, variables: dict, images: UInt8[Array, "batch height width channels"]
@@ -114,8 +115,7 @@ def load(
 
     Raises:
       UserError: there is no run, no such checkpoint, or one that cannot be read; the
-        network is another; or the run has no `inputs.json` (an old one) and its data
-        set is not there either.
+        network is another; or the run's `inputs.json` cannot be read.
     """
     if not directory:
         raise UserError("--workdir is missing: give the directory of a run")
@@ -139,7 +139,7 @@ def load(
         raise UserError(
             f"--workdir={directory} has no {checkpoint} checkpoint: {reason}"
         )
-    inputs = read_inputs(directory, config)
+    inputs = read_inputs(directory)
     net = build(config, len(inputs.class_names))
     require_same_network(directory, inputs.network, own_network(net, config))
     like = models.variable_shapes(net, inputs.image_shape)
@@ -147,7 +147,7 @@ def load(
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()
     net, variables = net.clone(scan=True), models.stack(variables)
-    examples = newest[1].get("examples")
+    examples = newest[1]["examples"]
     return Trained(directory, step, config, inputs, net, variables, examples)
 
 
@@ -163,10 +163,11 @@ def load_data(run: Trained) -> data.Dataset:
     now = len(dataset.train.labels)
     if what := _differing(run.inputs, dataset):
         raise _other_data(run.directory, what)
-    if run.examples not in (None, now):
+    if run.examples != now:
         print(
             f"warning   {run.examples:,} training examples then, {now:,} now: the test "
-            "split may have changed with them, and hold what was trained on"
+            "split may have changed with them, and hold what was trained on",
+            file=sys.stderr,
         )
     return dataset
 
@@ -178,9 +179,9 @@ def own_network(net: models.ResNet, config: ConfigDict) -> str:
     return "" if same else summary.describe(net)
 
 
-def require_same_network(directory: Path, before: str | None, now: str) -> None:
+def require_same_network(directory: Path, before: str, now: str) -> None:
     """Refuses another network than that of a run; both as `own_network` gives them."""
-    if before not in (None, now):
+    if before != now:
         raise UserError(
             f"--workdir={directory} holds a run of "
             f"{before or 'the network of its config'}, not of "
@@ -216,7 +217,7 @@ def require_same_data(
     """Refuses to train a run further on other data than it has seen.
 
     Args:
-      directory: the run's; one without `inputs.json` is not checked.
+      directory: the run's.
       dataset: as it is now.
       normalization: mean and scale of its training images.
       seen: how many training examples there were.
@@ -224,9 +225,7 @@ def require_same_data(
     Raises:
       UserError: what differs, and what to do.
     """
-    if not (directory / _INPUTS).exists():
-        return
-    inputs = _parse_inputs(directory / _INPUTS)
+    inputs = read_inputs(directory)
     now = len(dataset.train.labels)
     what = _differing(inputs, dataset)
     if not what and seen != now:
@@ -255,23 +254,13 @@ def _other_data(directory: Path, what: str) -> UserError:
     )
 
 
-def read_inputs(directory: Path, config: ConfigDict) -> Inputs:
-    """What the network of a run reads; from its data set where the run is an old one.
+def read_inputs(directory: Path) -> Inputs:
+    """What the network of a run reads.
 
     Raises:
-      UserError: the file is damaged, or it is not there and the data set is not.
+      UserError: the file is damaged or not there.
     """
     path = directory / _INPUTS
-    if not path.exists():
-        dataset = data.load(config.dataset)
-        normalization = statistics(config.augment.normalization, dataset.train.images)
-        return Inputs(
-            dataset.name, dataset.class_names, dataset.image_shape, normalization
-        )
-    return _parse_inputs(path)
-
-
-def _parse_inputs(path: Path) -> Inputs:
     try:
         content = json.loads(path.read_text())
         mean, scale = (content["normalization"][name] for name in ("mean", "scale"))
@@ -281,10 +270,11 @@ def _parse_inputs(path: Path) -> Inputs:
             tuple(map(str, content["class_names"])),
             (height, width, channels),
             (np.asarray(mean, np.float32), np.asarray(scale, np.float32)),
-            content.get("network"),
+            str(content["network"]),
         )
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: restore it") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}): restore it, or "
-            "delete it to have it read from the data set"
+            f"{path} is damaged ({type(error).__name__}: {error}): restore it"
         ) from None

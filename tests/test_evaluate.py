@@ -129,6 +129,8 @@ def test_data_that_have_changed_since_are_told(tmp_path, capsys, quick_training)
     config.dataset.update(path=str(pictures), image_size=8)
     run = tmp_path / "run"
     train.train_and_evaluate(config, run)
+    note = "classes   2, of 16 pictures each in train\n"
+    assert note in capsys.readouterr().out
 
     def call(command, *given) -> tuple[int, str]:
         capsys.readouterr()
@@ -137,7 +139,12 @@ def test_data_that_have_changed_since_are_told(tmp_path, capsys, quick_training)
         return status, "".join(capsys.readouterr())
 
     evaluation = (evaluate.main, "evaluate")
-    assert call(evaluation)[0] == 0
+    status, told = call(evaluation)
+    assert status == 0
+    assert note in told
+    status, told = call((report.main, "report"))
+    assert status == 0
+    assert note not in told  # a run's report follows its training, which told it
     # A finished run keeps the split that it reports, and says how to take another.
     config.dataset.eval_split = "test[:1]"
     capsys.readouterr()

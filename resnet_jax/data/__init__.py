@@ -88,34 +88,29 @@ def load(config: ConfigDict) -> Dataset:
     train, *validation, _ = selections.values()
     if validation:
         splits.check_disjoint(train, *validation, source.sizes)
-    for note in source.notes:
-        print(note)
+    notes = list(source.notes)
     *others, (field, test) = selections.items()
     for other, seen in others:
         if shared := splits.shared(seen, test):
-            print(
+            notes.append(
                 f"warning   {field} shares {shared:,} examples with {other}: the test "
                 "accuracy is not one on new images"
             )
     chosen, size = list(selections.values()), config.image_size
     streams = _streams(config, source, chosen)
-    read = reading.read_index if streams else reading.read_pixels
-    kind = "to_know" if streams else "into_memory"  # as existing caches are named
     arrays = cached(
-        source.key and f"{source.key} {chosen} middle {size} {kind}",
-        lambda: read(source, chosen, size),
+        source.key and f"{source.key} {chosen} {size} streams={streams}",
+        lambda: reading.read(source, chosen, size, streams=streams),
     )
-    reading.tell_skipped(arrays["skipped"])
-    if streams:
-        parts = reading.splits_to_stream(arrays, source, size)
-    else:
-        parts = reading.splits_in_memory(arrays)
+    notes += reading.notes_on_skipped(arrays["skipped"].tolist())
+    parts = reading.cut(arrays, source, size)
     return Dataset(
         name=source.name,
         class_names=source.class_names,
         train=parts[0],
         validation=parts[1] if validation else None,
         eval=parts[-1],
+        notes=tuple(notes),
     )
 
 

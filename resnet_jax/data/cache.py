@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,10 @@ def cached(
         return _load(directory)
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
-        print(f"warning   what was read is not kept in {directory.parent}: {reason}")
+        print(
+            f"warning   what was read is not kept in {directory.parent}: {reason}",
+            file=sys.stderr,
+        )
         if part:
             shutil.rmtree(part, ignore_errors=True)
         return arrays

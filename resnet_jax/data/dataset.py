@@ -26,6 +26,7 @@ class Dataset:
       train: what is trained on.
       validation: what is for choosing; None where `validation_split` is ''.
       eval: what is reported at the end; None where training alone is measured.
+      notes: lines that the user should see, such as files that were left out.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset:
     train: Split
     validation: Split | None
     eval: Split | None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
