@@ -76,9 +76,8 @@ class Checkpoints:
         Orbax would do so too, but fails if threads of a save that failed before, in
         this very process, still write there.
         """
-        if jax.process_index() == 0:
-            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+        for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
         """Orbax's question, which checkpoints stay."""

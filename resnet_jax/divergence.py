@@ -8,6 +8,11 @@ import numpy as np
 from resnet_jax import UserError
 from resnet_jax.step import TrainState
 
+REMEDY = (
+    "try a lower optimizer.learning_rate, a longer schedule.warmup_epochs, or "
+    "optimizer.clip_norm=1, in another --workdir"
+)
+
 
 class DivergedError(UserError):
     """A loss or a gradient became infinite or NaN."""
@@ -42,7 +47,5 @@ def require_finite_state(state: TrainState, step: int, saved: int | None) -> Non
 def _diverged(what: str, where: str, saved: int | None) -> DivergedError:
     kept = f"the checkpoint of step {saved:,} stays" if saved else "none was saved yet"
     return DivergedError(
-        f"training diverged: {what} is no longer finite {where} ({kept}). Try a lower "
-        "optimizer.learning_rate, a longer schedule.warmup_epochs, or "
-        "optimizer.clip_norm=1, in another --workdir"
+        f"training diverged: {what} is no longer finite {where} ({kept}): {REMEDY}"
     )

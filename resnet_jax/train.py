@@ -1,8 +1,6 @@
 """A training run: the loop, and what it leaves in its directory."""
 
 import contextlib
-import json
-import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -138,30 +136,30 @@ def _run(
     if opened.newest:
         hosts.from_first(lambda: _require_resumable(config, directory, trainer, opened))
         if _is_finished(opened, trainer):
-            return _finished(config, directory, opened)
+            return _finished(config, directory, opened.summary)
     trainer.begin_compiling()  # while the state is made
     made_by = {
         "device": jax.devices()[0].device_kind,
         "device_count": trainer.parallel.device_count,
         **provenance.versions_and_commit(),
     }
-    state, changed, changes = trainer.new_state(), [], []
     if opened.newest:
-        saved, like = opened.newest[1], state.split()
+        state = trainer.new_state()
+        like = state.split()
         trees = hosts.from_first(lambda: checkpoints.restore(step, like))
         state = TrainState.join(trees)
+        saved = opened.newest[1]
         clock.add(saved["clock"])
-        changed += workdir.differences(
-            json.loads(common.completed(saved["config"]).to_json()),
-            json.loads(config.to_json()),
-        )
+        before = workdir.as_json(common.completed(saved["config"]))
+        changed = workdir.differences(before, workdir.as_json(config))
         changed += workdir.differences(saved["provenance"], made_by)
         changes = saved["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
-    elif config.init_from:
-        state = _begin_with(config, state, trainer, opened.dataset)
+    else:
+        state = _first_state(config, trainer, opened.dataset)
+        changed, changes = [], []
     if hosts.is_first():
-        workdir.write_json(directory / "config.json", json.loads(config.to_json()))
+        workdir.write_json(directory / "config.json", workdir.as_json(config))
         trained.write_inputs(
             directory,
             opened.dataset,
@@ -187,7 +185,7 @@ def _run(
             "examples": plan.examples,
             "changes": changes,
             "provenance": made_by,
-            "config": json.loads(config.to_json()),
+            "config": workdir.as_json(config),
         }
 
     saver = Saver(trainer, checkpoints, recorder, record, step)
@@ -233,31 +231,22 @@ def _is_finished(opened: _Opened, trainer: Trainer) -> bool:
     return bool(done) and done.get("steps") == opened.newest[0] == total
 
 
-def _finished(config: ConfigDict, directory: Path, opened: _Opened) -> dict:
+def _finished(config: ConfigDict, directory: Path, summary: dict) -> dict:
     """Says that a run has ended, and returns its summary."""
-    done = opened.summary
-    wanted = config.dataset.eval_split
-    split = done["eval_split"]
-    step = f"{done['steps']:,}"
-    hosts.tell(f"finished  at step {step} of {step}: {results.sentence(done)}")
-    if split != wanted:
-        hosts.tell(
-            f"note      that result is for {split}; to evaluate {wanted}: "
-            "python -m resnet_jax.evaluate "
-            f"--workdir={shlex.quote(bucket.shown(directory))} "
-            f"--split={shlex.quote(wanted)}"
-        )
-    if hosts.is_first():  # another start may have left its own
-        content = json.loads(config.to_json())
-        content["dataset"]["eval_split"] = split
-        workdir.write_json(directory / "config.json", content)
-    return done
+    step = f"{summary['steps']:,}"
+    hosts.tell(f"finished  at step {step} of {step}: {results.sentence(summary)}")
+    if hosts.is_first():  # a start of another length may have left its own
+        workdir.write_json(directory / "config.json", workdir.as_json(config))
+    return summary
 
 
-def _begin_with(
-    config: ConfigDict, state: TrainState, trainer: Trainer, dataset: data.Dataset
+def _first_state(
+    config: ConfigDict, trainer: Trainer, dataset: data.Dataset
 ) -> TrainState:
-    """The state of step 0 with the weights that `config.init_from` names."""
+    """The state of step 0, with the weights that `config.init_from` names, if any."""
+    state = trainer.new_state()
+    if not config.init_from:
+        return state
     begin = partial(
         finetune.begin_with,
         config.init_from,

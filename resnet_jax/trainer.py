@@ -56,28 +56,6 @@ class Trainer:
         self._config = config
         self._dataset = dataset
         self._streams = isinstance(dataset.train.images, data.StreamedImages)
-        for field in ("augment.alternating_flip", "optimizer.ema"):
-            if self._streams and (value := get(config, field)):
-                raise UserError(
-                    f"config.{field}={value}: is not for images that are streamed: "
-                    f"set it to {type(value)()}, or dataset.stream to 'never'"
-                )
-        height, width, _ = dataset.image_shape
-        if any(size >= min(height, width) for size in config.augment.sizes):
-            raise UserError(
-                f"config.augment.sizes={tuple(config.augment.sizes)}: give sizes below "
-                f"the {min(height, width)} pixels of the images, or set it and "
-                "augment.size_ends to ()"
-            )
-        for name, pixels in (
-            ("crop", min(height, width)),
-            ("cutout", min((height, width, *config.augment.sizes))),
-        ):
-            if (part := config.augment[name]) and not round(part * pixels):
-                raise UserError(
-                    f"config.augment.{name}={part}: is less than a pixel of images of "
-                    f"{pixels}: give {1 / pixels:.3g} or more, or 0"
-                )
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(
             devices or jax.devices(),
@@ -85,14 +63,7 @@ class Trainer:
             config.batch_size,
             image_shape=dataset.image_shape,
         )
-        parts = config.optimizer.accumulate
-        pieces = self.parallel.device_count if config.parallel == "pmap" else 1
-        if config.batch_size // pieces % parts:
-            raise UserError(
-                f"config.optimizer.accumulate={parts} does not divide the "
-                f"{config.batch_size // pieces} images that each device takes: choose "
-                "a divisor of that"
-            )
+        _check(config, dataset, self.parallel.device_count)
         self.net = build(config, dataset.num_classes)
         self.learning_rate = optimizers.schedule(
             config.schedule,
@@ -280,3 +251,38 @@ class Trainer:
                 return None
             metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
         return metrics
+
+
+def _check(config: ConfigDict, dataset: data.Dataset, device_count: int) -> None:
+    """Raises UserError where the config does not suit the data or the devices."""
+    streams = isinstance(dataset.train.images, data.StreamedImages)
+    for field in ("augment.alternating_flip", "optimizer.ema"):
+        if streams and (value := get(config, field)):
+            raise UserError(
+                f"config.{field}={value}: is not for images that are streamed: "
+                f"set it to {type(value)()}, or dataset.stream to 'never'"
+            )
+    height, width, _ = dataset.image_shape
+    if any(size >= min(height, width) for size in config.augment.sizes):
+        raise UserError(
+            f"config.augment.sizes={tuple(config.augment.sizes)}: give sizes below "
+            f"the {min(height, width)} pixels of the images, or set it and "
+            "augment.size_ends to ()"
+        )
+    for name, pixels in (
+        ("crop", min(height, width)),
+        ("cutout", min((height, width, *config.augment.sizes))),
+    ):
+        if (part := config.augment[name]) and not round(part * pixels):
+            raise UserError(
+                f"config.augment.{name}={part}: is less than a pixel of images of "
+                f"{pixels}: give {1 / pixels:.3g} or more, or 0"
+            )
+    parts = config.optimizer.accumulate
+    pieces = device_count if config.parallel == "pmap" else 1
+    if config.batch_size // pieces % parts:
+        raise UserError(
+            f"config.optimizer.accumulate={parts} does not divide the "
+            f"{config.batch_size // pieces} images that each device takes: choose "
+            "a divisor of that"
+        )

@@ -32,7 +32,6 @@ _MAY_CHANGE = (
     "dataset.path",
     "dataset.stream",
     "dataset.mirror",
-    "dataset.eval_split",
     "checkpoint.every",
     "checkpoint.every_minutes",
     "checkpoint.keep",
@@ -249,7 +248,7 @@ def _changed(before: dict, now: dict) -> dict[str, str]:
 def _flat(config: ConfigDict) -> dict:
     """Fields by dotted names, as JSON gives them back."""
     flat = {}
-    for name, value in json.loads(config.to_json()).items():
+    for name, value in as_json(config).items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
@@ -298,6 +297,11 @@ def make(out: Path) -> None:
         raise UserError(
             f"--out={out} cannot be made ({error.strerror}): give another directory"
         ) from None
+
+
+def as_json(config: ConfigDict) -> dict:
+    """A config as JSON holds it: nested dictionaries, tuples as lists."""
+    return json.loads(config.to_json())
 
 
 def write_json(path: Path, content: dict) -> None:

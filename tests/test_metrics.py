@@ -18,7 +18,7 @@ def start(workdir, step):
 
 
 def means(loss: float) -> dict:
-    return {"loss": loss, "accuracy": 0.5, "gradient_norm": 1.0, "learning_rate": 0.1}
+    return {"loss": loss, "accuracy": 0.5, "gradient_norm": 1.0}
 
 
 def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):

@@ -153,7 +153,6 @@ def test_run_of_the_same_config_may_go_on(tmp_path):
         ("model.remat", True, "model.remat False -> True"),
         ("dataset.data_dir", "d", "dataset.data_dir '' -> 'd'"),
         ("dataset.mirror", "m", "dataset.mirror '' -> 'm'"),
-        ("dataset.eval_split", "t", "dataset.eval_split 'test' -> 't'"),
         ("checkpoint.every", 2, "checkpoint.every 10 -> 2"),
         ("checkpoint.keep", 9, "checkpoint.keep 2 -> 9"),
     ],
