@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import benchmark, plain_linen
-from experiments.peers import CONTENDERS, prepare, report
+from experiments import benchmark
+from experiments.peers import CONTENDERS, plain, prepare, report
 from resnet_jax import command_line
 from resnet_jax.config import build_network
 
@@ -36,7 +36,7 @@ def test_one_update_of_ours_is_the_plain_loops(network):
 
 def test_augmented_batch_holds_crops_of_its_images():
     images = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8, 1) + 1
-    batch = plain_linen.augmented_batch(np.random.default_rng(0), images)
+    batch = plain.augmented_batch(np.random.default_rng(0), images)
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     for image, source in zip(batch, padded, strict=True):
         crops = [source[r : r + 8, c : c + 8] for r in range(9) for c in range(9)]

@@ -1,6 +1,6 @@
 """The contenders of `experiments.benchmark`: one class each, of the same form.
 
-    peer = Peer(job, **settings)   builds the network and reads the initial weights
+    peer = Peer(task, **settings)   builds the network and reads the initial weights
     peer.first_step()              one update, its compilation included
     peer.in_memory()               an epoch's updates, on batches that are ready
     peer.epoch()                   an epoch's updates, with its own input pipeline
@@ -65,8 +65,8 @@ CONTENDERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """The task that all contenders of a comparison are given.
+class Task:
+    """What all contenders of a comparison are given.
 
     Attributes:
       directory: where `prepare` has written it.
@@ -80,7 +80,7 @@ class Job:
     arrays: dict[str, np.ndarray]
 
     @classmethod
-    def read(cls, directory: Path) -> "Job":
+    def read(cls, directory: Path) -> "Task":
         config = json.loads((directory / "config.json").read_text())
         return cls(directory, config, dict(np.load(directory / "data.npz")))
 
