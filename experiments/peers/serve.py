@@ -25,7 +25,7 @@ def main(name: str, directory: str, started: str) -> None:
     def answer(content: dict) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
-    (module, kind), settings, _ = CONTENDERS[name]
+    _, (module, kind), settings, _ = CONTENDERS[name]
     build = getattr(importlib.import_module(f"experiments.peers.{module}"), kind)
     peer = build(Task.read(Path(directory)), **settings)
     start = time.perf_counter()
