@@ -120,7 +120,13 @@ def network(version: int, depth: int, axis: int):
         else:
             padding = "same"
         return layers.Conv2D(
-            features, size, stride, padding, use_bias=False, name=name
+            features,
+            size,
+            stride,
+            padding,
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=name,
         )(x)
 
     def norm(x, name):
@@ -163,4 +169,5 @@ def network(version: int, depth: int, axis: int):
             x = block(x, width, stride, f"stage{stage}_block{b}")
     x = layers.ReLU()(norm(x, "final_bn")) if version == 2 else x
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10, name="classifier")(x))
+    classifier = layers.Dense(10, kernel_initializer="he_normal", name="classifier")
+    return keras.Model(inputs, classifier(x))
