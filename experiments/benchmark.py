@@ -1,4 +1,4 @@
-"""Images a second of ours, a plain Linen loop, PyTorch and Keras on the same networks.
+"""Images per second of ours, a plain Flax loop, PyTorch and Keras on equal networks.
 
     pip install -r requirements-bench.txt
     python -m experiments.benchmark --networks=v1-20,v2-56 --batch_sizes=128
@@ -199,12 +199,12 @@ def present(names: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Measures what is asked for; prints tables, writes and draws results."""
+    """Measures what is asked for; prints, writes and draws each result."""
 
     def define(values: flags.FlagValues) -> None:
         for name, default, text in (
             ("networks", "v1-20,v2-56", "Networks, such as v1-20."),
-            ("batch_sizes", "128", "Images a step."),
+            ("batch_sizes", "128", "Images per step."),
             ("contenders", ",".join(CONTENDERS), "Implementations to measure."),
         ):
             flags.DEFINE_list(name, default, text, flag_values=values)
@@ -237,7 +237,6 @@ def main(argv: list[str]) -> None:
         validate(config)
     names, out = present(values.contenders), Path(values.out)
     workdir.make(out)
-    results = []
     for (network, size), config in configs.items():
         result = {
             "network": network,
@@ -245,10 +244,9 @@ def main(argv: list[str]) -> None:
             **compare(config, names, values.rounds),
             **report.conditions(),
         }
-        results.append(result)
         print(report.table(result), flush=True)
         workdir.write_json(out / f"{network}_{size}.json", result)
-    study.save(report.draw(results), out / "benchmark")
+        study.save(report.draw(result), out / f"{network}_{size}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from absl import flags
-
 from experiments.study import Study
-from resnet_jax import UserError, command_line, workdir
+from resnet_jax import command_line, workdir
+
+RESULTS = Path(__file__).parent / "results"
 
 _HEAD = """\
 # Experiments
@@ -69,30 +69,17 @@ def section(module: ModuleType, name: str, files: list[Path]) -> str:
 
 def main(argv: list[str]) -> None:
     """Draws all figures and writes README.md beside the results."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string(
-            "results",
-            str(Path(__file__).parent / "results"),
-            "Directory of all experiments' results; the page is written beside it.",
-            flag_values=values,
-        )
-
-    results = Path(command_line.parse(argv, __doc__, define).results)
-    if not results.is_dir():
-        raise UserError(
-            f"--results={results} is not a directory: give that of the results"
-        )
+    command_line.parse(argv, __doc__, lambda _: None)
     stored = {
         directory.name: sorted(directory.glob("*.jsonl"), reverse=True)
-        for directory in sorted(results.glob("*/"))
+        for directory in sorted(RESULTS.glob("*/"))
     }
     sections = []
     for name, files in stored.items():
         if not files:
             continue
         if not (Path(__file__).parent / f"{name}.py").exists():
-            print(f"left out {results / name}: there is no experiment of that name")
+            print(f"left out {RESULTS / name}: there is no experiment of that name")
             continue
         module = importlib.import_module(f"experiments.{name}")
         if not hasattr(module, "SCALES"):  # a table, which the README shows
@@ -101,8 +88,8 @@ def main(argv: list[str]) -> None:
             out = f"--out={file.parent}"
             module.main([name, f"--scale={file.stem}", "--redraw", out])
         sections.append(section(module, name, files))
-    page = results.parent / "README.md"
-    workdir.write(page, "\n".join([_HEAD, *sections]))
+    page = RESULTS.parent / "README.md"
+    workdir.write(page, "\n".join([_HEAD, *sections]), "fix that, and run this again")
     print("wrote", page)
 
 

@@ -116,7 +116,7 @@ def markdown(
 ) -> str:
     """The comparison as a table, with its conditions and what computed it."""
     names = ["network", "parameters", "published", "ours", "deviation", "seeds"]
-    names += ["best epoch", "difference", "in standard errors", "seconds a run"]
+    names += ["best epoch", "difference", "in standard errors", "seconds per run"]
     lines = [names, ["---", *["--:"] * (len(names) - 1)]]
     for network, row in rows.items():
         failed = f", {row['diverged']} diverged" if row["diverged"] else ""
@@ -137,8 +137,11 @@ def markdown(
     trained = [row for row in rows.values() if row["accuracies"]]
     datasets = ", ".join(sorted({row["dataset"] for row in trained}))
     epochs = ", ".join(sorted({f"{row['epochs']:.4g}" for row in trained}))
-    unlike = any(row["difference"] is None for row in trained)
-    why = " No differences: they would be those of the data, too." if unlike else ""
+    why = (
+        " No difference is given: the pixels are not the original CIFAR-10's, so it "
+        "would mix data and training."
+    )
+    why = why if any(row["difference"] is None for row in trained) else ""
     return "\n".join(
         [
             *(f"| {' | '.join(line)} |" for line in lines),
@@ -155,16 +158,15 @@ def _number(value: float | None, form: str) -> str:
 
 
 def draw(rows: dict[str, dict]) -> Figure:
-    """Ours with 95% intervals, and the published values."""
-    figure, ((axes,),) = study.figure(4.6, 0.8 + 0.35 * len(rows))
+    """Ours with 95% intervals, and the published values; hollow if of other data."""
+    figure, ((axes,),) = study.figure(4.6, 1.0 + 0.35 * len(rows))
     for place, row in enumerate(rows.values()):
-        first = place == 0
-        axes.plot(
-            row["published"],
-            place,
-            **study.STYLES[0] | {"linestyle": "none", "markerfacecolor": "none"},
-            label="published" if first else None,
-        )
+        alike = row["mean"] is None or row["difference"] is not None
+        style = study.STYLES[0] | {"linestyle": "none"}
+        if not alike:
+            style |= {"color": "0.5", "markerfacecolor": "none"}
+        label = "published" if alike else "published (original CIFAR-10)"
+        axes.plot(row["published"], place, **style, label=label)
         if row["mean"] is None:
             continue
         low = (row["interval"] or [row["mean"]])[0]
@@ -174,11 +176,13 @@ def draw(rows: dict[str, dict]) -> Figure:
             xerr=row["mean"] - low,
             capsize=2,
             **study.STYLES[1] | {"linestyle": "none"},
-            label="ours, 95% interval" if first else None,
+            label="ours, 95% interval" if row["interval"] else "ours, one seed",
         )
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set(xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
-    axes.legend()
+    handles, labels = axes.get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named, loc="outside upper center", ncols=2)
     return figure
 
 

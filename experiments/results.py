@@ -9,13 +9,12 @@ Nothing is measured.
 
 from pathlib import Path
 
-from absl import flags
-
 from resnet_jax import UserError, command_line, workdir
 
 _BEGIN = "<!-- results: written by `python -m experiments.results` -->"
 _END = "<!-- end of results -->"
-_ROOT = Path(__file__).parents[1]
+README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parent / "results"
 
 
 def section(results: Path) -> str:
@@ -35,32 +34,10 @@ def replaced(page: str, content: str) -> str:
 
 def main(argv: list[str]) -> None:
     """Rewrites the section."""
-
-    def define(values: flags.FlagValues) -> None:
-        into = {"flag_values": values}
-        flags.DEFINE_string(
-            "results",
-            str(_ROOT / "experiments" / "results"),
-            "Directory of all results.",
-            **into,
-        )
-        flags.DEFINE_string(
-            "readme", str(_ROOT / "README.md"), "The page to rewrite.", **into
-        )
-
-    values = command_line.parse(argv, __doc__, define)
-    readme = Path(values.readme)
-    if not readme.is_file():
-        raise UserError(f"--readme={readme}: there is no such file: give the README")
-    if not Path(values.results).is_dir():
-        raise UserError(
-            f"--results={values.results} is not a directory: give that of the results"
-        )
-    content = section(Path(values.results))
-    workdir.write(
-        readme, replaced(readme.read_text(), content), "give another --readme"
-    )
-    print("wrote", readme)
+    command_line.parse(argv, __doc__, lambda _: None)
+    page = replaced(README.read_text(), section(RESULTS))
+    workdir.write(README, page, "fix that, and run this again")
+    print("wrote", README)
 
 
 if __name__ == "__main__":

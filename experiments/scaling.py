@@ -18,12 +18,17 @@ Memory is what the compiler reserves on each device (`memory_analysis`: argument
 results and temporaries, the data set included); the table also has the process's peak,
 on a CPU everything that it holds.
 
-Found. On two CPU cores a step on digits takes 1.5 ms a layer of version 1 and 1.0 ms a
-layer of version 2, within 10% and 11% of a line from 20 to 1202 and 1001 layers, and
-0.37 and 0.35 MiB of memory, within 1% and 7%; compilation takes 4 to 7 s at any depth.
-v1-20 gains from larger batches up to 256 images, v1-56 up to 512. Eight simulated
-devices hold 7 MiB each where one holds 21. Since they share two cores they cannot be
-faster than one: eight are a quarter slower.
+Found (smoke, each cell once; two cores of a shared machine). The memory is linear in
+the depth: 0.37 and 0.35 MiB per layer of versions 1 and 2, within 1% and 8% of a line
+from 20 to 1202 and 1001 layers. For the time these data do not decide: about 1.5 and
+1.0 ms per layer, but up to 10.4% and 11.4% off the line, where 10% counts as linear,
+and the noise is larger. v1-20 with batch 128, jit and two devices is in both (a) and
+(c), and reached 1,616 and 1,875 images per second; one device reached 1,550 with jit
+and 1,949 with pmap, which compute the same there. From batch 32 to 512, v1-20 becomes
+1.5 times as fast and v1-56 1.6 times; where the gain ends, the noise hides. Eight
+simulated devices hold 7 MiB each where one holds 21. They share two cores, so they
+cannot be faster than one: here they were a quarter slower in both modes, little more
+than the noise. Compilation takes 4 to 7 s at any depth.
 
 Cost. Smoke: digits, batch 32, 28 cells; two CPU cores that nothing else uses. Full:
 random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
@@ -32,7 +37,6 @@ random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -45,7 +49,7 @@ from matplotlib.figure import Figure
 from configs import common
 from experiments import study
 from experiments.study import STYLES, Study
-from resnet_jax import UserError, command_line, data, parallel, summary
+from resnet_jax import command_line, data, parallel, summary
 from resnet_jax.trainer import Trainer
 
 DEPTHS = {1: (20, 32, 44, 56, 110, 1202), 2: (20, 29, 56, 110, 164, 1001)}
@@ -90,25 +94,14 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
 
 
 def measure(**settings) -> dict:
-    """Measures in a new process, whose CPU has as many devices as are asked for.
-
-    Raises:
-      UserError: it failed, for example because the memory is too small.
-    """
+    """Measures in a new process, whose CPU has as many devices as are asked for."""
     code = "import sys; from experiments import scaling; scaling.tell(sys.argv[1])"
     # Otherwise what an earlier run compiled would take no time.
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     if settings["devices"]:
         environment["JAX_NUM_CPU_DEVICES"] = str(settings["devices"])
     command = [sys.executable, "-c", code, json.dumps(settings)]
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if answer.returncode:
-        last = (answer.stderr.strip() or "no message").splitlines()[-1]
-        raise UserError(
-            f"{settings} ended with status {answer.returncode} ({last[:200]}): free "
-            "memory, or take a larger machine; what was measured before is kept"
-        )
-    return json.loads(answer.stdout.splitlines()[-1])
+    return json.loads(study.run_process(command, env=environment).splitlines()[-1])
 
 
 def tell(settings: str) -> None:
@@ -122,9 +115,7 @@ def device_counts() -> list[int]:
     Another process counts them, since this one must not hold them.
     """
     code = "import jax; print(jax.default_backend(), len(jax.devices()))"
-    command = [sys.executable, "-c", code]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    backend, count = answer.split()[-2:]
+    backend, count = study.run_process([sys.executable, "-c", code]).split()[-2:]
     return [n for n in (1, 2, 4, 8) if backend == "cpu" or n <= int(count)]
 
 
@@ -209,8 +200,8 @@ def draw(cells: dict[str, list[tuple[dict, dict]]]) -> Figure:
     def memory(_, result: dict) -> float:
         return result["device_bytes"] / 2**20
 
-    batch = "batch_size"
-    for row, value, label in ((0, speed, "images a second"), (1, memory, "MiB/device")):
+    batch, labels = "batch_size", ("images per second", "MiB/device")
+    for row, (value, label) in enumerate(zip((speed, memory), labels, strict=True)):
         plot(axes[row, 0], "devices", "mode", "v1-20, {}", value)
         plot(axes[row, 2], batch, "depth", "v1-{}", value)
         axes[row, 0].set(ylabel=label, ylim=(0, None))
@@ -218,7 +209,7 @@ def draw(cells: dict[str, list[tuple[dict, dict]]]) -> Figure:
     axes[0, 2].set(ylim=(0, None))
     plot(axes[0, 1], "depth", "version", "v{}", lambda _, r: r["step_seconds"], True)
     plot(axes[1, 1], "depth", "version", "v{}", memory, True)
-    axes[0, 1].set(yscale="log", ylabel="seconds a step")
+    axes[0, 1].set(yscale="log", ylabel="seconds per step")
     axes[1, 1].set(yscale="log", ylabel="MiB/device")
     for panel, letter in zip(axes.flat, "abcdef", strict=True):
         panel.set_title(f"({letter})", loc="left")

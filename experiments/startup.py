@@ -12,7 +12,8 @@ compilation cache, the second with what the first left there; in turn, five time
 command before these, which does not count, has the files of the packages read.
 
 Found (smoke; medians of five, ranges in brackets; two cores of a shared x86 machine):
-- Both, barely: 11.4 seconds (10.9 to 12.0) and 5.6 (5.1 to 6.1).
+- The medians meet both; one of five runs exceeds each: 11.44 seconds (10.91 to 12.04)
+  and 5.61 (5.13 to 6.11).
 
 Cost. Smoke: two minutes on two cores. Full: 56 layers on CIFAR-10.
 """

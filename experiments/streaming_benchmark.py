@@ -1,4 +1,4 @@
-"""Images a second from a folder of pictures: streamed, by PyTorch, and in training.
+"""Images per second from a folder of pictures: streamed, by PyTorch, and in training.
 
     python -m experiments.streaming_benchmark --path=DIR --out=results.json
 
@@ -142,7 +142,7 @@ CONTENDERS = {
 
 
 def time_one(name: str, path: str, image_size: int) -> dict[str, float]:
-    """Images a second of a contender, of time and of this process's CPU time."""
+    """Images per second of a contender, of time and of this process's CPU time."""
     take = CONTENDERS[name](path, image_size)
     take(WARM_UP)
     start, cpu = time.perf_counter(), os.times()
@@ -212,13 +212,13 @@ def main(argv: list[str]) -> None:
         workdir.make(Path(values.out).parent)
     result = measure(values.path, values.image_size, values.rounds)
     base = result["step"]
-    print(f"{'':<15}{'images/s':>10}{'of a step':>11}{'a CPU second':>14}")
+    print(f"{'':<15}{'images/s':>10}{'of a step':>11}{'per CPU second':>16}")
     for name, rates in result.items():
         rate = rates["images_per_second"]
         ratio = rate / base["images_per_second"]
         per_cpu_second = rates.get("per_cpu_second")
         per_cpu_second = format(per_cpu_second, ",.0f") if per_cpu_second else "-"
-        print(f"{name:<15}{rate:>10,.0f}{ratio:>11.2f}{per_cpu_second:>14}")
+        print(f"{name:<15}{rate:>10,.0f}{ratio:>11.2f}{per_cpu_second:>16}")
     if values.out:
         workdir.write_json(Path(values.out), result)
 

@@ -202,13 +202,20 @@ def _key(settings: dict) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def run_process(command: list[str], stdout=subprocess.PIPE) -> str | None:
+def run_process(
+    command: list[str], stdout=subprocess.PIPE, env: dict[str, str] | None = None
+) -> str | None:
     """Runs a command; returns what it prints, unless that goes elsewhere.
+
+    Args:
+      command: the program and its arguments.
+      stdout: where it prints to, as `subprocess.run` takes it.
+      env: its environment, instead of this process's.
 
     Raises:
       UserError: it fails; the command itself has printed the reason.
     """
-    done = subprocess.run(command, stdout=stdout, text=True)
+    done = subprocess.run(command, stdout=stdout, text=True, env=env)
     if done.returncode:
         raise UserError(
             f"{' '.join(command[1:3])} ended with status {done.returncode}: see above, "

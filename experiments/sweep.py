@@ -28,8 +28,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
-from experiments import spread, study
-from experiments.spread import Job
+from experiments import parallel_runs, study
+from experiments.parallel_runs import Job
 from resnet_jax import UserError, command_line, provenance, workdir
 from resnet_jax.config import flat
 from resnet_jax.seeds import accuracy_interval
@@ -160,7 +160,7 @@ def results(sweep: Sweep) -> list[dict]:
     """The results of each cell, in the grid's order."""
     cells = []
     for cell, members in sweep.cells:
-        outcomes = [spread.outcome(job) for job in members]
+        outcomes = [parallel_runs.outcome(job) for job in members]
         finished = [result for result in outcomes if result]
         accuracies = [result["validation_accuracy"] for result in finished]
         cells.append(
@@ -242,11 +242,11 @@ def draw(grid: dict[str, list[str]], cells: list[dict]) -> Figure:
 def main(argv: list[str]) -> None:
     """Runs what is missing, and prints which cell is best."""
     sweep = parse(argv)
-    missing = [job for job in sweep.jobs if spread.outcome(job) is None]
+    missing = [job for job in sweep.jobs if parallel_runs.outcome(job) is None]
     print(f"{len(sweep.jobs)} runs in {sweep.out}, {len(missing)} to train", flush=True)
     workdir.make(sweep.out)
     if missing:
-        spread.run_all(missing, spread.devices())
+        parallel_runs.run_all(missing, parallel_runs.devices())
     cells = results(sweep)
     content = {"command": shlex.join(["python", "-m", "experiments.sweep", *argv[1:]])}
     content |= {"grid": sweep.grid, "cells": cells, **provenance.versions_and_commit()}

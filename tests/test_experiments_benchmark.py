@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import benchmark, plain_linen
-from experiments.peers import CONTENDERS, prepare, report
+from experiments import benchmark
+from experiments.peers import CONTENDERS, plain, prepare, report
 from resnet_jax import command_line
 from resnet_jax.config import build_network
 
@@ -36,7 +36,7 @@ def test_one_update_of_ours_is_the_plain_loops(network):
 
 def test_augmented_batch_holds_crops_of_its_images():
     images = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8, 1) + 1
-    batch = plain_linen.augmented_batch(np.random.default_rng(0), images)
+    batch = plain.augmented_batch(np.random.default_rng(0), images)
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     for image, source in zip(batch, padded, strict=True):
         crops = [source[r : r + 8, c : c + 8] for r in range(9) for c in range(9)]
@@ -74,8 +74,8 @@ def test_contenders_are_compared(run, tmp_path):
         assert 0 < found["first_step_seconds"] < found["first_seconds"]
     lines = printed.out.splitlines()
     assert [line.split()[0] for line in lines[3 : 3 + len(names)]] == names
-    assert (tmp_path / "benchmark.png").exists()
-    assert (tmp_path / "benchmark.svg").exists()
+    assert (tmp_path / "v1-8_8.png").exists()
+    assert (tmp_path / "v1-8_8.svg").exists()
 
 
 def test_what_is_not_installed_is_skipped(run, monkeypatch):
@@ -116,19 +116,20 @@ def test_mistakes_are_told(run, flag, told):
     assert told in printed.err
 
 
-def test_rates_are_medians_and_ratios():
+def test_rates_are_medians_and_bars_have_the_range_of_rounds():
     def contender(step, epoch, **more):
         seconds = {"in_memory": step, "epoch": epoch, "evaluate": [1.0] * 3, **more}
         told = {"first_step_seconds": 5.0, "first_seconds": 9.0, "peak_bytes": 2**30}
         return {"seconds": seconds, **told}
 
     result = {
+        "network": "v1-20",
         "images": 80,
         "eval_images": 40,
         "batch_size": 8,
         "contenders": {
+            "plain": contender([4.0] * 3, [5.0, 4.0, 10.0]),
             "ours": contender([1.0, 2.0, 9.0], [2.0] * 3, input=[0.5] * 3),
-            "plain": contender([4.0] * 3, [5.0] * 3),
         },
     }
     shown = report.rates(result)
@@ -138,3 +139,8 @@ def test_rates_are_medians_and_ratios():
     assert shown["plain"]["epoch"] == 16
     assert shown["plain"]["input"] == pytest.approx(0.2)
     assert shown["plain"]["evaluate"] == 40
+    (axes,) = report.draw(result).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["ours", "plain Flax loop"]
+    ranges = [lines.get_segments()[0][:, 0] for lines in axes.collections]
+    np.testing.assert_allclose(ranges, [[40, 40], [8, 20]])

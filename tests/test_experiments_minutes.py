@@ -70,6 +70,9 @@ def test_figure_and_table():
     assert "75.00%" in minutes.table(cells)
     axes = minutes.draw(cells, 10.0).axes[0]
     assert [bar.get_height() for bar in axes.patches] == [75.0] * 3
+    assert len(axes.lines) == 3
+    single = {name: [result] for name in minutes.CONTENDERS}
+    assert not minutes.draw(single, 10.0).axes[0].lines
 
 
 def test_without_the_peers_nothing_is_measured(monkeypatch, tmp_path, capsys):

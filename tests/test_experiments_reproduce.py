@@ -58,7 +58,15 @@ def test_of_other_pixels_no_difference_is_told():
     assert row["mean"] == pytest.approx(88.5)
     assert row["difference"] is row["standard_errors"] is None
     text = reproduce.markdown(TABLES["he2015"], {"v1-20": row}, "cpu, jax 1")
-    assert "No differences" in text
+    assert "No difference is given" in text
+    original = reproduce.compare(Published(93.0), [result(0.93)])
+    figure = reproduce.draw({"v1-20": row, "v1-32": row, "v1-44": original})
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "published (original CIFAR-10)",
+        "published",
+        "ours, 95% interval",
+        "ours, one seed",
+    }
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from experiments import spread, sweep
+from experiments import parallel_runs, sweep
 from resnet_jax import UserError, command_line
 from resnet_jax.config import flat
 from resnet_jax.preemption import StoppedError
@@ -69,7 +69,7 @@ def test_mistakes_are_sentences_and_start_nothing(
     given, told, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(spread, "start", pytest.fail)
+    monkeypatch.setattr(parallel_runs, "start", pytest.fail)
     assert call(*CONFIG, *given) == 2
     assert told in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
@@ -113,19 +113,19 @@ def stand_ins(monkeypatch, seconds: float):
         command = [sys.executable, "-c", STAND_IN, str(job.directory), str(seconds)]
         return subprocess.Popen(command, env=device)
 
-    monkeypatch.setattr(spread, "start", start)
+    monkeypatch.setattr(parallel_runs, "start", start)
 
 
-def some_jobs(directory: Path, count: int) -> list[spread.Job]:
+def some_jobs(directory: Path, count: int) -> list[parallel_runs.Job]:
     config = common.default()
     config.steps = 2
-    return [spread.Job(directory / f"run{n}", config, []) for n in range(count)]
+    return [parallel_runs.Job(directory / f"run{n}", config, []) for n in range(count)]
 
 
 def test_each_device_takes_a_run_at_a_time(tmp_path, monkeypatch, capfd):
     stand_ins(monkeypatch, 0.5)
     devices = [{"CUDA_VISIBLE_DEVICES": name} for name in ("4", "7")]
-    spread.run_all(some_jobs(tmp_path, 4), devices)
+    parallel_runs.run_all(some_jobs(tmp_path, 4), devices)
     order = [line.split() for line in (tmp_path / "order").read_text().splitlines()]
     assert {name for name, _ in order[:2]} == {"run0", "run1"}
     assert sorted(device for _, device in order) == ["4", "4", "7", "7"]
@@ -138,7 +138,7 @@ def test_a_signal_ends_the_runs_and_is_told(tmp_path, monkeypatch):
     kill.start()
     start = time.monotonic()
     with pytest.raises(StoppedError, match="by SIGTERM") as raised:
-        spread.run_all(some_jobs(tmp_path, 2), [{}])
+        parallel_runs.run_all(some_jobs(tmp_path, 2), [{}])
     assert raised.value.exit_status == 143
     assert time.monotonic() - start < 30
     assert not (tmp_path / "run0").exists()
@@ -146,12 +146,12 @@ def test_a_signal_ends_the_runs_and_is_told(tmp_path, monkeypatch):
 
 def test_a_failure_is_told_with_its_last_line(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        spread, "start", lambda *_: subprocess.Popen([sys.executable, "-c", ""])
+        parallel_runs, "start", lambda *_: subprocess.Popen([sys.executable, "-c", ""])
     )
     (job,) = some_jobs(tmp_path, 1)
     job.log.write_text("data\nerror: the disk is full\n")
     with pytest.raises(UserError, match=r"run0 failed: error: the disk is full \(see"):
-        spread.run_all([job], [{}])
+        parallel_runs.run_all([job], [{}])
 
 
 @pytest.mark.parametrize(
@@ -169,27 +169,27 @@ def test_devices(answer, shown, expected, monkeypatch):
     if shown:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     found = subprocess.CompletedProcess([], 0, stdout=answer)
-    monkeypatch.setattr(spread.subprocess, "run", lambda *_, **__: found)
-    assert [d.get("CUDA_VISIBLE_DEVICES") for d in spread.devices()] == expected
+    monkeypatch.setattr(parallel_runs.subprocess, "run", lambda *_, **__: found)
+    assert [d.get("CUDA_VISIBLE_DEVICES") for d in parallel_runs.devices()] == expected
 
 
 def test_a_run_that_may_go_on_is_not_done(tmp_path):
     (job,) = some_jobs(tmp_path, 1)
-    assert spread.outcome(job) is None
+    assert parallel_runs.outcome(job) is None
     job.directory.mkdir()
     written = {"steps": 23, "epochs": 23 * 128 / 1437}
     written |= {"test_accuracy": 0.5, "test_loss": 1.0, "test_examples": 360}
     (job.directory / "summary.json").write_text(json.dumps(written))
     job.config.update(steps=0, epochs=2)
-    assert spread.outcome(job) == written
+    assert parallel_runs.outcome(job) == written
     job.config.epochs = 3
-    assert spread.outcome(job) is None
+    assert parallel_runs.outcome(job) is None
     job.log.write_text("x\nerror: training diverged: loss is no longer finite\n")
-    assert spread.outcome(job) is None  # the log may be of another config
+    assert parallel_runs.outcome(job) is None  # the log may be of another config
     (job.directory / "config.json").write_text(job.config.to_json())
-    assert spread.outcome(job) == {}
+    assert parallel_runs.outcome(job) == {}
     job.config.optimizer.clip_norm = 1.0
-    assert spread.outcome(job) is None
+    assert parallel_runs.outcome(job) is None
 
 
 def cell(name: str, accuracies: list[float], diverged: int = 0) -> dict:
@@ -207,7 +207,7 @@ def test_the_best_is_of_those_that_train_surely():
 
 @pytest.mark.slow
 def test_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(spread, "devices", lambda: [ENVIRONMENT])
+    monkeypatch.setattr(parallel_runs, "devices", lambda: [ENVIRONMENT])
     out = f"--out={tmp_path / 'out'}"
     arguments = ["--grid=optimizer.learning_rate=0.1,1e6", "--seeds=1", out]
     assert call(*CONFIG, *arguments) == 0
@@ -224,6 +224,6 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     *arguments_of_main, directory = command[3:]
     assert sweep._config(arguments_of_main).optimizer.learning_rate == 0.1
     assert directory.startswith(f"--workdir={tmp_path / 'out' / 'best'}/")
-    monkeypatch.setattr(spread, "start", pytest.fail)
+    monkeypatch.setattr(parallel_runs, "start", pytest.fail)
     assert call(*CONFIG, *arguments) == 0
     assert ", 0 to train" in capsys.readouterr().out

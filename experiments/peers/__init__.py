@@ -1,6 +1,6 @@
 """The contenders of `experiments.benchmark`: one class each, of the same form.
 
-    peer = Peer(job, **settings)   builds the network and reads the initial weights
+    peer = Peer(task, **settings)   builds the network and reads the initial weights
     peer.first_step()              one update, its compilation included
     peer.in_memory()               an epoch's updates, on batches that are ready
     peer.epoch()                   an epoch's updates, with its own input pipeline
@@ -30,43 +30,55 @@ class Contender(NamedTuple):
     """The place of a contender's class, and its requirements.
 
     Attributes:
+      title: its name in figures.
       place: module in this package, and class.
       settings: arguments of the class.
       packages: that must be installed.
     """
 
+    title: str
     place: tuple[str, str]
     settings: dict
     packages: tuple[str, ...] = ()
 
 
-def _torch(**settings) -> Contender:
-    return Contender(("torch_peer", "Torch"), settings, ("torch",))
+def _torch(title: str, **settings) -> Contender:
+    return Contender(title, ("torch_peer", "Torch"), settings, ("torch",))
 
 
-def _keras(backend: str, *packages: str) -> Contender:
+def _keras(title: str, backend: str, *packages: str) -> Contender:
     settings = {"backend": backend}
-    return Contender(("keras_peer", "Keras"), settings, ("keras", *packages))
+    return Contender(title, ("keras_peer", "Keras"), settings, ("keras", *packages))
 
 
+_LAST, _LAST_BF16 = "channels last", "channels last, bfloat16"
 CONTENDERS = {
-    "ours": Contender(("ours", "Ours"), {}),
-    "ours_bf16": Contender(("ours", "Ours"), {"dtype": "bfloat16"}),
-    "plain": Contender(("plain", "Plain"), {}),
-    "torch": _torch(),
-    "torch_channels_last": _torch(channels_last=True),
-    "torch_bf16": _torch(channels_last=True, bf16=True),
-    "torch_compile": _torch(channels_last=True, compiled=True),
-    "torch_compile_bf16": _torch(channels_last=True, bf16=True, compiled=True),
-    "keras_tensorflow": _keras("tensorflow", "tensorflow"),
-    "keras_jax": _keras("jax", "tensorflow"),
-    "keras_torch": _keras("torch", "torch"),
+    "ours": Contender("ours", ("ours", "Ours"), {}),
+    "ours_bf16": Contender("ours, bfloat16", ("ours", "Ours"), {"dtype": "bfloat16"}),
+    "plain": Contender("plain Flax loop", ("plain", "Plain"), {}),
+    "torch": _torch("PyTorch eager"),
+    "torch_channels_last": _torch(f"PyTorch eager,\n{_LAST}", channels_last=True),
+    "torch_bf16": _torch(
+        f"PyTorch eager,\n{_LAST_BF16}", channels_last=True, bf16=True
+    ),
+    "torch_compile": _torch(
+        f"PyTorch compiled,\n{_LAST}", channels_last=True, compiled=True
+    ),
+    "torch_compile_bf16": _torch(
+        f"PyTorch compiled,\n{_LAST_BF16}",
+        channels_last=True,
+        bf16=True,
+        compiled=True,
+    ),
+    "keras_tensorflow": _keras("Keras on TensorFlow", "tensorflow", "tensorflow"),
+    "keras_jax": _keras("Keras on JAX", "jax", "tensorflow"),
+    "keras_torch": _keras("Keras on PyTorch", "torch", "torch"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """The task that all contenders of a comparison are given.
+class Task:
+    """What all contenders of a comparison are given.
 
     Attributes:
       directory: where `prepare` has written it.
@@ -80,7 +92,7 @@ class Job:
     arrays: dict[str, np.ndarray]
 
     @classmethod
-    def read(cls, directory: Path) -> "Job":
+    def read(cls, directory: Path) -> "Task":
         config = json.loads((directory / "config.json").read_text())
         return cls(directory, config, dict(np.load(directory / "data.npz")))
 

@@ -9,21 +9,21 @@ import os
 
 import numpy as np
 
-from experiments.peers import PROBES, Job, process_memory
+from experiments.peers import PROBES, Task, process_memory
 
 
 class Keras:
-    def __init__(self, job: Job, backend: str):
+    def __init__(self, task: Task, backend: str):
         os.environ["KERAS_BACKEND"] = backend
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import keras
 
-        self._job, self._backend = job, backend
+        self._task, self._backend = task, backend
         self._first = backend == "torch"  # channels are first
         keras.config.set_image_data_format(
             "channels_first" if self._first else "channels_last"
         )
-        self._model = network(job.version, job.depth, 1 if self._first else 3)
+        self._model = network(task.version, task.depth, 1 if self._first else 3)
         self._load()
         self._model.compile(
             keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-4),
@@ -31,14 +31,14 @@ class Keras:
             metrics=["accuracy"],
         )
         self._ready = {
-            split: (self._laid_out(job.images(split)), job.labels(split))
+            split: (self._laid_out(task.images(split)), task.labels(split))
             for split in ("train", "eval")
         }
         self._pipeline = None
 
     def _load(self) -> None:
         """Loads the weights; layers have the names of ours, with '-' for '/'."""
-        weights = self._job.weights("ours")
+        weights = self._task.weights("ours")
         for layer in self._model.layers:
             name = layer.name.replace("-", "/")
             paths = [f"params/{name}/{leaf}" for leaf in ("kernel", "scale", "bias")]
@@ -55,11 +55,13 @@ class Keras:
         self._model.fit(*data, epochs=1, verbose=0, **settings)
 
     def first_step(self) -> None:
-        images, labels = (part[: self._job.batch_size] for part in self._ready["train"])
-        self._fit(images, labels, batch_size=self._job.batch_size)
+        size = self._task.batch_size
+        images, labels = (part[:size] for part in self._ready["train"])
+        self._fit(images, labels, batch_size=size)
 
     def in_memory(self) -> None:
-        self._fit(*self._ready["train"], batch_size=self._job.batch_size, shuffle=False)
+        size = self._task.batch_size
+        self._fit(*self._ready["train"], batch_size=size, shuffle=False)
 
     def epoch(self) -> None:
         if self._pipeline is None:
@@ -69,16 +71,16 @@ class Keras:
     def _torch_loader(self):
         from experiments.peers.torch_peer import loader
 
-        return loader(self._job)
+        return loader(self._task)
 
     def _tf_data(self):
         import tensorflow as tf
 
-        images, labels = self._job.arrays["train_images"], self._job.labels("train")
+        images, labels = self._task.arrays["train_images"], self._task.labels("train")
         size = images.shape[1:]
 
         def augment(image, label):
-            image = tf.cast(image, tf.float32) / 255 - self._job.mean
+            image = tf.cast(image, tf.float32) / 255 - self._task.mean
             image = tf.pad(image, ((4, 4), (4, 4), (0, 0)))
             image = tf.image.random_crop(image, size)
             return tf.image.random_flip_left_right(image), label
@@ -87,13 +89,13 @@ class Keras:
             tf.data.Dataset.from_tensor_slices((images, labels))
             .shuffle(len(labels))
             .map(augment, num_parallel_calls=tf.data.AUTOTUNE)
-            .batch(self._job.batch_size, drop_remainder=True)
+            .batch(self._task.batch_size, drop_remainder=True)
             .prefetch(tf.data.AUTOTUNE)
         )
 
     def evaluate(self) -> float:
         images, labels = self._ready["eval"]
-        size = self._job.batch_size
+        size = self._task.batch_size
         return self._model.evaluate(images, labels, batch_size=size, verbose=0)[1]
 
     def logits(self) -> list:
@@ -118,7 +120,13 @@ def network(version: int, depth: int, axis: int):
         else:
             padding = "same"
         return layers.Conv2D(
-            features, size, stride, padding, use_bias=False, name=name
+            features,
+            size,
+            stride,
+            padding,
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=name,
         )(x)
 
     def norm(x, name):
@@ -161,4 +169,5 @@ def network(version: int, depth: int, axis: int):
             x = block(x, width, stride, f"stage{stage}_block{b}")
     x = layers.ReLU()(norm(x, "final_bn")) if version == 2 else x
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10, name="classifier")(x))
+    classifier = layers.Dense(10, kernel_initializer="he_normal", name="classifier")
+    return keras.Model(inputs, classifier(x))

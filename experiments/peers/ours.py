@@ -6,7 +6,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from configs import common
-from experiments.peers import PROBES, Job
+from experiments.peers import PROBES, Task
 from resnet_jax import data, models, parallel, summary
 from resnet_jax.augment import augment, normalize
 from resnet_jax.trainer import Trainer
@@ -15,13 +15,13 @@ from resnet_jax.trainer import Trainer
 class Ours:
     """Data are on the device from the start: `epoch` and `in_memory` are the same."""
 
-    def __init__(self, job: Job, dtype: str = "float32"):
-        self._job = job
-        self._config = common.completed(job.config)
+    def __init__(self, task: Task, dtype: str = "float32"):
+        self._task = task
+        self._config = common.completed(task.config)
         self._config.model.dtype = dtype
-        parallel.split_cpu(job.batch_size)
+        parallel.split_cpu(task.batch_size)
         self._trainer = Trainer(self._config, data.load(self._config.dataset))
-        variables = unflatten_dict(job.weights("ours"), sep="/")
+        variables = unflatten_dict(task.weights("ours"), sep="/")
         self._start = self._trainer.new_state().replace(**variables)
 
     def first_step(self) -> None:
@@ -45,7 +45,7 @@ class Ours:
         return self._trainer.evaluate(self._state, every_split=True)["test_accuracy"]
 
     def logits(self) -> list:
-        images = jnp.asarray(self._job.arrays["eval_images"][:PROBES])
+        images = jnp.asarray(self._task.arrays["eval_images"][:PROBES])
         images = normalize(images, *self._trainer.normalization)
         variables = self._start.variables
         if self._trainer.net.scan:
@@ -54,8 +54,8 @@ class Ours:
 
     def input(self) -> float:
         """The share of an epoch's input alone: gather, normalise, augment."""
-        images = jnp.asarray(self._job.arrays["train_images"])
-        batch_size = self._job.batch_size
+        images = jnp.asarray(self._task.arrays["train_images"])
+        batch_size = self._task.batch_size
         positions = np.arange(batch_size)
 
         @jax.jit

@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import unflatten_dict
 
 from configs import common
-from experiments import plain_linen
+from experiments.peers import plain
 from resnet_jax import data, models, pytorch, weights
 from resnet_jax.augment import normalize, statistics
 from resnet_jax.config import build_network
@@ -69,8 +69,8 @@ def _update_error(config, variables: dict, images, labels, mean) -> float:
     batch = Batch(images, labels, np.arange(len(labels)))
     ours, _ = jax.jit(step, compiler_options=_QUICK)(state, batch, jax.random.key(0))
 
-    plain = plain_linen.ResNet(config.model.version, config.model.depth)
-    plain_step = plain_linen.make_train_step(plain, tx)
+    plain_net = plain.ResNet(config.model.version, config.model.depth)
+    plain_step = plain.make_train_step(plain_net, tx)
     images = np.asarray(normalize(jnp.asarray(images), mean, np.ones_like(mean)))
     theirs = plain_step(params, stats, opt_state, images, labels)[:2]
 

@@ -1,4 +1,4 @@
-"""The output of `experiments.benchmark`: a table, and a figure of bars."""
+"""The output of `experiments.benchmark`: of each result a table and a figure."""
 
 import importlib.util
 import os
@@ -8,8 +8,10 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+from matplotlib.figure import Figure
 
 from experiments import study
+from experiments.peers import CONTENDERS
 from resnet_jax import provenance
 
 _PEERS = ("torch", "keras", "tensorflow-cpu", "tensorflow")
@@ -43,7 +45,7 @@ def table(result: dict) -> str:
     ours = shown.get("ours")
     lines = [
         f"{result['network']}, batches of {result['batch_size']}, "
-        f"{result['images']:,} images an epoch, {result['dataset']}, "
+        f"{result['images']:,} images per epoch, {result['dataset']}, "
         f"{result['cores']} cores, {result['device']}",
         f"{'':<20}{'images/s':>10}{'':>20}{'ours/it':>10}{'':>20}{'of epoch':>9}"
         f"{'GiB':>8}{'s':>9}{'s':>9}",
@@ -65,26 +67,34 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[dict]):
-    """A figure with a panel of bars for each result: epoch in front of step."""
-    tallest = max(len(result["contenders"]) for result in results)
-    figure, axes = study.figure(
-        3.5 * len(results), 0.8 + 0.3 * tallest, ncols=len(results)
-    )
-    for panel, result in zip(axes[0], results, strict=True):
-        shown = rates(result)
-        panel.barh(
-            list(shown), [row["step"] for row in shown.values()], color="#c8dcea"
+def draw(result: dict) -> Figure:
+    """Bars: epoch, with the range of the rounds, in front of step."""
+    shown = rates(result)
+    names = [name for name in CONTENDERS if name in shown]
+    titles = [CONTENDERS[name].title for name in names]
+    figure, ((axes,),) = study.figure(4.2, 0.8 + 0.3 * len(names))
+    axes.barh(titles, [shown[name]["step"] for name in names], color="#c8dcea")
+    for title, name in zip(titles, names, strict=True):
+        rate, seconds = shown[name]["epoch"], result["contenders"][name]["seconds"]
+        ends = [result["images"] / act(seconds["epoch"]) for act in (max, min)]
+        axes.barh(
+            title,
+            rate,
+            0.5,
+            xerr=[[rate - ends[0]], [ends[1] - rate]],
+            color="#d55e00" if name.startswith("ours") else "#0072b2",
+            error_kw={"elinewidth": 1, "capsize": 2},
         )
-        bars = panel.barh(list(shown), [row["epoch"] for row in shown.values()], 0.5)
-        for bar, name in zip(bars, shown, strict=True):
-            bar.set_color("#d55e00" if name.startswith("ours") else "#0072b2")
-        panel.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=7)
-        panel.set(xlabel="images/s: epoch (narrow), step (wide)")
-        panel.set_title(f"{result['network']}, batch {result['batch_size']}")
-        panel.margins(x=0.15)
-        panel.grid(visible=False, axis="y")
-        panel.invert_yaxis()
+        place = max(ends[1], shown[name]["step"])
+        at = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{rate:,.0f}", (place, title), fontsize=7, **at)
+    shapes = "epoch (narrow; range of rounds) and step (wide)"
+    axes.set_xlabel(f"images per second\n{shapes}")
+    axes.set_title(f"{result['network']}, batch {result['batch_size']}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.15)
+    axes.grid(visible=False, axis="y")
+    axes.invert_yaxis()
     return figure
 
 

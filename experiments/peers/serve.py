@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.peers import CONTENDERS, Job
+from experiments.peers import CONTENDERS, Task
 
 
 def main(name: str, directory: str, started: str) -> None:
@@ -25,9 +25,9 @@ def main(name: str, directory: str, started: str) -> None:
     def answer(content: dict) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
-    (module, kind), settings, _ = CONTENDERS[name]
+    _, (module, kind), settings, _ = CONTENDERS[name]
     build = getattr(importlib.import_module(f"experiments.peers.{module}"), kind)
-    peer = build(Job.read(Path(directory)), **settings)
+    peer = build(Task.read(Path(directory)), **settings)
     start = time.perf_counter()
     peer.first_step()
     seconds = time.perf_counter() - start

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from configs import common
-from experiments.peers import Job
+from experiments.peers import Task
 from resnet_jax import data
 from resnet_jax.augment import statistics
 
 
-def job(recipe: str, settings: dict) -> Job:
+def task_of(recipe: str, settings: dict) -> Task:
     """The data set of a config, as the contenders take it."""
     config = common.get_config(recipe, 1, 20)
     config.update_from_flattened_dict(settings)
@@ -22,7 +22,7 @@ def job(recipe: str, settings: dict) -> Job:
     arrays = {"mean": statistics("pixel_mean", dataset.train.images)[0]}
     for name, split in (("train", dataset.train), ("eval", dataset.eval)):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
-    return Job(Path(), json.loads(config.to_json()), arrays)
+    return Task(Path(), json.loads(config.to_json()), arrays)
 
 
 def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:
@@ -36,7 +36,7 @@ def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     from experiments.peers.torch_peer import ResNet, loader
 
     torch.manual_seed(seed)
-    task = job("paper", settings)
+    task = task_of("paper", settings)
     net, images_seen = ResNet(task.version, task.depth), 0
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -73,7 +73,7 @@ def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     from experiments.peers.keras_peer import network
 
     keras.utils.set_random_seed(seed)
-    task = job("keras", settings)
+    task = task_of("keras", settings)
     model = network(task.version, task.depth, 3)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):

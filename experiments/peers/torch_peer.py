@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from experiments.peers import PROBES, Job, process_memory
+from experiments.peers import PROBES, Task, process_memory
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -89,11 +89,11 @@ class ResNet(nn.Module):
 class Augmented(torch.utils.data.Dataset):
     """Images cropped from themselves padded by 4, and flipped: float32 [3, 32, 32]."""
 
-    def __init__(self, job: Job):
-        images = torch.from_numpy(job.images("train")).permute(0, 3, 1, 2)
+    def __init__(self, task: Task):
+        images = torch.from_numpy(task.images("train")).permute(0, 3, 1, 2)
         self._padded = F.pad(images, (4, 4, 4, 4))
         self._size = images.shape[-2:]
-        self._labels = torch.from_numpy(job.labels("train")).long()
+        self._labels = torch.from_numpy(task.labels("train")).long()
 
     def __len__(self):
         return len(self._labels)
@@ -104,11 +104,11 @@ class Augmented(torch.utils.data.Dataset):
         return image.flip(2) if torch.rand(()) < 0.5 else image, self._labels[row]
 
 
-def loader(job: Job) -> torch.utils.data.DataLoader:
+def loader(task: Task) -> torch.utils.data.DataLoader:
     """Shuffled, augmented batches, from a worker process for each core."""
     return torch.utils.data.DataLoader(
-        Augmented(job),
-        job.batch_size,
+        Augmented(task),
+        task.batch_size,
         shuffle=True,
         num_workers=len(os.sched_getaffinity(0)),
         persistent_workers=True,
@@ -119,19 +119,19 @@ def loader(job: Job) -> torch.utils.data.DataLoader:
 class Torch:
     def __init__(
         self,
-        job: Job,
+        task: Task,
         channels_last: bool = False,
         bf16: bool = False,
         compiled: bool = False,
     ):
-        self._job, self._loader = job, loader(job)
+        self._task, self._loader = task, loader(task)
         cuda = torch.cuda.is_available()
         self._device = torch.device("cuda" if cuda else "cpu")
         torch.backends.cudnn.benchmark = True
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self._layout = {"memory_format": layout}
         self._bf16 = bf16
-        self._net = ResNet(job.version, job.depth)
+        self._net = ResNet(task.version, task.depth)
         self._load()
         self._net.to(self._device, **self._layout)
         self._run = self._net
@@ -142,12 +142,12 @@ class Torch:
             self._net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=True
         )
         self._ready = {
-            split: self._batches(job.images(split), job.labels(split))
+            split: self._batches(task.images(split), task.labels(split))
             for split in ("train", "eval")
         }
 
     def _load(self) -> None:
-        state = self._job.weights("torch")
+        state = self._task.weights("torch")
         self._net.load_state_dict(
             {name: torch.from_numpy(array) for name, array in state.items()}
         )
@@ -155,8 +155,8 @@ class Torch:
     def _batches(self, images: np.ndarray, labels: np.ndarray) -> list:
         images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         pairs = zip(
-            images.split(self._job.batch_size),
-            torch.from_numpy(labels).long().split(self._job.batch_size),
+            images.split(self._task.batch_size),
+            torch.from_numpy(labels).long().split(self._task.batch_size),
             strict=True,
         )
         return [self._place(*pair) for pair in pairs]
@@ -197,7 +197,7 @@ class Torch:
         for images, labels in self._ready["eval"]:
             with self._autocast():
                 correct += (self._run(images).argmax(1) == labels).sum()
-        return correct.item() / len(self._job.labels("eval"))
+        return correct.item() / len(self._task.labels("eval"))
 
     @torch.no_grad()
     def logits(self) -> list:
