@@ -68,7 +68,6 @@ SCALES = {
         },
     },
 }
-SEEDS = (0, 1, 2)
 _EPOCHS = 200  # of the recipe, which the numbers of epochs below assume
 # Changes to a config; where `strong` has the ingredient, its values are used instead.
 INGREDIENTS = {
@@ -108,14 +107,14 @@ def recipes(depth: int) -> dict[tuple[str, str], dict]:
     return changes
 
 
-def run_config(scale: str, recipe: str, changes: dict, seed: int) -> dict:
+def run_config(scale: str, recipe: str, changes: dict) -> dict:
     """The config of a run, as JSON holds it."""
     settings = SCALES[scale]
     config = common.get_config(recipe, 1, settings["depth"])
     config.update_from_flattened_dict(changes)
     config.epochs = _EPOCHS
     curves.shorten(config, settings["epochs"])
-    config.update(seed=seed, eval_every=settings["epochs"])
+    config.eval_every = settings["epochs"]
     config.checkpoint.keep = 1
     config.dataset.update(settings["dataset"])
     return json.loads(config.to_json())
@@ -125,12 +124,8 @@ def run(experiment: Study) -> dict[tuple[str, str], list[dict]]:
     """The results by recipe and ingredient, for each seed; '' is the recipe itself."""
     cells = {}
     for (recipe, name), changes in recipes(SCALES[experiment.scale]["depth"]).items():
-        configs = [
-            run_config(experiment.scale, recipe, changes, seed) for seed in SEEDS
-        ]
-        cells[recipe, name] = [
-            experiment.cell(curves.last_accuracy, config=config) for config in configs
-        ]
+        config = run_config(experiment.scale, recipe, changes)
+        cells[recipe, name] = experiment.seeds(curves.last_accuracy, config)
     return cells
 
 
@@ -215,7 +210,7 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             "",
             f"v1-{settings['depth']}, CIFAR-10 `{data['train_split']}`, "
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
-            f"(%): {accuracies}. Means of {len(SEEDS)} seeds with 95% intervals, "
+            f"(%): {accuracies}. Means of {len(study.SEEDS)} seeds with 95% intervals, "
             "which are not widened for the number of comparisons. Times are ratios, on "
             f"a shared machine to no better than a fifth; {made_by}.",
         ]

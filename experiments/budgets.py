@@ -48,7 +48,6 @@ SCALES = {
 }
 EPOCHS = (5, 15)
 DEPTH = 20
-SEEDS = (0, 1, 2)
 # The recipe of configs/common.py, and changes to it.
 RECIPES = {
     "paper": ("paper", {}),
@@ -59,13 +58,13 @@ RECIPES = {
 }
 
 
-def run_config(scale: str, recipe: str, epochs: int, seed: int) -> dict:
+def run_config(scale: str, recipe: str, epochs: int) -> dict:
     """The config of a run, as JSON holds it."""
     name, changes = RECIPES[recipe]
     config = common.get_config(name, 1, DEPTH)
     config.update_from_flattened_dict(changes)
     curves.shorten(config, epochs)
-    config.update(seed=seed, eval_every=epochs)
+    config.eval_every = epochs
     config.checkpoint.keep = 1
     config.dataset.update(SCALES[scale])
     return json.loads(config.to_json())
@@ -74,13 +73,9 @@ def run_config(scale: str, recipe: str, epochs: int, seed: int) -> dict:
 def run(experiment: Study) -> dict[tuple[int, str], list[dict]]:
     """The results by epochs and recipe, for each seed."""
     return {
-        (epochs, recipe): [
-            experiment.cell(
-                curves.last_accuracy,
-                config=run_config(experiment.scale, recipe, epochs, seed),
-            )
-            for seed in SEEDS
-        ]
+        (epochs, recipe): experiment.seeds(
+            curves.last_accuracy, run_config(experiment.scale, recipe, epochs)
+        )
         for epochs in EPOCHS
         for recipe in RECIPES
     }
@@ -114,7 +109,8 @@ def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) ->
             "",
             f"v1-{DEPTH}, CIFAR-10 `{data['train_split']}`, accuracy on "
             f"`{data['validation_split']}` (%) after the last epoch: mean and standard "
-            f"deviation of {len(SEEDS)} seeds; seconds of the updates; {made_by}.",
+            f"deviation of {len(study.SEEDS)} seeds; seconds of the updates; "
+            f"{made_by}.",
         ]
     )
 

@@ -21,9 +21,7 @@ from resnet_jax.metrics import read_rows
 CHANCE = 0.9
 
 
-def run_config(
-    scale: str, version: int, depth: int, seed: int, epochs: int, **model
-) -> dict:
+def run_config(scale: str, version: int, depth: int, epochs: int, **model) -> dict:
     """A config, as JSON holds it: 'full' is He's recipe on CIFAR-10, 'smoke' digits.
 
     Both start at a learning rate of 0.1. `epochs` 0 leaves the recipe's; `model` sets
@@ -31,7 +29,6 @@ def run_config(
     """
     recipe = "smoke" if scale == "smoke" else "paper"
     config = common.get_config(recipe, version, depth, scan=True)
-    config.seed = seed
     config.epochs = epochs or config.epochs
     config.checkpoint.keep = 1
     if recipe == "smoke":

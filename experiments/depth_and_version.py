@@ -55,7 +55,6 @@ SCALES = {
     "smoke": {"depths": (20, 56, 110), "epochs": 5, "batch_size": 128},
     "full": {"depths": (20, 56, 110, 164), "epochs": 0, "batch_size": 128},
 }
-SEEDS = (0, 1, 2)
 VERSIONS = (1, 2)
 IMAGE_SHAPE = (32, 32, 3)
 TIMED_UPDATES = 3
@@ -104,13 +103,8 @@ def run(experiment: Study) -> dict[str, dict[tuple, list[dict]]]:
     """'trained' by version and depth, for each seed; 'costs' by these and remat."""
     scale, trained, costs = SCALES[experiment.scale], {}, {}
     for version, depth in itertools.product(VERSIONS, scale["depths"]):
-        configs = [
-            curves.run_config(experiment.scale, version, depth, seed, scale["epochs"])
-            for seed in SEEDS
-        ]
-        trained[version, depth] = [
-            experiment.cell(curves.curves, config=config) for config in configs
-        ]
+        config = curves.run_config(experiment.scale, version, depth, scale["epochs"])
+        trained[version, depth] = experiment.seeds(curves.curves, config)
     for version, depth, remat in itertools.product(
         VERSIONS, scale["depths"], (False, True)
     ):

@@ -48,7 +48,6 @@ SCALES = {
     "smoke": {"depths": (20, 56), "learning_rates": (0.1,), "epochs": 15},
     "full": {"depths": (20, 56, 110), "learning_rates": (0.1, 0.01), "epochs": 0},
 }
-SEEDS = (0, 1, 2)
 
 
 class Offset(nn.Module):
@@ -138,13 +137,10 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
     scale, cells = SCALES[experiment.scale], {}
     choices = itertools.product(KINDS, scale["learning_rates"], scale["depths"])
     for kind, learning_rate, depth in choices:
-        for seed in SEEDS:
-            config = curves.run_config(
-                experiment.scale, 1, depth, seed, scale["epochs"]
-            )
-            config["optimizer"]["learning_rate"] = learning_rate
-            result = experiment.cell(measure, config=config, kind=kind)
-            cells.setdefault((kind, learning_rate, depth), []).append(result)
+        config = curves.run_config(experiment.scale, 1, depth, scale["epochs"])
+        config["optimizer"]["learning_rate"] = learning_rate
+        results = experiment.seeds(measure, config, kind=kind)
+        cells[kind, learning_rate, depth] = results
     return cells
 
 

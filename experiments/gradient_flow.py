@@ -77,7 +77,6 @@ SCALES = {
         "steps": (0, 1, 2, 5, 10, 20, 50, 100, 200, 500),
     },
 }
-SEEDS = (0, 1, 2)
 # Depths that fit bottlenecks, of which not all fit basic blocks.
 NEAREST_BASIC = {164: 164, 1001: 1202}
 
@@ -204,7 +203,7 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
                 steps=list(scale["steps"]) if trained else [0],
                 seed=seed,
             )
-            for seed in SEEDS
+            for seed in study.SEEDS
         ]
     return cells
 

@@ -70,7 +70,6 @@ SCALES = {
         "iterations": 50,
     },
 }
-SEEDS = (0, 1, 2)
 SHOWN = 5  # eigenvalues, from either end
 BATCH = 256
 LEVELS = (0.1, 0.5, 2, 10, 50)
@@ -258,18 +257,17 @@ def main(argv: list[str]) -> None:
     experiment = Study.of(argv, __doc__)
     scale, cells = SCALES[experiment.scale], {}
     for depth, residual in scale["networks"]:
-        cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-            experiment.cell(
-                measure,
-                config=trained.run_config(
-                    experiment.scale, depth, residual, seed, epochs=10, width=8
-                ),
-                points=scale["points"],
-                examples=scale["examples"],
-                iterations=scale["iterations"],
-            )
-            for seed in SEEDS
-        ]
+        config = trained.run_config(
+            experiment.scale, depth, residual, epochs=10, width=8
+        )
+        name = f"{'residual' if residual else 'plain'}-{depth}"
+        cells[name] = experiment.seeds(
+            measure,
+            config,
+            points=scale["points"],
+            examples=scale["examples"],
+            iterations=scale["iterations"],
+        )
     experiment.save(draw(cells))
 
 

@@ -71,7 +71,6 @@ SCALES = {
         "epochs": 0,
     },
 }
-SEEDS = (0, 1, 2)
 
 
 def best(results: dict[float, dict]) -> float:
@@ -95,21 +94,24 @@ def run(experiment: Study) -> dict[tuple, dict]:
     """By network and optimizer: 'tuning' by rate, 'rate', and its 'results' by seed."""
     scale, cells = SCALES[experiment.scale], {}
 
-    def trained(version: int, depth: int, name: str, rate: float, seed: int) -> dict:
-        config = curves.run_config(
-            experiment.scale, version, depth, seed, scale["epochs"]
-        )
+    def run_config(version: int, depth: int, name: str, rate: float) -> dict:
+        config = curves.run_config(experiment.scale, version, depth, scale["epochs"])
         config["dataset"] |= SPLITS[experiment.scale]
         more = {"name": name, "learning_rate": rate}
         config["optimizer"] |= OPTIMIZERS[name][1] | more
-        return experiment.cell(curves.curves, config=config)
+        return config
 
     for network, name in itertools.product(scale["networks"], scale["names"]):
         middle, _ = OPTIMIZERS[name]
         rates = [numbers(middle * factor) for factor in scale["factors"]]
-        tuning = {rate: trained(*network, name, rate, SEEDS[0]) for rate in rates}
+        configs = {rate: run_config(*network, name, rate) for rate in rates}
+        first = {"seed": study.SEEDS[0]}
+        tuning = {
+            rate: experiment.cell(curves.curves, config=config | first)
+            for rate, config in configs.items()
+        }
         rate = best(tuning)
-        results = [trained(*network, name, rate, seed) for seed in SEEDS]
+        results = experiment.seeds(curves.curves, configs[rate])
         cells["v{}-{}".format(*network), name] = {
             "tuning": tuning,
             "rate": rate,

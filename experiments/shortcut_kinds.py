@@ -42,7 +42,6 @@ SCALES = {
     "smoke": {"depth": 32, "epochs": 10},
     "full": {"depth": 110, "epochs": 0},
 }
-SEEDS = (0, 1, 2)
 
 
 def measure(config: dict, shortcut: str) -> dict:
@@ -55,19 +54,12 @@ def measure(config: dict, shortcut: str) -> dict:
 
 def run(experiment: Study) -> dict[str, list[dict]]:
     """The results by kind of shortcut, for each seed."""
-    scale, cells = SCALES[experiment.scale], {}
-    for shortcut in SHORTCUTS:
-        configs = [
-            curves.run_config(
-                experiment.scale, 1, scale["depth"], seed, scale["epochs"]
-            )
-            for seed in SEEDS
-        ]
-        cells[shortcut] = [
-            experiment.cell(measure, config=config, shortcut=shortcut)
-            for config in configs
-        ]
-    return cells
+    scale = SCALES[experiment.scale]
+    config = curves.run_config(experiment.scale, 1, scale["depth"], scale["epochs"])
+    return {
+        shortcut: experiment.seeds(measure, config, shortcut=shortcut)
+        for shortcut in SHORTCUTS
+    }
 
 
 def draw(cells: dict[str, list[dict]]) -> Figure:

@@ -45,22 +45,20 @@ SCALES = {
     },
     "full": {"trainings": ((110, 500, 1, {}),), "chances": (0.0, 0.2, 0.5, 0.8)},
 }
-SEEDS = (0, 1, 2)
 
 
 def run(experiment: Study) -> dict[tuple, list[dict]]:
     """The results by depth and the last block's chance, for each seed."""
     scale, cells = SCALES[experiment.scale], {}
-    choices = itertools.product(scale["trainings"], scale["chances"], SEEDS)
-    for (depth, epochs, eval_every, dataset), chance, seed in choices:
+    choices = itertools.product(scale["trainings"], scale["chances"])
+    for (depth, epochs, eval_every, dataset), chance in choices:
         config = curves.run_config(
-            experiment.scale, 1, depth, seed, epochs, stochastic_depth=chance
+            experiment.scale, 1, depth, epochs, stochastic_depth=chance
         )
         config["dataset"] |= dataset
         if eval_every > 1:
             config["eval_every"] = config["checkpoint"]["every"] = eval_every
-        result = experiment.cell(curves.curves, config=config)
-        cells.setdefault((depth, chance), []).append(result)
+        cells[depth, chance] = experiment.seeds(curves.curves, config)
     return cells
 
 

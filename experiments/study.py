@@ -26,6 +26,7 @@ from PIL import Image
 from configs import common
 from resnet_jax import UserError, command_line, provenance, workdir
 
+SEEDS = (0, 1, 2)
 # They differ in colour, grey, line and marker (colours: Okabe and Ito).
 STYLES = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
@@ -121,6 +122,13 @@ class Study:
                 made_by["device"] = jax.devices()[0].device_kind
             self._store(key, {"settings": settings, "result": result, **made_by})
         return self._cells[key]["result"]
+
+    def seeds(self, measure: Callable[..., dict], config: dict, **settings) -> list:
+        """The cells of a config, as JSON holds it, with each of SEEDS."""
+        return [
+            self.cell(measure, config=config | {"seed": seed}, **settings)
+            for seed in SEEDS
+        ]
 
     def has(self, **settings) -> bool:
         """Whether the cell is stored."""

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from experiments import loss_landscape, trained
+from experiments import loss_landscape, study, trained
 from resnet_jax import layers, models
 from tests.quick import quick_jit, random_variables
 
@@ -93,7 +93,7 @@ def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     tiny = {"networks": ((8, True),), "points": 3, "examples": 16, "iterations": 12}
     monkeypatch.setitem(loss_landscape.SCALES, "smoke", tiny)
-    monkeypatch.setattr(loss_landscape, "SEEDS", (0,))
+    monkeypatch.setattr(study, "SEEDS", (0,))
     run_config = trained.run_config
     monkeypatch.setattr(
         trained,

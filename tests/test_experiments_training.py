@@ -141,7 +141,7 @@ def test_a_study_names_the_commits_that_computed_it(tmp_path):
 @pytest.mark.slow
 def test_divergence_is_a_result(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
-    made = curves.run_config("smoke", 1, 8, 0, 2, width=4)
+    made = curves.run_config("smoke", 1, 8, 2, width=4)
     made["optimizer"]["learning_rate"] = 1e6
     made["schedule"]["warmup_epochs"] = 0.0
     result = curves.curves(made)
@@ -170,7 +170,7 @@ def shallow(monkeypatch, quick_training):
 def test_end_to_end(experiment, fewer, tmp_path, monkeypatch, shallow, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(experiment.SCALES, "smoke", TINY[experiment])
-    monkeypatch.setattr(experiment, "SEEDS", (0,), raising=False)
+    monkeypatch.setattr(study, "SEEDS", (0,))
     for name, cells in fewer.items():
         monkeypatch.setattr(experiment, name, cells)
     command = [experiment.__name__, f"--out={tmp_path / 'results'}"]
