@@ -64,7 +64,7 @@ from resnet_jax.layers import zero_padded_shortcut
 
 # Depth, and whether there are shortcuts.
 SCALES = {
-    "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 3},
+    "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 25},
     "full": {"networks": ((110, True), (56, True), (20, False)), "draws": 50},
 }
 PATH_EXAMPLES = 64  # whose gradients are averaged
