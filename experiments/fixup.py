@@ -113,10 +113,8 @@ class FixupResNet(models.ResNet):
 
 
 def without_norm(kind: str, config: ConfigDict, num_classes: int) -> models.ResNet:
-    """The config's network with one of KINDS."""
+    """The config's network with one of KINDS in place of BatchNorm."""
     net = build_network(config, num_classes)
-    if kind == "BatchNorm":
-        return net
     blocks = {"He": None, "SkipInit": SkipInitBlock, "Fixup": FixupBlock}
     net = net.clone(norm_class=Offset, block_class=blocks[kind])
     if kind != "Fixup":
