@@ -60,13 +60,13 @@ SPLITS = {
 SCALES = {
     "smoke": {
         "names": ("sgd", "adam", "adamw", "rmsprop"),
-        "factors": (0.1, 0.316, 1.0, 3.16, 10.0, 31.6),
+        "factors": (0.1, 0.316, 1.0, 3.16, 10.0, 31.6, 100.0),
         "networks": ((1, 8), (2, 11)),
         "epochs": 10,
     },
     "full": {
         "names": tuple(OPTIMIZERS),
-        "factors": (0.1, 0.316, 1.0, 3.16, 10.0, 31.6),
+        "factors": (0.1, 0.316, 1.0, 3.16, 10.0, 31.6, 100.0),
         "networks": ((1, 56), (2, 56)),
         "epochs": 0,
     },
