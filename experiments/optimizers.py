@@ -74,7 +74,7 @@ SCALES = {
 
 
 def best(results: dict[float, dict]) -> float:
-    """The learning rate with the lowest last error, then loss, on the validation set.
+    """The learning rate with the lowest final error, then loss, on the validation set.
 
     A run that diverged is worse than any other.
     """
@@ -121,7 +121,7 @@ def run(experiment: Study) -> dict[tuple, dict]:
 
 
 def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
-    """A row a network: tuning, curves at the chosen rate, and last test errors."""
+    """A row a network: tuning, curves at the chosen rate, and final test errors."""
     networks = list(dict.fromkeys(network for network, _ in cells))
     names = list(dict.fromkeys(name for _, name in cells))
     rows, ticks = len(networks), (1, 2, 5, 10, 20, 50, 100)
@@ -145,10 +145,9 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
             )
             curves.plot(curve, cell["results"], "train_error", **style, label=name)
             last = 100 * curves.last(cell["results"], "test_error")
-            points = style | {"linestyle": "none"}
-            errors.plot(last, [place] * len(last), **points)
-        tuned.set(xscale="log", xlabel="rate / usual rate")
-        tuned.set_ylabel("last validation error (%)")
+            study.plot_points(errors, place, last, **style)
+        tuned.set(xscale="log", xlabel="learning rate / default")
+        tuned.set_ylabel("final validation error (%)")
         curve.set(xlabel="epoch", ylabel="training error (%)")
         curve.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for panel in (tuned, curve):
@@ -156,10 +155,9 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
             panel.set_yticks(ticks, ticks, minor=False)
             panel.yaxis.set_minor_locator(NullLocator())
             panel.set_ylim(1, 100)
-        errors.set(xlabel="last test error (%)", ylim=(len(names) - 0.5, -0.5))
-        errors.set_xlim(left=0)
+        errors.set(xlabel="final test error (%)", xlim=(0, None))
         chosen = [f"{name} {cells[network, name]['rate']:g}" for name in names]
-        errors.set_yticks(range(len(names)), chosen)
+        study.name_rows(errors, chosen)
         titles = ("tuning, seed 0", "chosen rate", "chosen rate")
         for panel, title in zip(row, titles, strict=True):
             panel.set_title(f"{network}: {title}", loc="left")
@@ -175,7 +173,7 @@ def look(place: int) -> dict:
 
 
 def table(cells: dict[tuple, dict]) -> str:
-    """The chosen rates and the last errors, as text."""
+    """The chosen rates and the final errors, as text."""
     named = {
         f"{network} {name}, rate {cell['rate']:g}": cell["results"]
         for (network, name), cell in cells.items()

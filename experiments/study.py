@@ -255,3 +255,15 @@ def plot_seeds(axes: Axes, x, samples, **style) -> None:
     axes.plot(x, np.median(samples, 0), **style)
     band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
     axes.fill_between(x, samples.min(0), samples.max(0), **band)
+
+
+def plot_points(axes: Axes, row: float, values, **style) -> None:
+    """Draws a point a seed in a row, each a little lower, so that equal ones show."""
+    below = 0.1 * (np.arange(len(values)) - (len(values) - 1) / 2)
+    axes.plot(values, row + below, **style | {"linestyle": "none"})
+
+
+def name_rows(axes: Axes, names) -> None:
+    """Names the rows 0, 1, ... from above."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)

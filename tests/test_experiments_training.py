@@ -89,6 +89,9 @@ def test_a_run_that_diverged_at_once_is_drawn_as_a_guess():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [70, 50])
     curves.plot(axes, results[1:], "test_error", **study.STYLES[0])
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [90])
+    curves.plot(axes, results[1:], "test_error", 5, 15, **study.STYLES[0])
+    np.testing.assert_allclose(axes.lines[2].get_xdata(), [5, 10, 15])
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), [90, 90, 90])
     assert "diverged" in thousand_layers.table({"net": [{"loss": []}]})
 
 
