@@ -25,12 +25,18 @@ JPEG):
   depth 3.5. Zero init costs 9.5: blocks that begin as the identity have little time to
   become anything else.
 - Growing images take two thirds of the time, with no visible loss.
-- The intervals are those of 22 comparisons, not widened for their number: chance alone
-  puts about one beyond 0, and the cosine rate's among the others (0.05 to 2.4) is near.
-- The intervals of all others, of 1.2 to 1.6 points on either side, include 0: six
-  epochs say nothing about them, nor about what 200 would show. Times are from a shared
-  machine, and those of equal runs differ by a fifth; those of 'rate of BN biases' were
-  measured on another day, and say nothing.
+- The intervals are those of 22 comparisons, not widened for their number: about one of
+  22 would exclude 0 by chance, and the cosine rate's among the others (0.05 to 2.4) is
+  near it.
+- All others' intervals, of 1.2 to 1.6 points on either side, include 0: six epochs do
+  not tell what they are worth, nor what they would be worth after 200.
+- A shared variance supposes that all runs of a recipe vary alike. EMA of weights and
+  test-time flip change evaluation alone, so that their runs are paired with those
+  without, and their intervals too wide. Seed by seed the EMA is worth -0.16, 0.24 and
+  0.24 points in `paper` and -0.14, 0.22 and 0.16 in `strong`, a quarter of a point at
+  most, and the flip -0.06, 0.24 and 1.02.
+- Times are from a shared machine, and those of equal runs differ by a fifth; those of
+  'BN-bias learning rate' were measured on another day, and say nothing.
 
 Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores.
 Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
@@ -71,7 +77,7 @@ SCALES = {
 _EPOCHS = 200  # of the recipe, which the numbers of epochs below assume
 # Changes to a config; where `strong` has the ingredient, its values are used instead.
 INGREDIENTS = {
-    "mean and deviation": {"augment.normalization": "mean_std"},
+    "per-channel normalisation": {"augment.normalization": "mean_std"},
     "Nesterov": {"optimizer.nesterov": True},
     "weight decay": {"optimizer.weight_decay": 5e-4},
     "cosine": {"schedule.name": "cosine", "schedule.warmup_epochs": 5.0},
@@ -81,8 +87,8 @@ INGREDIENTS = {
     "cutmix": {"augment.cutmix": 1.0, "augment.plain_epochs": 15.0},
     "label smoothing": {"label_smoothing": 0.1},
     "stochastic depth": {"model.stochastic_depth": 0.2},
-    "mean of weights": {"optimizer.ema": 0.999},
-    "rate of BN biases": {"optimizer.bn_bias_factor": 16.0},
+    "EMA of weights": {"optimizer.ema": 0.999},
+    "BN-bias learning rate": {"optimizer.bn_bias_factor": 16.0},
     "zero init": {"model.zero_init": True},
     "test-time flip": {"test_time_flip": True},
     "growing images": {"augment.sizes": (16, 24), "augment.size_ends": (0.35, 0.7)},
@@ -230,7 +236,7 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
     """Gains with 95% intervals, added to `paper` and removed from `strong`."""
     gains = worths(cells)
     names = list(INGREDIENTS)
-    figure, (axes,) = study.figure(6.4, 3.6, ncols=2, sharey=True)
+    figure, (axes,) = study.figure(6.4, 3.6, ncols=2, sharex=True, sharey=True)
     for (recipe, title), panel in zip(
         (("paper", "(a) added to paper"), ("strong", "(b) as part of strong")),
         axes,
@@ -249,8 +255,8 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
             **STYLES[2] | {"linestyle": "none"},
         )
         panel.set_title(title, loc="left")
-        panel.set(xlabel="points of accuracy", ylim=(len(names) - 0.5, -0.5))
-    axes[0].set_yticks(range(len(names)), names)
+        panel.set_xlabel("points of accuracy")
+    study.name_rows(axes[0], names)
     return figure
 
 

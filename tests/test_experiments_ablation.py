@@ -135,7 +135,7 @@ def test_the_table_and_the_figure_come_from_stored_cells(tiny, tmp_path, monkeyp
     page = (out / "smoke.md").read_text()
     assert "### What each ingredient is worth (smoke)" in page
     worth = "+9.99 (+9.99 to +9.99) | x1.00"
-    assert f"| mean of weights | {worth} | {worth} |" in page
+    assert f"| EMA of weights | {worth} | {worth} |" in page
     assert "`python -m experiments.ablation --scale=smoke`" in page
     assert (out / "smoke.png").exists()
     monkeypatch.setattr(curves, "last_accuracy", pytest.fail)

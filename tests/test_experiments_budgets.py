@@ -39,7 +39,7 @@ def test_the_table_and_the_figure_come_from_stored_cells(tmp_path, monkeypatch):
     assert command_line.call(budgets.main, ["budgets", f"--out={out}"]) == 0
     assert len(measured) == 2 * len(study.SEEDS) * len(budgets.RECIPES)
     page = (out / "smoke.md").read_text()
-    assert "### The recipes at few epochs (smoke)" in page
+    assert "### Recipes on short budgets (smoke)" in page
     assert "| `fast` | 51.50 ± 1.00 | 2 | 52.50 ± 1.00 | 2 |" in page
     assert "`python -m experiments.budgets --scale=smoke`" in page
     assert (out / "smoke.png").exists()
