@@ -32,7 +32,8 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   third remains at 110 layers: v1 392, v2 810.
 - Time of an update on two cores, s: v1 0.46, 1.37, 2.77, v2 0.42, 1.79, 4.23: from 56
   layers on v2 is slower, with two thirds of the MACs. Remat, which computes more, takes
-  about as long (v1-110 2.66, v2-110 3.87): on this CPU memory is the bottleneck.
+  about as long (v1-110 2.66, v2-110 3.87), on this CPU,
+  which suggests that memory is the bottleneck.
 """
 
 import itertools
@@ -61,7 +62,7 @@ TIMED_UPDATES = 3
 
 
 def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
-    """'params', 'macs' an image, 'memory' in bytes and 'seconds' of an update."""
+    """'params', 'macs' per image, 'memory' in bytes and 'seconds' of an update."""
     config = common.get_config("paper", version, depth, scan=True, remat=remat)
     parallel.split_cpu(batch_size)
     devices = parallel.Parallel.over(jax.devices(), "jit", batch_size)
@@ -142,10 +143,10 @@ def draw(cells: dict[str, dict[tuple, list[dict]]], depths: tuple[int, ...]) -> 
         axes.flat,
         "abcdef",
         (
-            "last training error (%)",
-            "last test error (%)",
+            "final training error (%)",
+            "final test error (%)",
             "parameters (millions)",
-            "MACs an image (millions)",
+            "MACs per image (millions)",
             "memory of an update (GiB)",
             "time of an update (s)",
         ),
