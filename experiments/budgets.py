@@ -18,9 +18,8 @@ of CIFAR-10 whose images were coded as JPEG):
 - `strong` is ahead of 'paper' by 5 and 6 points, in every seed, and level with 'keras',
   which makes four times as many updates. It is 2 points ahead of 'akamaster', which is
   no more than seeds differ.
-- So five epochs do not bear the claim out for `strong`, which mixes images and averages
-  weights, and is the best there too. It is `fast` that five make worse, having too few
-  updates.
+- So for `strong`, which mixes images and averages weights, five epochs do not bear the
+  claim out. They do for `fast` alone, which has too few updates.
 - `fast` has hardly learnt anything after 79 updates: its rate rises to 0.4 within the
   first two epochs, from which it recovers slowly. After 235 it is 5 points ahead of
   'paper', in four fifths of the time, on a machine that others used too.
