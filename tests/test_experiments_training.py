@@ -95,6 +95,24 @@ def test_a_run_that_diverged_at_once_is_drawn_as_a_guess():
     assert "diverged" in thousand_layers.table({"net": [{"loss": []}]})
 
 
+def test_points_of_equal_seeds_do_not_cover_each_other():
+    axes = Figure().subplots()
+    study.plot_points(axes, 2, [0.1, 0.1, 0.1], **study.STYLES[0])
+    places = axes.lines[0].get_ydata()
+    np.testing.assert_allclose(np.diff(places), 0.1)
+    assert np.mean(places) == pytest.approx(2)
+
+
+def test_a_config_is_measured_with_every_seed(tmp_path):
+    config = curves.run_config("smoke", 1, 8, 1)
+    experiment = study.Study("smoke", tmp_path)
+    results = experiment.seeds(
+        lambda config, more: {"seed": config["seed"], "more": more}, config, more=7
+    )
+    assert results == [{"seed": seed, "more": 7} for seed in study.SEEDS]
+    assert experiment.has(config=config | {"seed": study.SEEDS[-1]}, more=7)
+
+
 def test_processes_of_one_study_keep_each_others_cells(tmp_path):
     first, second = (study.Study("smoke", tmp_path) for _ in range(2))
     first.cell(lambda seed: {"error": 0.1}, seed=0)
