@@ -25,12 +25,18 @@ JPEG):
   depth 3.5. Zero init costs 9.5: blocks that begin as the identity have little time to
   become anything else.
 - Growing images take two thirds of the time, with no visible loss.
-- The intervals are those of 22 comparisons, not widened for their number: chance alone
-  puts about one beyond 0, and the cosine rate's among the others (0.05 to 2.4) is near.
-- The intervals of all others, of 1.2 to 1.6 points on either side, include 0: six
-  epochs say nothing about them, nor about what 200 would show. Times are from a shared
-  machine, and those of equal runs differ by a fifth; those of 'rate of BN biases' were
-  measured on another day, and say nothing.
+- The intervals are those of 22 comparisons, not widened for their number: about one of
+  22 would exclude 0 by chance, and the cosine rate's among the others (0.05 to 2.4) is
+  near it.
+- All others' intervals, of 1.2 to 1.6 points on either side, include 0: six epochs do
+  not tell what they are worth, nor what they would be worth after 200.
+- A shared variance supposes that all runs of a recipe vary alike. EMA of weights and
+  test-time flip change evaluation alone, so that their runs are paired with those
+  without, and their intervals too wide. Seed by seed the EMA is worth -0.16, 0.24 and
+  0.24 points in `paper` and -0.14, 0.22 and 0.16 in `strong`, a quarter of a point at
+  most, and the flip -0.06, 0.24 and 1.02.
+- Times are from a shared machine, and those of equal runs differ by a fifth; those of
+  'BN-bias learning rate' were measured on another day, and say nothing.
 
 Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores.
 Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
@@ -68,11 +74,10 @@ SCALES = {
         },
     },
 }
-SEEDS = (0, 1, 2)
 _EPOCHS = 200  # of the recipe, which the numbers of epochs below assume
 # Changes to a config; where `strong` has the ingredient, its values are used instead.
 INGREDIENTS = {
-    "mean and deviation": {"augment.normalization": "mean_std"},
+    "per-channel normalisation": {"augment.normalization": "mean_std"},
     "Nesterov": {"optimizer.nesterov": True},
     "weight decay": {"optimizer.weight_decay": 5e-4},
     "cosine": {"schedule.name": "cosine", "schedule.warmup_epochs": 5.0},
@@ -82,8 +87,8 @@ INGREDIENTS = {
     "cutmix": {"augment.cutmix": 1.0, "augment.plain_epochs": 15.0},
     "label smoothing": {"label_smoothing": 0.1},
     "stochastic depth": {"model.stochastic_depth": 0.2},
-    "mean of weights": {"optimizer.ema": 0.999},
-    "rate of BN biases": {"optimizer.bn_bias_factor": 16.0},
+    "EMA of weights": {"optimizer.ema": 0.999},
+    "BN-bias learning rate": {"optimizer.bn_bias_factor": 16.0},
     "zero init": {"model.zero_init": True},
     "test-time flip": {"test_time_flip": True},
     "growing images": {"augment.sizes": (16, 24), "augment.size_ends": (0.35, 0.7)},
@@ -108,14 +113,14 @@ def recipes(depth: int) -> dict[tuple[str, str], dict]:
     return changes
 
 
-def run_config(scale: str, recipe: str, changes: dict, seed: int) -> dict:
+def run_config(scale: str, recipe: str, changes: dict) -> dict:
     """The config of a run, as JSON holds it."""
     settings = SCALES[scale]
     config = common.get_config(recipe, 1, settings["depth"])
     config.update_from_flattened_dict(changes)
     config.epochs = _EPOCHS
     curves.shorten(config, settings["epochs"])
-    config.update(seed=seed, eval_every=settings["epochs"])
+    config.eval_every = settings["epochs"]
     config.checkpoint.keep = 1
     config.dataset.update(settings["dataset"])
     return json.loads(config.to_json())
@@ -125,12 +130,8 @@ def run(experiment: Study) -> dict[tuple[str, str], list[dict]]:
     """The results by recipe and ingredient, for each seed; '' is the recipe itself."""
     cells = {}
     for (recipe, name), changes in recipes(SCALES[experiment.scale]["depth"]).items():
-        configs = [
-            run_config(experiment.scale, recipe, changes, seed) for seed in SEEDS
-        ]
-        cells[recipe, name] = [
-            experiment.cell(curves.last_accuracy, config=config) for config in configs
-        ]
+        config = run_config(experiment.scale, recipe, changes)
+        cells[recipe, name] = experiment.seeds(curves.last_accuracy, config)
     return cells
 
 
@@ -215,7 +216,7 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             "",
             f"v1-{settings['depth']}, CIFAR-10 `{data['train_split']}`, "
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
-            f"(%): {accuracies}. Means of {len(SEEDS)} seeds with 95% intervals, "
+            f"(%): {accuracies}. Means of {len(study.SEEDS)} seeds with 95% intervals, "
             "which are not widened for the number of comparisons. Times are ratios, on "
             f"a shared machine to no better than a fifth; {made_by}.",
         ]
@@ -235,7 +236,7 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
     """Gains with 95% intervals, added to `paper` and removed from `strong`."""
     gains = worths(cells)
     names = list(INGREDIENTS)
-    figure, (axes,) = study.figure(6.4, 3.6, ncols=2, sharey=True)
+    figure, (axes,) = study.figure(6.4, 3.6, ncols=2, sharex=True, sharey=True)
     for (recipe, title), panel in zip(
         (("paper", "(a) added to paper"), ("strong", "(b) as part of strong")),
         axes,
@@ -254,8 +255,8 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
             **STYLES[2] | {"linestyle": "none"},
         )
         panel.set_title(title, loc="left")
-        panel.set(xlabel="points of accuracy", ylim=(len(names) - 0.5, -0.5))
-    axes[0].set_yticks(range(len(names)), names)
+        panel.set_xlabel("points of accuracy")
+    study.name_rows(axes[0], names)
     return figure
 
 

@@ -40,7 +40,6 @@ SCALES = {
     "smoke": {"networks": ((56, {}),), "epochs": 10},
     "full": {"networks": ((110, {}), (164, BOTTLENECK)), "epochs": 0},
 }
-SEEDS = (0, 1, 2)
 
 
 def measure(config: dict, order: str) -> dict:
@@ -54,18 +53,10 @@ def run(experiment: Study) -> dict[str, dict[str, list[dict]]]:
     """The results by network ('56 layers, basic'), by order, and for each seed."""
     scale, cells = SCALES[experiment.scale], {}
     for depth, model in scale["networks"]:
-        name = f"{depth} layers, {model.get('block', 'basic')}"
-        for order in ORDERS:
-            configs = [
-                curves.run_config(
-                    experiment.scale, 1, depth, seed, scale["epochs"], **model
-                )
-                for seed in SEEDS
-            ]
-            cells.setdefault(name, {})[order] = [
-                experiment.cell(measure, config=config, order=order)
-                for config in configs
-            ]
+        config = curves.run_config(experiment.scale, 1, depth, scale["epochs"], **model)
+        cells[f"{depth} layers, {model.get('block', 'basic')}"] = {
+            order: experiment.seeds(measure, config, order=order) for order in ORDERS
+        }
     return cells
 
 

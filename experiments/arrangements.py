@@ -152,10 +152,10 @@ def of_order(net: models.ResNet, order: str) -> models.ResNet:
 
 
 def ordered(order: str, config: ConfigDict, num_classes: int) -> models.ResNet:
-    """The config's network in one of ORDERS: `models.resnet`'s own where it has it."""
+    """The config's network in one of ORDERS, by the least change to it."""
     net = build_network(config, num_classes)
-    if order in ("original", "full pre-activation"):
-        return net.clone(activation="post" if order == "original" else "pre")
+    if order == "full pre-activation":
+        return net.clone(activation="pre")
     return of_order(net, order)
 
 
@@ -165,10 +165,5 @@ def of_shortcut(net: models.ResNet, kind: tuple) -> models.ResNet:
 
 
 def with_shortcut(kind: str, config: ConfigDict, num_classes: int) -> models.ResNet:
-    """The config's network with one of SHORTCUTS: `models.resnet`'s where it has it."""
-    net = build_network(config, num_classes)
-    if kind == "identity":
-        return net
-    if kind == "none (plain)":
-        return net.clone(shortcut=None)
-    return of_shortcut(net, SHORTCUTS[kind])
+    """The config's network with one of SHORTCUTS."""
+    return of_shortcut(build_network(config, num_classes), SHORTCUTS[kind])

@@ -21,9 +21,7 @@ from resnet_jax.metrics import read_rows
 CHANCE = 0.9
 
 
-def run_config(
-    scale: str, version: int, depth: int, seed: int, epochs: int, **model
-) -> dict:
+def run_config(scale: str, version: int, depth: int, epochs: int, **model) -> dict:
     """A config, as JSON holds it: 'full' is He's recipe on CIFAR-10, 'smoke' digits.
 
     Both start at a learning rate of 0.1. `epochs` 0 leaves the recipe's; `model` sets
@@ -31,7 +29,6 @@ def run_config(
     """
     recipe = "smoke" if scale == "smoke" else "paper"
     config = common.get_config(recipe, version, depth, scan=True)
-    config.seed = seed
     config.epochs = epochs or config.epochs
     config.checkpoint.keep = 1
     if recipe == "smoke":
@@ -164,21 +161,23 @@ def last(results: list[dict], name: str) -> np.ndarray:
     )
 
 
-def plot(axes: Axes, results: list[dict], name: str, every: int = 1, **style) -> None:
+def plot(
+    axes: Axes, results: list[dict], name: str, every: int = 1, epochs: int = 1, **style
+) -> None:
     """Draws a curve in percent by epoch: the median over seeds, and their range.
 
     There is a value for each `every` epochs. A run that has diverged guesses from then
-    on, even if it did so before the first.
+    on, even if it did so before the first: up to `epochs`, if all of them have.
     """
     values = [result.get(name, []) for result in results]
-    longest = max(1, *map(len, values))
+    longest = max(epochs // every, *map(len, values))
     samples = np.full((len(results), longest), CHANCE)
     for sample, curve in zip(samples, values, strict=True):
         sample[: len(curve)] = np.array(curve, float)
     samples = np.nan_to_num(samples, nan=CHANCE)
-    epochs = every * (1 + np.arange(longest))
+    places = every * (1 + np.arange(longest))
     marks = {"markevery": max(1, longest // 8)}
-    study.plot_seeds(axes, epochs, 100 * samples, **marks | style)
+    study.plot_seeds(axes, places, 100 * samples, **marks | style)
 
 
 def table(cells: dict[str, list[dict]], names: tuple[str, ...]) -> str:

@@ -32,7 +32,8 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   third remains at 110 layers: v1 392, v2 810.
 - Time of an update on two cores, s: v1 0.46, 1.37, 2.77, v2 0.42, 1.79, 4.23: from 56
   layers on v2 is slower, with two thirds of the MACs. Remat, which computes more, takes
-  about as long (v1-110 2.66, v2-110 3.87): on this CPU memory is the bottleneck.
+  about as long (v1-110 2.66, v2-110 3.87), on this CPU,
+  which suggests that memory is the bottleneck.
 """
 
 import itertools
@@ -55,14 +56,13 @@ SCALES = {
     "smoke": {"depths": (20, 56, 110), "epochs": 5, "batch_size": 128},
     "full": {"depths": (20, 56, 110, 164), "epochs": 0, "batch_size": 128},
 }
-SEEDS = (0, 1, 2)
 VERSIONS = (1, 2)
 IMAGE_SHAPE = (32, 32, 3)
 TIMED_UPDATES = 3
 
 
 def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
-    """'params', 'macs' an image, 'memory' in bytes and 'seconds' of an update."""
+    """'params', 'macs' per image, 'memory' in bytes and 'seconds' of an update."""
     config = common.get_config("paper", version, depth, scan=True, remat=remat)
     parallel.split_cpu(batch_size)
     devices = parallel.Parallel.over(jax.devices(), "jit", batch_size)
@@ -104,13 +104,8 @@ def run(experiment: Study) -> dict[str, dict[tuple, list[dict]]]:
     """'trained' by version and depth, for each seed; 'costs' by these and remat."""
     scale, trained, costs = SCALES[experiment.scale], {}, {}
     for version, depth in itertools.product(VERSIONS, scale["depths"]):
-        configs = [
-            curves.run_config(experiment.scale, version, depth, seed, scale["epochs"])
-            for seed in SEEDS
-        ]
-        trained[version, depth] = [
-            experiment.cell(curves.curves, config=config) for config in configs
-        ]
+        config = curves.run_config(experiment.scale, version, depth, scale["epochs"])
+        trained[version, depth] = experiment.seeds(curves.curves, config)
     for version, depth, remat in itertools.product(
         VERSIONS, scale["depths"], (False, True)
     ):
@@ -148,10 +143,10 @@ def draw(cells: dict[str, dict[tuple, list[dict]]], depths: tuple[int, ...]) -> 
         axes.flat,
         "abcdef",
         (
-            "last training error (%)",
-            "last test error (%)",
+            "final training error (%)",
+            "final test error (%)",
             "parameters (millions)",
-            "MACs an image (millions)",
+            "MACs per image (millions)",
             "memory of an update (GiB)",
             "time of an update (s)",
         ),

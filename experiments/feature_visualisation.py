@@ -57,16 +57,15 @@ SCALES = {
     "smoke": {"depth": 20, "image_size": 32, "epochs": 8},
     "full": {"depth": 56, "image_size": 0, "epochs": None},
 }
-SEEDS = (0, 1, 2)
 SHOWN = {"examples": 3, "blocks": 9}  # at most
 FITTED = 500  # training examples for the classes' means
 TESTED = 1000  # test examples, at most
 
 
-def run_config(scale: str, seed: int) -> dict:
+def run_config(scale: str) -> dict:
     """The config of a scale's network, as JSON holds it."""
     chosen = SCALES[scale]
-    config = trained.run_config(scale, chosen["depth"], True, seed)
+    config = trained.run_config(scale, chosen["depth"], True)
     config["dataset"]["image_size"] = chosen["image_size"]
     config["epochs"] = chosen["epochs"] or config["epochs"]
     return config
@@ -271,12 +270,10 @@ def draw(examples: dict, results: list[dict]) -> Figure:
 def main(argv: list[str]) -> None:
     """Trains and measures what is missing, and draws the figure."""
     experiment = Study.of(argv, __doc__)
-    results = [
-        experiment.cell(measure, config=run_config(experiment.scale, s)) for s in SEEDS
-    ]
-    examples = experiment.cell(
-        pictures, config=run_config(experiment.scale, SEEDS[0]), **SHOWN
-    )
+    config = run_config(experiment.scale)
+    results = experiment.seeds(measure, config)
+    first = config | {"seed": study.SEEDS[0]}
+    examples = experiment.cell(pictures, config=first, **SHOWN)
     experiment.save(draw(examples, results))
 
 

@@ -49,17 +49,16 @@ SCALES = {
     "smoke": ((20, False), (20, True), (32, True)),
     "full": ((20, False), (56, False), (20, True), (56, True), (110, True)),
 }
-SEEDS = (0, 1, 2)
 
 
-def run_config(scale: str, depth: int, residual: bool, seed: int) -> dict:
+def run_config(scale: str, depth: int, residual: bool) -> dict:
     """The config of a network, as JSON holds it.
 
     Responses start at 1, BatchNorm's first scale, and weight decay brings them down
     where the loss does not keep them up: in He's recipe by 0.1 * 1e-4 an update, in
     64,000 of them. 'smoke' has 450, so it decays a hundred times faster.
     """
-    config = trained.run_config(scale, depth, residual, seed)
+    config = trained.run_config(scale, depth, residual)
     if scale == "smoke":
         config["optimizer"] |= {"learning_rate": 0.1, "weight_decay": 0.01}
     return config
@@ -122,12 +121,8 @@ def main(argv: list[str]) -> None:
     cells = {}
     for depth, residual in SCALES[experiment.scale]:
         name = f"{'residual' if residual else 'plain'}-{depth}"
-        cells[name] = [
-            experiment.cell(
-                measure, config=run_config(experiment.scale, depth, residual, seed)
-            )
-            for seed in SEEDS
-        ]
+        config = run_config(experiment.scale, depth, residual)
+        cells[name] = experiment.seeds(measure, config)
     experiment.save(draw(cells))
 
 

@@ -64,10 +64,9 @@ from resnet_jax.layers import zero_padded_shortcut
 
 # Depth, and whether there are shortcuts.
 SCALES = {
-    "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 3},
+    "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 25},
     "full": {"networks": ((110, True), (56, True), (20, False)), "draws": 50},
 }
-SEEDS = (0, 1, 2)
 PATH_EXAMPLES = 64  # whose gradients are averaged
 
 
@@ -244,16 +243,11 @@ def main(argv: list[str]) -> None:
     experiment = Study.of(argv, __doc__)
     scale, cells = SCALES[experiment.scale], {}
     for depth, residual in scale["networks"]:
-        cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-            experiment.cell(
-                measure,
-                config=trained.run_config(
-                    experiment.scale, depth, residual, seed, epochs=10, width=8
-                ),
-                draws=scale["draws"],
-            )
-            for seed in SEEDS
-        ]
+        config = trained.run_config(
+            experiment.scale, depth, residual, epochs=10, width=8
+        )
+        name = f"{'residual' if residual else 'plain'}-{depth}"
+        cells[name] = experiment.seeds(measure, config, draws=scale["draws"])
     experiment.save(draw(cells))
 
 

@@ -60,22 +60,21 @@ SPLITS = {
 SCALES = {
     "smoke": {
         "names": ("sgd", "adam", "adamw", "rmsprop"),
-        "factors": (0.1, 0.316, 1.0, 3.16, 10.0),
+        "factors": (0.1, 0.316, 1.0, 3.16, 10.0, 31.6, 100.0),
         "networks": ((1, 8), (2, 11)),
         "epochs": 10,
     },
     "full": {
         "names": tuple(OPTIMIZERS),
-        "factors": (0.1, 0.316, 1.0, 3.16, 10.0),
+        "factors": (0.1, 0.316, 1.0, 3.16, 10.0, 31.6, 100.0),
         "networks": ((1, 56), (2, 56)),
         "epochs": 0,
     },
 }
-SEEDS = (0, 1, 2)
 
 
 def best(results: dict[float, dict]) -> float:
-    """The learning rate with the lowest last error, then loss, on the validation set.
+    """The learning rate with the lowest final error, then loss, on the validation set.
 
     A run that diverged is worse than any other.
     """
@@ -95,21 +94,24 @@ def run(experiment: Study) -> dict[tuple, dict]:
     """By network and optimizer: 'tuning' by rate, 'rate', and its 'results' by seed."""
     scale, cells = SCALES[experiment.scale], {}
 
-    def trained(version: int, depth: int, name: str, rate: float, seed: int) -> dict:
-        config = curves.run_config(
-            experiment.scale, version, depth, seed, scale["epochs"]
-        )
+    def run_config(version: int, depth: int, name: str, rate: float) -> dict:
+        config = curves.run_config(experiment.scale, version, depth, scale["epochs"])
         config["dataset"] |= SPLITS[experiment.scale]
         more = {"name": name, "learning_rate": rate}
         config["optimizer"] |= OPTIMIZERS[name][1] | more
-        return experiment.cell(curves.curves, config=config)
+        return config
 
     for network, name in itertools.product(scale["networks"], scale["names"]):
         middle, _ = OPTIMIZERS[name]
         rates = [numbers(middle * factor) for factor in scale["factors"]]
-        tuning = {rate: trained(*network, name, rate, SEEDS[0]) for rate in rates}
+        configs = {rate: run_config(*network, name, rate) for rate in rates}
+        first = {"seed": study.SEEDS[0]}
+        tuning = {
+            rate: experiment.cell(curves.curves, config=config | first)
+            for rate, config in configs.items()
+        }
         rate = best(tuning)
-        results = [trained(*network, name, rate, seed) for seed in SEEDS]
+        results = experiment.seeds(curves.curves, configs[rate])
         cells["v{}-{}".format(*network), name] = {
             "tuning": tuning,
             "rate": rate,
@@ -119,7 +121,7 @@ def run(experiment: Study) -> dict[tuple, dict]:
 
 
 def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
-    """A row a network: tuning, curves at the chosen rate, and last test errors."""
+    """A row a network: tuning, curves at the chosen rate, and final test errors."""
     networks = list(dict.fromkeys(network for network, _ in cells))
     names = list(dict.fromkeys(name for _, name in cells))
     rows, ticks = len(networks), (1, 2, 5, 10, 20, 50, 100)
@@ -143,10 +145,9 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
             )
             curves.plot(curve, cell["results"], "train_error", **style, label=name)
             last = 100 * curves.last(cell["results"], "test_error")
-            points = style | {"linestyle": "none"}
-            errors.plot(last, [place] * len(last), **points)
-        tuned.set(xscale="log", xlabel="rate / usual rate")
-        tuned.set_ylabel("last validation error (%)")
+            study.plot_points(errors, place, last, **style)
+        tuned.set(xscale="log", xlabel="learning rate / default")
+        tuned.set_ylabel("final validation error (%)")
         curve.set(xlabel="epoch", ylabel="training error (%)")
         curve.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for panel in (tuned, curve):
@@ -154,10 +155,9 @@ def draw(cells: dict[tuple, dict], factors: tuple[float, ...]) -> Figure:
             panel.set_yticks(ticks, ticks, minor=False)
             panel.yaxis.set_minor_locator(NullLocator())
             panel.set_ylim(1, 100)
-        errors.set(xlabel="last test error (%)", ylim=(len(names) - 0.5, -0.5))
-        errors.set_xlim(left=0)
+        errors.set(xlabel="final test error (%)", xlim=(0, None))
         chosen = [f"{name} {cells[network, name]['rate']:g}" for name in names]
-        errors.set_yticks(range(len(names)), chosen)
+        study.name_rows(errors, chosen)
         titles = ("tuning, seed 0", "chosen rate", "chosen rate")
         for panel, title in zip(row, titles, strict=True):
             panel.set_title(f"{network}: {title}", loc="left")
@@ -173,7 +173,7 @@ def look(place: int) -> dict:
 
 
 def table(cells: dict[tuple, dict]) -> str:
-    """The chosen rates and the last errors, as text."""
+    """The chosen rates and the final errors, as text."""
     named = {
         f"{network} {name}, rate {cell['rate']:g}": cell["results"]
         for (network, name), cell in cells.items()

@@ -37,22 +37,17 @@ SCALES = {
     "smoke": {"depths": (20, 32, 44, 56), "epochs": 10},
     "full": {"depths": (20, 32, 44, 56), "epochs": 0},
 }
-SEEDS = (0, 1, 2)
 
 
 def run(experiment: Study) -> dict[str, list[dict]]:
     """The results of each network ('plain-20'), for each seed."""
     scale, cells = SCALES[experiment.scale], {}
     for residual, depth in itertools.product((False, True), scale["depths"]):
-        configs = [
-            curves.run_config(
-                experiment.scale, 1, depth, seed, scale["epochs"], residual=residual
-            )
-            for seed in SEEDS
-        ]
-        cells[f"{'residual' if residual else 'plain'}-{depth}"] = [
-            experiment.cell(curves.curves, config=config) for config in configs
-        ]
+        config = curves.run_config(
+            experiment.scale, 1, depth, scale["epochs"], residual=residual
+        )
+        name = f"{'residual' if residual else 'plain'}-{depth}"
+        cells[name] = experiment.seeds(curves.curves, config)
     return cells
 
 

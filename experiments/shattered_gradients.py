@@ -6,7 +6,7 @@ Claim. Balduzzi et al. 2017, "The Shattered Gradients Problem", arXiv 1702.08591
 correlation of a network's input gradients at two inputs decays as 1 / 2^L in plain
 networks of L layers, but as 1 / sqrt(L) in residual ones with BatchNorm.
 
-Method. The paper's: fully connected networks at initialisation, 200 neurons a layer.
+Method. The paper's: fully connected networks at initialisation, 200 neurons per layer.
 (a) to (c): autocorrelation of the gradient at 256 points of a line, means over seeds;
 grey is the range of white noise (95%) for one seed, darker for the mean.
 (d): correlation at 256 unrelated inputs; dotted lines are the paper's formulas, solid
@@ -131,7 +131,7 @@ def predicted(residual: bool, norm: bool, beta: float, depth: int, centred=True)
     branch that adds b to the gradient's variance adds b / 2 to the covariance: plain
     networks have 1 / 2^L, residual ones the product of (1 + b / 2) / (1 + b), which is
     (3 / 4)^L without BatchNorm. With it b is beta^2 over the variance of what the
-    branch reads. The paper lets that grow by beta^2 a layer: about 1 / sqrt(L).
+    branch reads. The paper lets that grow by beta^2 per layer: about 1 / sqrt(L).
     `centred` leaves out, as BatchNorm does, the mean over the inputs: a ReLU's outputs
     have one, and the variance about it is 1 - 1 / pi of their mean square, so that
     the exponent is -1 / (2 (1 - 1 / pi)) = -0.73.

@@ -30,7 +30,6 @@ price shows, and no benefit.
 import itertools
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from experiments import curves, study
 from experiments.study import STYLES, Study
@@ -45,28 +44,26 @@ SCALES = {
     },
     "full": {"trainings": ((110, 500, 1, {}),), "chances": (0.0, 0.2, 0.5, 0.8)},
 }
-SEEDS = (0, 1, 2)
 
 
 def run(experiment: Study) -> dict[tuple, list[dict]]:
     """The results by depth and the last block's chance, for each seed."""
     scale, cells = SCALES[experiment.scale], {}
-    choices = itertools.product(scale["trainings"], scale["chances"], SEEDS)
-    for (depth, epochs, eval_every, dataset), chance, seed in choices:
+    choices = itertools.product(scale["trainings"], scale["chances"])
+    for (depth, epochs, eval_every, dataset), chance in choices:
         config = curves.run_config(
-            experiment.scale, 1, depth, seed, epochs, stochastic_depth=chance
+            experiment.scale, 1, depth, epochs, stochastic_depth=chance
         )
         config["dataset"] |= dataset
         if eval_every > 1:
             config["eval_every"] = config["checkpoint"]["every"] = eval_every
-        result = experiment.cell(curves.curves, config=config)
-        cells.setdefault((depth, chance), []).append(result)
+        cells[depth, chance] = experiment.seeds(curves.curves, config)
     return cells
 
 
 def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
     """A row for each training: errors by epoch, training left and test right."""
-    rows, ticks = len(scale["trainings"]), (1, 2, 5, 10, 20, 50, 100)
+    rows, ticks = len(scale["trainings"]), (0, 1, 2, 5, 10, 20, 50, 100)
     figure, axes = study.figure(6.0, 0.5 + 2.1 * rows, nrows=rows, ncols=2)
     for (depth, _, eval_every, _), row in zip(scale["trainings"], axes, strict=True):
         for chance, style in zip(scale["chances"], STYLES, strict=False):
@@ -74,14 +71,13 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
             curves.plot(row[0], results, "train_error", **style)
             curves.plot(row[1], results, "test_error", every=eval_every, **style)
         for panel, name in zip(row, ("training", "test"), strict=True):
-            panel.set_yscale("log")
+            panel.set_yscale("symlog", linthresh=1, linscale=0.4)
             panel.set_yticks(ticks, ticks, minor=False)
-            panel.yaxis.set_minor_locator(NullLocator())
-            panel.set(xlabel="epoch", ylabel=f"{name} error (%)", ylim=(1, 100))
+            panel.set(xlabel="epoch", ylabel=f"{name} error (%)", ylim=(0, 100))
             panel.set_title(f"{depth} layers", loc="left")
     figure.legend(
         handles=axes[0, 0].lines,
-        title="chance to leave the last block out",
+        title="drop probability of the last block",
         loc="outside upper center",
         ncols=len(scale["chances"]),
     )

@@ -26,6 +26,7 @@ from PIL import Image
 from configs import common
 from resnet_jax import UserError, command_line, provenance, workdir
 
+SEEDS = (0, 1, 2)
 # They differ in colour, grey, line and marker (colours: Okabe and Ito).
 STYLES = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
@@ -121,6 +122,13 @@ class Study:
                 made_by["device"] = jax.devices()[0].device_kind
             self._store(key, {"settings": settings, "result": result, **made_by})
         return self._cells[key]["result"]
+
+    def seeds(self, measure: Callable[..., dict], config: dict, **settings) -> list:
+        """The cells of a config, as JSON holds it, with each of SEEDS."""
+        return [
+            self.cell(measure, config=config | {"seed": seed}, **settings)
+            for seed in SEEDS
+        ]
 
     def has(self, **settings) -> bool:
         """Whether the cell is stored."""
@@ -254,3 +262,15 @@ def plot_seeds(axes: Axes, x, samples, **style) -> None:
     axes.plot(x, np.median(samples, 0), **style)
     band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
     axes.fill_between(x, samples.min(0), samples.max(0), **band)
+
+
+def plot_points(axes: Axes, row: float, values, **style) -> None:
+    """Draws a point a seed in a row, each a little lower, so that equal ones show."""
+    below = 0.1 * (np.arange(len(values)) - (len(values) - 1) / 2)
+    axes.plot(values, row + below, **style | {"linestyle": "none"})
+
+
+def name_rows(axes: Axes, names) -> None:
+    """Names the rows 0, 1, ... from above."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)

@@ -65,7 +65,6 @@ SCALES = {
         "model": {"remat": True},
     },
 }
-SEEDS = (0, 1, 2)
 
 
 def first_updates(config: dict) -> dict:
@@ -85,23 +84,19 @@ def run(experiment: Study) -> dict[str, dict[str, list[dict]]]:
     scale, cells = SCALES[experiment.scale], {"first": {}, "trained": {}}
     for network, (version, deepest, model) in NETWORKS.items():
         model = model | scale["model"]
-        for seed in SEEDS:
-            config = curves.run_config(
-                experiment.scale, version, deepest, seed, scale["epochs"], **model
-            )
-            config |= scale["updates"]
-            config["optimizer"]["learning_rate"] = scale["learning_rate"]
-            config["schedule"] |= {"name": "constant", "warmup_epochs": 0.0}
-            result = experiment.cell(first_updates, config=config)
-            cells["first"].setdefault(network, []).append(result)
+        config = curves.run_config(
+            experiment.scale, version, deepest, scale["epochs"], **model
+        )
+        config |= scale["updates"]
+        config["optimizer"]["learning_rate"] = scale["learning_rate"]
+        config["schedule"] |= {"name": "constant", "warmup_epochs": 0.0}
+        cells["first"][network] = experiment.seeds(first_updates, config)
     for network, (version, deepest, model) in NETWORKS.items():
         depth, model = scale["depth"] or deepest, model | scale["model"]
-        for seed in SEEDS:
-            config = curves.run_config(
-                experiment.scale, version, depth, seed, scale["epochs"], **model
-            )
-            result = experiment.cell(curves.curves, config=config)
-            cells["trained"].setdefault(network, []).append(result)
+        config = curves.run_config(
+            experiment.scale, version, depth, scale["epochs"], **model
+        )
+        cells["trained"][network] = experiment.seeds(curves.curves, config)
     return cells
 
 

@@ -34,7 +34,6 @@ def run_config(
     scale: str,
     depth: int,
     residual: bool,
-    seed: int,
     epochs: int = 20,
     width: int = 0,
 ) -> dict:
@@ -45,7 +44,6 @@ def run_config(
     """
     recipe = "smoke" if scale == "smoke" else "paper"
     settings = common.get_config(recipe, 1, depth, residual=residual, scan=True)
-    settings.seed = seed
     if recipe == "smoke":
         settings.epochs = settings.checkpoint.every = settings.eval_every = epochs
         settings.model.width = width

@@ -4,7 +4,7 @@ from flax.traverse_util import flatten_dict
 from scipy import stats
 
 from configs import common
-from experiments import ablation, curves
+from experiments import ablation, curves, study
 from resnet_jax import command_line, config
 
 DEPTH = 8
@@ -38,7 +38,7 @@ def test_ingredients_are_added_with_the_values_of_strong_and_taken_away_whole():
 @pytest.mark.parametrize("scale", ablation.SCALES)
 def test_configs_are_valid(scale):
     for (recipe, _), changes in ablation.recipes(DEPTH).items():
-        made = ablation.run_config(scale, recipe, changes, 1)
+        made = ablation.run_config(scale, recipe, changes)
         settings = common.default()
         settings.update(made)
         config.validate(settings)
@@ -113,7 +113,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_measured(tiny, quick_training):
-    made = ablation.run_config("smoke", "strong", {}, 0)
+    made = ablation.run_config("smoke", "strong", {})
     made["model"]["width"] = 2
     found = curves.last_accuracy(made)
     assert 0 <= found["accuracy"] <= 1
@@ -131,11 +131,11 @@ def test_the_table_and_the_figure_come_from_stored_cells(tiny, tmp_path, monkeyp
     monkeypatch.setattr(curves, "last_accuracy", measure)
     out = tmp_path / "results"
     assert command_line.call(ablation.main, ["ablation", f"--out={out}"]) == 0
-    assert len(measured) == len(ablation.SEEDS) * len(ablation.recipes(DEPTH))
+    assert len(measured) == len(study.SEEDS) * len(ablation.recipes(DEPTH))
     page = (out / "smoke.md").read_text()
     assert "### What each ingredient is worth (smoke)" in page
     worth = "+9.99 (+9.99 to +9.99) | x1.00"
-    assert f"| mean of weights | {worth} | {worth} |" in page
+    assert f"| EMA of weights | {worth} | {worth} |" in page
     assert "`python -m experiments.ablation --scale=smoke`" in page
     assert (out / "smoke.png").exists()
     monkeypatch.setattr(curves, "last_accuracy", pytest.fail)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import feature_visualisation, trained
+from experiments import feature_visualisation, study, trained
 from experiments.trained import Subject
 from resnet_jax import models
 from tests.quick import random_variables
@@ -53,7 +53,7 @@ def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     tiny = {"depth": 8, "image_size": 8, "epochs": 1}
     monkeypatch.setitem(feature_visualisation.SCALES, "smoke", tiny)
-    monkeypatch.setattr(feature_visualisation, "SEEDS", (0,))
+    monkeypatch.setattr(study, "SEEDS", (0,))
     run_config = trained.run_config
     monkeypatch.setattr(
         trained, "run_config", lambda *args: run_config(*args) | {"steps": 2}

@@ -63,7 +63,7 @@ def test_block_by_block_the_gradient_is_the_whole_networks(network, depth):
 )
 def test_without_norm_gradients_grow_as_predicted(network, scale, tolerance):
     growths = []
-    for seed in gradient_flow.SEEDS:
+    for seed in study.SEEDS:
         result = gradient_flow.measure(
             {"name": "digits", "image_size": 8}, network, False, 56, scale, [0], seed
         )
@@ -83,7 +83,7 @@ def test_growth_of_geometric_gradients_with_jumps_between_stages():
 @pytest.mark.slow
 def test_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(gradient_flow.SCALES, "smoke", TINY)
-    monkeypatch.setattr(gradient_flow, "SEEDS", (0,))
+    monkeypatch.setattr(study, "SEEDS", (0,))
     monkeypatch.setattr(gradient_flow, "NETWORKS", {"v1": blockwise.NETWORKS["v1"]})
     command = ["gradient_flow", f"--out={tmp_path}"]
     gradient_flow.main(command)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import layer_responses, trained
+from experiments import layer_responses, study, trained
 from resnet_jax import models
 
 
@@ -32,7 +32,7 @@ def test_with_statistics_of_the_batch_every_response_has_the_scale_of_its_norm()
 def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(layer_responses.SCALES, "smoke", ((8, True),))
-    monkeypatch.setattr(layer_responses, "SEEDS", (0,))
+    monkeypatch.setattr(study, "SEEDS", (0,))
     run_config = trained.run_config
     monkeypatch.setattr(
         trained,

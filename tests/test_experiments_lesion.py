@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import lesion, trained
+from experiments import lesion, study, trained
 from experiments.trained import Subject
 from resnet_jax import models
 from tests.quick import random_variables
@@ -84,7 +84,7 @@ def test_end_to_end(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
     tiny = {"networks": ((20, True),), "draws": 1}
     monkeypatch.setitem(lesion.SCALES, "smoke", tiny)
-    monkeypatch.setattr(lesion, "SEEDS", (0,))
+    monkeypatch.setattr(study, "SEEDS", (0,))
 
     run_config = trained.run_config
 

@@ -89,7 +89,28 @@ def test_a_run_that_diverged_at_once_is_drawn_as_a_guess():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [70, 50])
     curves.plot(axes, results[1:], "test_error", **study.STYLES[0])
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [90])
+    curves.plot(axes, results[1:], "test_error", 5, 15, **study.STYLES[0])
+    np.testing.assert_allclose(axes.lines[2].get_xdata(), [5, 10, 15])
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), [90, 90, 90])
     assert "diverged" in thousand_layers.table({"net": [{"loss": []}]})
+
+
+def test_points_of_equal_seeds_do_not_cover_each_other():
+    axes = Figure().subplots()
+    study.plot_points(axes, 2, [0.1, 0.1, 0.1], **study.STYLES[0])
+    places = axes.lines[0].get_ydata()
+    np.testing.assert_allclose(np.diff(places), 0.1)
+    assert np.mean(places) == pytest.approx(2)
+
+
+def test_a_config_is_measured_with_every_seed(tmp_path):
+    config = curves.run_config("smoke", 1, 8, 1)
+    experiment = study.Study("smoke", tmp_path)
+    results = experiment.seeds(
+        lambda config, more: {"seed": config["seed"], "more": more}, config, more=7
+    )
+    assert results == [{"seed": seed, "more": 7} for seed in study.SEEDS]
+    assert experiment.has(config=config | {"seed": study.SEEDS[-1]}, more=7)
 
 
 def test_processes_of_one_study_keep_each_others_cells(tmp_path):
@@ -141,7 +162,7 @@ def test_a_study_names_the_commits_that_computed_it(tmp_path):
 @pytest.mark.slow
 def test_divergence_is_a_result(tmp_path, monkeypatch, quick_training):
     monkeypatch.chdir(tmp_path)
-    made = curves.run_config("smoke", 1, 8, 0, 2, width=4)
+    made = curves.run_config("smoke", 1, 8, 2, width=4)
     made["optimizer"]["learning_rate"] = 1e6
     made["schedule"]["warmup_epochs"] = 0.0
     result = curves.curves(made)
@@ -170,7 +191,7 @@ def shallow(monkeypatch, quick_training):
 def test_end_to_end(experiment, fewer, tmp_path, monkeypatch, shallow, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(experiment.SCALES, "smoke", TINY[experiment])
-    monkeypatch.setattr(experiment, "SEEDS", (0,), raising=False)
+    monkeypatch.setattr(study, "SEEDS", (0,))
     for name, cells in fewer.items():
         monkeypatch.setattr(experiment, name, cells)
     command = [experiment.__name__, f"--out={tmp_path / 'results'}"]
