@@ -159,11 +159,9 @@ class ResNet(nn.Module):
             inner = width * 2 if self.keras and stage > 0 else width
             s1, s3 = (1, stride) if self.stem == "imagenet" else (stride, 1)
             branch = ((1, inner, s1), (3, inner, s3), (1, 4 * width, 1))
-        standard = (
-            PreActivationBlock if self.activation == "pre" else PostActivationBlock
-        )
+        standard = {"pre": PreActivationBlock, "post": PostActivationBlock}
         build = partial(
-            self.block_class or standard,
+            self.block_class or standard[self.activation],
             branch,
             self.shortcut,
             self._conv,
@@ -176,16 +174,9 @@ class ResNet(nn.Module):
             build = partial(again, *build.args, **build.keywords)
         if self.block_class:
             return build
-        build = partial(build, zero_init=self.zero_init)
+        build = partial(build, keras=self.keras, zero_init=self.zero_init)
         if self.activation == "pre":
-            opens = first and stage == 0
-            build = partial(build, opens=opens)
-            if self.keras:
-                build = partial(
-                    build, first_preactivation=not opens, shared_preactivation=False
-                )
-        elif self.keras:
-            build = partial(build, projection_norm=False)
+            build = partial(build, first_in_network=first and stage == 0)
         return build
 
 
