@@ -27,6 +27,20 @@ Factor = Float[Array, ""]
 Branch = tuple[tuple[int, int, int], ...]
 
 
+def branch_convolutions(
+    block: str, width: int, inner: int, stride: int, stem: str
+) -> Branch:
+    """The convolutions of a block's branch (He 2015, figure 5).
+
+    A basic block has `width` features, a bottleneck `inner` and at its end 4 `width`.
+    The first convolution has the stride; with stem 'imagenet' a bottleneck's 3x3 does.
+    """
+    if block == "basic":
+        return (3, width, stride), (3, width, 1)
+    s1, s3 = (1, stride) if stem == "imagenet" else (stride, 1)
+    return (1, inner, s1), (3, inner, s3), (1, 4 * width, 1)
+
+
 class FeatureMaps(nn.Module):
     """Does nothing: a name by which `attribution` finds what passes here."""
 

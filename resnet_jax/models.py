@@ -1,4 +1,4 @@
-"""ResNet versions 1 and 2 of any depth, and the rules for their depths.
+"""ResNet versions 1 and 2 of any depth; blocks.py has their blocks.
 
 Version 1: He et al. 2015, "Deep Residual Learning for Image Recognition",
 arXiv 1512.03385, section 4.2. Version 2: He et al. 2016, "Identity Mappings in Deep
@@ -24,6 +24,7 @@ from resnet_jax.blocks import (
     PreActivationBlock,
     block_of,
     blocks_per_stage,
+    branch_convolutions,
     require_choice,
 )
 from resnet_jax.stacking import stack as stack
@@ -153,12 +154,8 @@ class ResNet(nn.Module):
         """The constructor of a stage's first block, or of its others."""
         stride = 2 if first and stage > 0 else 1
         width = self.width * 2**stage
-        if self.block == "basic":
-            branch = ((3, width, stride), (3, width, 1))
-        else:
-            inner = width * 2 if self.keras and stage > 0 else width
-            s1, s3 = (1, stride) if self.stem == "imagenet" else (stride, 1)
-            branch = ((1, inner, s1), (3, inner, s3), (1, 4 * width, 1))
+        inner = 2 * width if self.keras and stage > 0 else width
+        branch = branch_convolutions(self.block, width, inner, stride, self.stem)
         standard = {"pre": PreActivationBlock, "post": PostActivationBlock}
         build = partial(
             self.block_class or standard[self.activation],
