@@ -30,32 +30,19 @@ def statistics(
     'pixel_mean' gives a mean [height, width, channels] and 'mean' one [channels], both
     with scale 1; 'mean_std' gives the channels' mean and standard deviation.
     """
-    if not isinstance(images, np.ndarray):  # streamed, and summed when they were read
-        return statistics_of_sums(normalization, len(images), *images.sums)
-    # Sums of integers: exact, and the same however NumPy orders them.
-    squares = np.zeros(images.shape[1:], np.int64)
-    if normalization == "mean_std":
-        for chunk in np.array_split(images, max(1, len(images) // 1024)):
-            squares += np.square(chunk, dtype=np.int64).sum(0)
-    total = images.sum(0, dtype=np.int64)
-    return statistics_of_sums(normalization, len(images), total, squares)
-
-
-def statistics_of_sums(
-    normalization: str, examples: int, total: np.ndarray, squares: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `statistics` gives, from the sums of the images and of their squares.
-
-    Args:
-      normalization: as in `statistics`.
-      examples: the number of images.
-      total: int64 [height, width, channels], their sum.
-      squares: the same of their squares, which 'mean_std' alone reads.
-    """
+    if isinstance(images, np.ndarray):
+        # Sums of integers: exact, and the same however NumPy orders them.
+        total = images.sum(0, dtype=np.int64)
+        squares = np.zeros_like(total)
+        if normalization == "mean_std":
+            for chunk in np.array_split(images, max(1, len(images) // 1024)):
+                squares += np.square(chunk, dtype=np.int64).sum(0)
+    else:  # streamed, and summed when they were read
+        total, squares = images.sums
     if normalization == "pixel_mean":
-        mean = total / examples / 255
+        mean = total / len(images) / 255
         return mean.astype(np.float32), np.ones_like(mean, np.float32)
-    count = examples * total[..., 0].size
+    count = len(images) * total[..., 0].size
     mean = total.sum((0, 1)) / count / 255
     scale = np.ones_like(mean)
     if normalization == "mean_std":
