@@ -302,15 +302,10 @@ def _init(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
 
 
 def zeros(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """The unrolled network's variables, all zero: nothing is computed."""
+    """The unrolled network's variables, all zero: nothing is computed.
+
+    They serve as shapes too, at any size: memory that is not written takes no place.
+    """
     stacked = net.clone(scan=True)  # traces equal blocks once
     shapes = _init.eval_shape(stacked, jax.random.key(0), tuple(image_shape))
     return unstack(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
-
-
-def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """The shapes of the unrolled network's variables: nothing is computed."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        zeros(net, image_shape),
-    )

@@ -121,7 +121,7 @@ def device_bytes(
     their labels, 0 where they are streamed. Activations come on top, of a device's part
     of the batch.
     """
-    variables = models.variable_shapes(net.clone(scan=True), image_shape)
+    variables = models.zeros(net, image_shape)
     tx = optimizers.optimizer(config.optimizer, optax.constant_schedule(0.0))
     opt_state = jax.eval_shape(tx.init, variables["params"])
     ema = variables if config.optimizer.ema else None

@@ -142,7 +142,7 @@ def load(
     inputs = read_inputs(directory, config)
     net = build(config, len(inputs.class_names))
     require_same_network(directory, inputs.network, own_network(net, config))
-    like = models.variable_shapes(net, inputs.image_shape)
+    like = models.zeros(net, inputs.image_shape)
     checkpoints.require_intact(step)
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()

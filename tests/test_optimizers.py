@@ -244,7 +244,7 @@ def test_decay_on_chooses_the_parameters(decay_on, expected, decay):
 )
 def test_convolutions_of_networks_decay_and_nothing_else(version, depth, variant, scan):
     net = models.resnet(version, depth, 10, variant=variant, scan=scan, width=2)
-    shapes = models.variable_shapes(net, (8, 8, 3))["params"]
+    shapes = models.zeros(net, (8, 8, 3))["params"]
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     config = settings(weight_decay=0.1, decay_on="convolutions")
     for path, moved in jax.tree_util.tree_leaves_with_path(
