@@ -246,5 +246,4 @@ def flat(config: ConfigDict) -> dict:
 
 def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:
     """The network that `config.model` describes."""
-    fields = {**config.model, "width": config.model.width or None}
-    return models.resnet(num_classes=num_classes, **fields)
+    return models.resnet(num_classes=num_classes, **config.model)

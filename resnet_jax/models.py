@@ -199,7 +199,7 @@ def resnet(
     activation: str | None = None,
     block: str | None = None,
     stem: str = "cifar",
-    width: int | None = None,
+    width: int = 0,
     stochastic_depth: float = 0.0,
     zero_init: bool = False,
     dtype: DTypeLike = jnp.float32,
@@ -223,7 +223,7 @@ def resnet(
       stem: 'cifar' (3x3 convolution, three stages) or 'imagenet' (7x7 convolution and
         pooling of stride 2, four stages, shortcut B; bottlenecks from depth 50, with
         the stride in the 3x3 convolution, as torchvision's: "version 1.5").
-      width: channels of the stem; None: the papers' 16, or 64 with stem 'imagenet'.
+      width: channels of the stem; 0: the papers' 16, or 64 with stem 'imagenet'.
       stochastic_depth: chance in training that the last block's branch is left out of
         a batch; it rises linearly from the first block's (Huang et al. 2016). The
         branch is computed all the same, and its BatchNorm's statistics follow it.
@@ -254,7 +254,7 @@ def resnet(
     block = block or block_of(version, depth, stem)
     activation = activation or ("post" if version == 1 else "pre")
     shortcut = shortcut or ("A" if version == 1 and not (keras or imagenet) else "B")
-    width = (64 if imagenet else 16) if width is None else width
+    width = width or (64 if imagenet else 16)
     require_choice("activation", activation, ("post", "pre"))
     require_choice("shortcut", shortcut, ("A", "B"))
     if width < 1:

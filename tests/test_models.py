@@ -364,7 +364,6 @@ def test_depth_164_fits_both_blocks(block):
         ("activation", "relu"),
         ("shortcut", "C"),
         ("shortcut", "a"),
-        ("width", 0),
         ("width", -16),
     ],
 )
