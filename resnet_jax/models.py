@@ -276,6 +276,26 @@ def resnet(
     )
 
 
+def describe(net: ResNet) -> str:
+    """A network in a few words: 'bottleneck blocks, pre-activation, shortcut B'."""
+    variant = ", Keras variant" if net.keras else ""
+    block = _name(net.block_class) if net.block_class else net.block
+    norm = f", {_name(net.norm_class)} for BatchNorm" if net.norm_class else ""
+    shortcut = f"shortcut {net.shortcut}" if net.shortcut else "no shortcuts"
+    stem = ", ImageNet stem" if net.stem == "imagenet" else ""
+    return (
+        f"{block} blocks, {net.activation}-activation, {shortcut}{variant}{stem}{norm}"
+    )
+
+
+def _name(build: Callable) -> str:
+    """The name of a class or function, with the arguments that are given to it."""
+    if not isinstance(build, partial):
+        return build.__name__
+    given = ", ".join(f"{name}={value!r}" for name, value in build.keywords.items())
+    return f"{_name(build.func)}({given})"
+
+
 def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
     """Draws a network's variables for images of shape [height, width, channels].
 

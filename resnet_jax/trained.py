@@ -23,7 +23,6 @@ from resnet_jax import (
     data,
     models,
     parallel,
-    summary,
     workdir,
 )
 from resnet_jax.augment import averaged_over_flip, normalize, statistics
@@ -175,7 +174,7 @@ def own_network(net: models.ResNet, config: ConfigDict) -> str:
     """Describes a network that is not the one that its config describes; '': it is."""
     standard = build_network(config, net.num_classes)
     same = net.clone(scan=standard.scan, remat=standard.remat) == standard
-    return "" if same else summary.describe(net)
+    return "" if same else models.describe(net)
 
 
 def require_same_network(directory: Path, before: str | None, now: str) -> None:

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from configs import common
-from resnet_jax import command_line, compilation, parallel, roofline, summary
+from resnet_jax import command_line, compilation, cost, parallel, roofline, summary
 from resnet_jax.config import build_network
 
 SHAPE = (32, 32, 3)
@@ -21,7 +21,7 @@ def step_of(monkeypatch, image_shape=SHAPE, **changes) -> tuple[dict, dict]:
         return compiled[-1]
 
     monkeypatch.setattr(parallel.Parallel, "compile", kept)
-    macs = summary.cost(build_network(config, 10), image_shape)["macs"]
+    macs = cost.totals(cost.layers(build_network(config, 10), image_shape))["macs"]
     step = roofline.of_config(config, 10, image_shape, macs)
     return step, compiled[0].result().cost_analysis()
 

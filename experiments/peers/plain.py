@@ -7,7 +7,7 @@ from flax.traverse_util import unflatten_dict
 
 from experiments import plain_linen
 from experiments.peers import PROBES, Job
-from resnet_jax import summary
+from resnet_jax import results
 
 
 class Plain:
@@ -65,4 +65,4 @@ class Plain:
         return self._apply(self._start, images, train=False).tolist()
 
     def peak_memory(self) -> int:
-        return summary.peak_memory()
+        return results.peak_memory()
