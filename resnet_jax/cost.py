@@ -86,7 +86,10 @@ def activation_bytes(net: models.ResNet, rows: list[Layer], batch_size: int) -> 
     """
     sizes, ends, inside = [], {}, {}
     for layer in rows:
-        size = math.prod(layer.output_shape) * jnp.dtype(net.dtype).itemsize
+        dtype = jnp.dtype(net.dtype)
+        if layer.name == "classifier":
+            dtype = jnp.promote_types(jnp.float32, dtype)
+        size = math.prod(layer.output_shape) * dtype.itemsize
         block, _, inner = layer.name.partition("/")
         if net.remat and inner:
             ends[block] = size * layer.copies
