@@ -191,8 +191,10 @@ def schedule(
             [optax.constant_schedule(rate) for rate in rates],
             [end - warmup_steps for end in ends],
         )
-    else:
+    elif config.name == "constant":
         main = optax.constant_schedule(peak)
+    else:
+        raise ValueError(f"optimizers.schedule does not build {config.name!r}")
     if not warmup_steps:
         return main
     start = peak * config.warmup_factor

@@ -406,6 +406,11 @@ def test_linear_warm_up_rises_from_its_factor_to_the_peak(name, per_epoch):
     np.testing.assert_allclose(got, np.linspace(0.02, 0.1, count + 1), rtol=1e-5)
 
 
+def test_a_name_that_is_not_built_is_refused():
+    with pytest.raises(ValueError, match="does not build 'linear'"):
+        optimizers.schedule(schedule_of("linear"), 0.1, 100, 1.0)
+
+
 @pytest.mark.parametrize("name", ["constant", "step", "cosine"])
 def test_constant_warm_up_stays_at_its_factor_and_jumps(name):
     config = schedule_of(name, warmup_epochs=4.0, warmup="constant", warmup_factor=0.2)
