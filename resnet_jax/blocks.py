@@ -22,7 +22,7 @@ _IMAGENET = {
 Images = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width features"]
 # What a block's branch is multiplied by, see `layers.stochastic_depth`.
-Factor = Float[Array, ""]
+BranchScale = Float[Array, ""]
 # A branch's convolutions: (kernel size, features, stride) each.
 Branch = tuple[tuple[int, int, int], ...]
 
@@ -42,7 +42,7 @@ def branch_convolutions(
 
 
 class FeatureMaps(nn.Module):
-    """Does nothing: a name by which `attribution` finds what passes here."""
+    """Identity; gives feature maps a module path that `attribution` can intercept."""
 
     def __call__(self, x: Images) -> Images:
         return x
@@ -64,7 +64,9 @@ class PostActivationBlock(nn.Module):
     zero_init: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool, factor: Factor | None = None) -> Output:
+    def __call__(
+        self, x: Images, train: bool, branch_scale: BranchScale | None = None
+    ) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             y = self.conv(features, size, stride, name=f"conv{i}")(y)
@@ -75,8 +77,8 @@ class PostActivationBlock(nn.Module):
             y = self.norm(name=f"bn{i}", **scale)(y, use_running_average=not train)
             if not last:
                 y = layers.relu(y)
-        if factor is not None:
-            y = (y * factor).astype(y.dtype)
+        if branch_scale is not None:
+            y = (y * branch_scale).astype(y.dtype)
         if self.shortcut:
             features, stride = _output(self.branch)
             if not _changes_shape(x, features, stride):
@@ -113,7 +115,9 @@ class PreActivationBlock(nn.Module):
     zero_init: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool, factor: Factor | None = None) -> Output:
+    def __call__(
+        self, x: Images, train: bool, branch_scale: BranchScale | None = None
+    ) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             if i > 1 or not (self.keras and self.first_in_network):
@@ -129,8 +133,8 @@ class PreActivationBlock(nn.Module):
                 else {}
             )
             y = self.conv(features, size, stride, name=f"conv{i}", **kernel)(y)
-        if factor is not None:
-            y = (y * factor).astype(y.dtype)
+        if branch_scale is not None:
+            y = (y * branch_scale).astype(y.dtype)
         if not self.shortcut:
             return y
         features, stride = _output(self.branch)
@@ -159,7 +163,7 @@ def require_choice(name: str, value, choices: tuple) -> None:
         )
 
 
-def block_of(version: int, depth: int, stem: str) -> str:
+def default_block(version: int, depth: int, stem: str) -> str:
     """The block of a network whose config does not choose one."""
     if stem == "imagenet" and depth in _IMAGENET:
         return _IMAGENET[depth][0]

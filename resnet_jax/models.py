@@ -22,9 +22,9 @@ from resnet_jax.blocks import (
     Images,
     PostActivationBlock,
     PreActivationBlock,
-    block_of,
     blocks_per_stage,
     branch_convolutions,
+    default_block,
     require_choice,
 )
 from resnet_jax.stacking import stack as stack
@@ -73,20 +73,20 @@ class ResNet(nn.Module):
             x = layers.relu(x)
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        factors = self._factors(train)
+        scales = self._branch_scales(train)
         for stage, blocks in enumerate(self.blocks_per_stage):
             name = f"stage{stage + 1}_block"
             x = self._block(stage, first=True)(name=f"{name}1")(
-                x, train, *(each[0] for each in factors[stage])
+                x, train, *(each[0] for each in scales[stage])
             )
             block = self._block(stage, first=False)
             if self.scan and blocks > 1:
-                rest = [each[1:] for each in factors[stage]]
+                rest = [each[1:] for each in scales[stage]]
                 x = _scan(block(name=f"{name}s"), x, train, blocks - 1, *rest)
             else:
                 for b in range(1, blocks):
                     x = block(name=f"{name}{b + 1}")(
-                        x, train, *(each[b] for each in factors[stage])
+                        x, train, *(each[b] for each in scales[stage])
                     )
             x = FeatureMaps(name=f"stage{stage + 1}")(x)
         if self.activation == "pre":
@@ -134,8 +134,8 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
 
-    def _factors(self, train: bool) -> list[list[Float[Array, "blocks"]]]:
-        """By stage, what is one more argument of each of its blocks, if anything.
+    def _branch_scales(self, train: bool) -> list[list[Float[Array, "blocks"]]]:
+        """For each stage, the stochastic-depth scales of its blocks; empty when off.
 
         The chances that blocks are computed fall linearly with depth from the first
         block's (Huang et al. 2016, eq. 4). They are drawn all at once, so that what is
@@ -146,9 +146,9 @@ class ResNet(nn.Module):
         count = sum(self.blocks_per_stage)
         place = np.arange(1, count + 1, dtype=np.float32) / count
         survival = jnp.asarray(1 - self.stochastic_depth * place)
-        factors = layers.stochastic_depth(survival, self.make_rng("dropout"))
+        scales = layers.stochastic_depth(survival, self.make_rng("dropout"))
         ends = np.cumsum(self.blocks_per_stage)[:-1]
-        return [[each] for each in jnp.split(factors, ends)]
+        return [[each] for each in jnp.split(scales, ends)]
 
     def _block(self, stage: int, first: bool):
         """The constructor of a stage's first block, or of its others."""
@@ -251,7 +251,7 @@ def resnet(
             "variant 'keras' fixes block, activation, shortcut and stem: leave them "
             "out, or choose variant 'paper'"
         )
-    block = block or block_of(version, depth, stem)
+    block = block or default_block(version, depth, stem)
     activation = activation or ("post" if version == 1 else "pre")
     shortcut = shortcut or ("A" if version == 1 and not (keras or imagenet) else "B")
     width = width or (64 if imagenet else 16)
