@@ -89,7 +89,7 @@ def augment(
         lambda key: jax.random.uniform(key, (3,)), out_axes=1
     )(keys)
     rows, columns = (
-        Windows.all(round(length * scale), length, len(keys))
+        Windows.whole(round(length * scale), length, len(keys))
         for length in (height, width)
     )
     if config.flip:
@@ -135,14 +135,14 @@ def _cut_out(part: float, images, keys):
         lambda key: jax.random.uniform(jax.random.fold_in(key, 2), (2,)), out_axes=1
     )(keys)
     inside = [
-        _interval(jnp.floor(centre * length), side, length)
+        _span_mask(jnp.floor(centre * length), side, length)
         for centre, length in zip(centres, (height, width), strict=True)
     ]
     cut = inside[0][:, :, None] & inside[1][:, None, :]
     return jnp.where(cut[..., None], 0, images)
 
 
-def _interval(centre, side, length: int):
+def _span_mask(centre, side, length: int):
     """Pixels, bool [..., length]: from centre - side // 2 on, `side` of them."""
     start = (centre - side // 2)[..., None]
     pixels = jnp.arange(length)
@@ -179,7 +179,7 @@ def mix(
         height, width = images.shape[1:3]
         part, centres = jnp.sqrt(1 - kept), jax.random.uniform(place, (2,))
         inside = [
-            _interval(jnp.floor(centre * length), jnp.floor(part * length), length)
+            _span_mask(jnp.floor(centre * length), jnp.floor(part * length), length)
             for centre, length in zip(centres, (height, width), strict=True)
         ]
         pasted = inside[0][:, None] & inside[1] & ~plain
@@ -189,7 +189,7 @@ def mix(
 
 
 def symmetric_beta(key: Array, alpha: float) -> Float[Array, ""]:
-    """Draws from Beta(alpha, alpha), by no loop as that of `jax.random.beta`.
+    """Draws from Beta(alpha, alpha), without the rejection loop of `jax.random.beta`.
 
     As (1 + t / sqrt(2 alpha + t^2)) / 2 of a t of Student's distribution with 2 alpha
     degrees of freedom, which is drawn from two uniform numbers (Bailey 1994,
