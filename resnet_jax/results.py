@@ -166,9 +166,9 @@ def of_run(
     total = cost.totals(cost.layers(trainer.net, dataset.image_shape))
     step = {}
     if not plan.sizes:  # steps on smaller images cost less
-        step = roofline.of_step(trainer, config, total["macs"])
+        step = roofline.step_cost(trainer, config, total["macs"])
         seconds = max(clock.training, 1e-9) / plan.total_steps
-        step |= roofline.reached(step, seconds)
+        step |= roofline.achieved(step, seconds)
     return {
         **results,
         "dataset": dataset.name,

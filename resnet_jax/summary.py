@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
 
         parallel.split_cpu(config.batch_size)
         macs = cost.totals(rows)["macs"]
-        step = roofline.of_config(config, num_classes, shape, macs)
+        step = roofline.compile_step_cost(config, num_classes, shape, macs)
         kind = jax.devices()[0].device_kind
         name = f"a step of {config.batch_size} images"
         print(f"{name:<30} {roofline.sentence(step, kind)}")
