@@ -27,8 +27,7 @@ def get_config(
         close = difflib.get_close_matches(recipe, recipes, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(
-            f"recipe {recipe!r} (after the colon in --config) is not known: {hint}"
-            f"choose one of {', '.join(recipes)}"
+            f"recipe {recipe!r} is not known: {hint}choose one of {', '.join(recipes)}"
         )
     config = default()
     config.model.update(version=version, depth=depth, **model)

@@ -48,8 +48,9 @@ from matplotlib.figure import Figure
 from configs import common
 from experiments import curves, study
 from experiments.study import STYLES, Study
-from resnet_jax import command_line, optimizers, parallel, summary
+from resnet_jax import command_line, optimizers, parallel
 from resnet_jax.config import build_network
+from resnet_jax.cost import layers, totals
 from resnet_jax.step import Batch, create_state, make_train_step
 
 SCALES = {
@@ -94,7 +95,7 @@ def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
     # The state that an update returns replaces the one that it reads.
     held = counted.temp_size_in_bytes + counted.argument_size_in_bytes
     return {
-        **summary.cost(net, IMAGE_SHAPE),
+        **totals(layers(net, IMAGE_SHAPE)),
         "memory": held * devices.device_count,
         "seconds": study.numbers(statistics.median(seconds)),
     }

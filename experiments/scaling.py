@@ -49,7 +49,7 @@ from matplotlib.figure import Figure
 from configs import common
 from experiments import study
 from experiments.study import STYLES, Study
-from resnet_jax import command_line, data, parallel, summary
+from resnet_jax import command_line, data, parallel, results
 from resnet_jax.trainer import Trainer
 
 DEPTHS = {1: (20, 32, 44, 56, 110, 1202), 2: (20, 29, 56, 110, 164, 1001)}
@@ -87,7 +87,7 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
         "step_seconds": study.numbers(statistics.median(rounds[2:])),
         "compile_seconds": round(trainer.compile_seconds, 2),
         "device_bytes": reserved,
-        "peak_bytes": summary.peak_memory(),
+        "peak_bytes": results.peak_memory(),
         "device_count": trainer.parallel.device_count,
         "made_by": {"device": jax.devices()[0].device_kind},
     }

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 from scipy.stats import rankdata
 
 from resnet_jax import models
+from resnet_jax.blocks import Images
 
 LAYERS = ("features", "stage4", "stage3", "stage2", "stage1")
-Images = Float[Array, "batch height width channels"]
 Labels = Int[Array, "batch"]
 Maps = Float[Array, "batch height width"]
 

@@ -30,32 +30,19 @@ def statistics(
     'pixel_mean' gives a mean [height, width, channels] and 'mean' one [channels], both
     with scale 1; 'mean_std' gives the channels' mean and standard deviation.
     """
-    if not isinstance(images, np.ndarray):  # streamed, and summed when they were read
-        return statistics_of_sums(normalization, len(images), *images.sums)
-    # Sums of integers: exact, and the same however NumPy orders them.
-    squares = np.zeros(images.shape[1:], np.int64)
-    if normalization == "mean_std":
-        for chunk in np.array_split(images, max(1, len(images) // 1024)):
-            squares += np.square(chunk, dtype=np.int64).sum(0)
-    total = images.sum(0, dtype=np.int64)
-    return statistics_of_sums(normalization, len(images), total, squares)
-
-
-def statistics_of_sums(
-    normalization: str, examples: int, total: np.ndarray, squares: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `statistics` gives, from the sums of the images and of their squares.
-
-    Args:
-      normalization: as in `statistics`.
-      examples: the number of images.
-      total: int64 [height, width, channels], their sum.
-      squares: the same of their squares, which 'mean_std' alone reads.
-    """
+    if isinstance(images, np.ndarray):
+        # Sums of integers: exact, and the same however NumPy orders them.
+        total = images.sum(0, dtype=np.int64)
+        squares = np.zeros_like(total)
+        if normalization == "mean_std":
+            for chunk in np.array_split(images, max(1, len(images) // 1024)):
+                squares += np.square(chunk, dtype=np.int64).sum(0)
+    else:  # streamed, and summed when they were read
+        total, squares = images.sums
     if normalization == "pixel_mean":
-        mean = total / examples / 255
+        mean = total / len(images) / 255
         return mean.astype(np.float32), np.ones_like(mean, np.float32)
-    count = examples * total[..., 0].size
+    count = len(images) * total[..., 0].size
     mean = total.sum((0, 1)) / count / 255
     scale = np.ones_like(mean)
     if normalization == "mean_std":
@@ -102,7 +89,7 @@ def augment(
         lambda key: jax.random.uniform(key, (3,)), out_axes=1
     )(keys)
     rows, columns = (
-        Windows.all(round(length * scale), length, len(keys))
+        Windows.whole(round(length * scale), length, len(keys))
         for length in (height, width)
     )
     if config.flip:
@@ -148,14 +135,14 @@ def _cut_out(part: float, images, keys):
         lambda key: jax.random.uniform(jax.random.fold_in(key, 2), (2,)), out_axes=1
     )(keys)
     inside = [
-        _interval(jnp.floor(centre * length), side, length)
+        _span_mask(jnp.floor(centre * length), side, length)
         for centre, length in zip(centres, (height, width), strict=True)
     ]
     cut = inside[0][:, :, None] & inside[1][:, None, :]
     return jnp.where(cut[..., None], 0, images)
 
 
-def _interval(centre, side, length: int):
+def _span_mask(centre, side, length: int):
     """Pixels, bool [..., length]: from centre - side // 2 on, `side` of them."""
     start = (centre - side // 2)[..., None]
     pixels = jnp.arange(length)
@@ -192,7 +179,7 @@ def mix(
         height, width = images.shape[1:3]
         part, centres = jnp.sqrt(1 - kept), jax.random.uniform(place, (2,))
         inside = [
-            _interval(jnp.floor(centre * length), jnp.floor(part * length), length)
+            _span_mask(jnp.floor(centre * length), jnp.floor(part * length), length)
             for centre, length in zip(centres, (height, width), strict=True)
         ]
         pasted = inside[0][:, None] & inside[1] & ~plain
@@ -202,7 +189,7 @@ def mix(
 
 
 def symmetric_beta(key: Array, alpha: float) -> Float[Array, ""]:
-    """Draws from Beta(alpha, alpha), by no loop as that of `jax.random.beta`.
+    """Draws from Beta(alpha, alpha), without the rejection loop of `jax.random.beta`.
 
     As (1 + t / sqrt(2 alpha + t^2)) / 2 of a t of Student's distribution with 2 alpha
     degrees of freedom, which is drawn from two uniform numbers (Bailey 1994,

@@ -22,13 +22,27 @@ _IMAGENET = {
 Images = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width features"]
 # What a block's branch is multiplied by, see `layers.stochastic_depth`.
-Factor = Float[Array, ""]
+BranchScale = Float[Array, ""]
 # A branch's convolutions: (kernel size, features, stride) each.
 Branch = tuple[tuple[int, int, int], ...]
 
 
+def branch_convolutions(
+    block: str, width: int, inner: int, stride: int, stem: str
+) -> Branch:
+    """The convolutions of a block's branch (He 2015, figure 5).
+
+    A basic block has `width` features, a bottleneck `inner` and at its end 4 `width`.
+    The first convolution has the stride; with stem 'imagenet' a bottleneck's 3x3 does.
+    """
+    if block == "basic":
+        return (3, width, stride), (3, width, 1)
+    s1, s3 = (1, stride) if stem == "imagenet" else (stride, 1)
+    return (1, inner, s1), (3, inner, s3), (1, 4 * width, 1)
+
+
 class FeatureMaps(nn.Module):
-    """Does nothing: a name by which `attribution` finds what passes here."""
+    """Identity; gives feature maps a module path that `attribution` can intercept."""
 
     def __call__(self, x: Images) -> Images:
         return x
@@ -38,19 +52,21 @@ class PostActivationBlock(nn.Module):
     """conv-BN-ReLU, ..., conv-BN, add the shortcut, ReLU (He 2015, figures 2 and 5).
 
     With `zero_init` the branch's last BN begins with scale 0, and the block as the
-    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1). With `projection_norm`
-    a 1x1 shortcut has BatchNorm too.
+    identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1). A projection has
+    BatchNorm too, but not in the Keras variant (`keras`).
     """
 
     branch: Branch
     shortcut: str | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    projection_norm: bool = True
+    keras: bool = False
     zero_init: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool, factor: Factor | None = None) -> Output:
+    def __call__(
+        self, x: Images, train: bool, branch_scale: BranchScale | None = None
+    ) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
             y = self.conv(features, size, stride, name=f"conv{i}")(y)
@@ -61,8 +77,8 @@ class PostActivationBlock(nn.Module):
             y = self.norm(name=f"bn{i}", **scale)(y, use_running_average=not train)
             if not last:
                 y = layers.relu(y)
-        if factor is not None:
-            y = (y * factor).astype(y.dtype)
+        if branch_scale is not None:
+            y = (y * branch_scale).astype(y.dtype)
         if self.shortcut:
             features, stride = _output(self.branch)
             if not _changes_shape(x, features, stride):
@@ -71,7 +87,7 @@ class PostActivationBlock(nn.Module):
                 y += layers.zero_padded_shortcut(x, features, stride)
             else:
                 x = self.conv(features, 1, stride, name="shortcut_conv")(x)
-                if self.projection_norm:
+                if not self.keras:
                     bn = self.norm(name="shortcut_bn")
                     x = bn(x, use_running_average=not train)
                 y += x
@@ -81,11 +97,10 @@ class PostActivationBlock(nn.Module):
 class PreActivationBlock(nn.Module):
     """BN-ReLU-conv, ..., add the shortcut (He 2016, figure 1b and appendix).
 
-    Where the shape changes, the projection reads the branch's first BN-ReLU too
-    (`shared_preactivation`) or, in the Keras variant, the block's raw input. The
-    parameter-free shortcut A reads the raw input. But in a network's first block
-    (`opens`) the first BN-ReLU stands before both paths (section 4.1).
-    `first_preactivation` says whether the branch begins with BN-ReLU.
+    Where the shape changes, the projection reads the branch's first BN-ReLU too, and
+    the parameter-free shortcut A the block's raw input. But `first_in_network` the
+    first BN-ReLU stands before both paths (section 4.1). In the Keras variant (`keras`)
+    the projection reads the raw input, and the first block has no first BN-ReLU.
 
     With `zero_init` the branch's last convolution begins as 0, since after a BN of
     scale 0 a ReLU passes no gradient.
@@ -95,21 +110,22 @@ class PreActivationBlock(nn.Module):
     shortcut: str | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    opens: bool = False
-    first_preactivation: bool = True
-    shared_preactivation: bool = True
+    keras: bool = False
+    first_in_network: bool = False
     zero_init: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool, factor: Factor | None = None) -> Output:
+    def __call__(
+        self, x: Images, train: bool, branch_scale: BranchScale | None = None
+    ) -> Output:
         y = x
         for i, (size, features, stride) in enumerate(self.branch, start=1):
-            if i > 1 or self.first_preactivation:
+            if i > 1 or not (self.keras and self.first_in_network):
                 y = self.norm(name=f"bn{i}")(y, use_running_average=not train)
                 y = layers.relu(y)
             if i == 1:
                 preactivation = y
-                x = y if self.opens else x
+                x = y if self.first_in_network else x
             last = i == len(self.branch)
             kernel = (
                 {"kernel_init": nn.initializers.zeros}
@@ -117,8 +133,8 @@ class PreActivationBlock(nn.Module):
                 else {}
             )
             y = self.conv(features, size, stride, name=f"conv{i}", **kernel)(y)
-        if factor is not None:
-            y = (y * factor).astype(y.dtype)
+        if branch_scale is not None:
+            y = (y * branch_scale).astype(y.dtype)
         if not self.shortcut:
             return y
         features, stride = _output(self.branch)
@@ -126,7 +142,7 @@ class PreActivationBlock(nn.Module):
             return y + x
         if self.shortcut == "A":
             return y + layers.zero_padded_shortcut(x, features, stride)
-        source = preactivation if self.shared_preactivation else x
+        source = x if self.keras else preactivation
         return y + self.conv(features, 1, stride, name="shortcut_conv")(source)
 
 
@@ -147,7 +163,7 @@ def require_choice(name: str, value, choices: tuple) -> None:
         )
 
 
-def block_of(version: int, depth: int, stem: str) -> str:
+def default_block(version: int, depth: int, stem: str) -> str:
     """The block of a network whose config does not choose one."""
     if stem == "imagenet" and depth in _IMAGENET:
         return _IMAGENET[depth][0]

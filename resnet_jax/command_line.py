@@ -15,8 +15,8 @@ from ml_collections import ConfigDict, config_flags
 from configs import common
 from resnet_jax import UserError, bucket, config, hosts
 
-# What no command can do anything about, wherever it meets it.
-_CLOSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+# Filesystem errors that only the user can fix.
+_ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -40,7 +40,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # and for SIGPIPE
     except OSError as error:
-        if error.errno not in _CLOSED or not error.filename:
+        if error.errno not in _ACCESS_ERRNOS or not error.filename:
             raise
         print(
             f"error: {error.filename} cannot be used ({error.strerror}): fix that, or "
@@ -89,10 +89,12 @@ def parse_with_arguments(
     except UserError:
         raise
     except flags.Error as error:
-        raise UserError(_cause(error, "config" in values)) from None
+        raise UserError(_explain_flag_error(argv, error, "config" in values)) from None
     # What is left is ml_collections' of a field, or whatever a config file may raise.
     except (Exception, SystemExit) as error:
-        raise UserError(_misspelt(argv, error) or _failed(argv, error)) from None
+        raise UserError(
+            _misspelt(argv, error) or _explain_config_error(argv, error)
+        ) from None
     if values.help:
         print(doc.strip(), "\n\nFlags:")
         for name in own:
@@ -157,12 +159,14 @@ def _require_config_file(argv: list[str]) -> None:
     raise UserError(f"--config={file}: there is no such file: {hint}")
 
 
-def _cause(error: flags.Error, has_config: bool) -> str:
+def _explain_flag_error(argv: list[str], error: flags.Error, has_config: bool) -> str:
     """A sentence for what absl finds wrong with a flag or its value."""
     message = " ".join(str(error).split())
-    if "Traceback (most recent call last):" in message:
+    if "Traceback (most recent call last):" in message:  # of the config file
         last = str(error).strip().splitlines()[-1].strip()
-        return f"{message.split(': Error')[0]} failed: {last}: fix it"
+        last = re.sub(r"<class '([\w.]+)'>", r"\1", last)
+        frames = re.findall(r'File "(.+)", line (\d+)', str(error))
+        return f"{_failed_at(argv, frames)}: {last}: fix it"
     if isinstance(error, flags.UnrecognizedFlagError):
         close = re.search(r"Did you mean: (\w+)", message)
         hint = f"did you mean --{close[1]}?" if close else "--help lists the flags"
@@ -193,21 +197,24 @@ def _cause(error: flags.Error, has_config: bool) -> str:
     return f"{flag}={value!r}: {reason}"
 
 
-def _failed(argv: list[str], error: Exception | SystemExit) -> str:
+def _explain_config_error(argv: list[str], error: Exception | SystemExit) -> str:
     message = " ".join(str(error).split())
     if "has no attribute 'get_config'" in message:
         return f"--config={_config_file(argv)} defines no get_config(): fix it"
     if isinstance(error, SystemExit):
         message = "it ends the process"
-    what, lines = "a flag", []
-    if given := _config_file(argv):
-        what, file = f"--config={given}", Path(given.partition(":")[0]).resolve()
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [
-            each.lineno for each in frames if Path(each.filename).resolve() == file
-        ]
-    line = f" in line {lines[-1]}" if lines else ""
-    return f"{what} failed{line}: {type(error).__name__}: {message}: fix it"
+    frames = [frame[:2] for frame in traceback.extract_tb(error.__traceback__)]
+    return f"{_failed_at(argv, frames)}: {type(error).__name__}: {message}: fix it"
+
+
+def _failed_at(argv: list[str], frames: list[tuple]) -> str:
+    """That the config file failed, and in which of its lines; of (file, line) each."""
+    given = _config_file(argv)
+    if not given:
+        return "a flag failed"
+    file = Path(given.partition(":")[0]).resolve()
+    lines = [line for name, line in frames if Path(name).resolve() == file]
+    return f"--config={given} failed" + (f" in line {lines[-1]}" if lines else "")
 
 
 def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:

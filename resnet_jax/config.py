@@ -99,7 +99,7 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
     try:
         build_network(config, num_classes=10)
     except ValueError as error:
-        name = "depth" if "depth" in str(error) else "variant"
+        name = str(error).partition(" ")[0]  # it begins with the field at fault
         _refuse(f"model.{name}", model[name], str(error))
     if not model.residual:
         for name in ("zero_init", "stochastic_depth"):
@@ -246,5 +246,4 @@ def flat(config: ConfigDict) -> dict:
 
 def build_network(config: ConfigDict, num_classes: int) -> models.ResNet:
     """The network that `config.model` describes."""
-    fields = {**config.model, "width": config.model.width or None}
-    return models.resnet(num_classes=num_classes, **fields)
+    return models.resnet(num_classes=num_classes, **config.model)

@@ -21,9 +21,10 @@ from absl import flags
 from resnet_jax import (
     UserError,
     command_line,
+    cost,
     keras_example,
+    models,
     pytorch,
-    summary,
     trained,
     weights,
     workdir,
@@ -176,10 +177,10 @@ def main(argv: list[str]) -> None:
         loaded = weights.of_run(trained.load(origin, values.checkpoint))
         readers = []
     net = loaded.network()
-    count = summary.count_parameters(loaded.variables["params"])
+    count = cost.count_parameters(loaded.variables["params"])
     print(
         f"read      {origin}: v{loaded.model['version']}-{loaded.model['depth']}, "
-        f"{summary.describe(net)}; {loaded.num_classes} classes; {count:,} parameters"
+        f"{models.describe(net)}; {loaded.num_classes} classes; {count:,} parameters"
     )
     content, writers = encode(loaded, out, values.naming)
     compare(loaded, readers + writers)

@@ -23,7 +23,8 @@ from resnet_jax import (
     UserError,
     bucket,
     command_line,
-    summary,
+    cost,
+    models,
     trained,
     weights,
     workdir,
@@ -105,7 +106,7 @@ def card(run: Trained) -> str:
     config, inputs = run.config, run.inputs
     model = config.model
     name = f"v{model.version}-{model.depth}"
-    cost = summary.cost(run.net, inputs.image_shape)
+    total = cost.totals(cost.layers(run.net, inputs.image_shape))
     result = workdir.read_summary(run.directory)
     if result and result["steps"] == run.step:
         accuracy = (
@@ -129,15 +130,15 @@ tags: [resnet, jax, flax, stablehlo]
 # {name} trained on {inputs.dataset}
 
 A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
-[2016](https://arxiv.org/abs/1603.05027)): {summary.describe(run.net)}.
+[2016](https://arxiv.org/abs/1603.05027)): {models.describe(run.net)}.
 
 | | |
 |---|---|
 | data | {inputs.dataset} |
 | test accuracy | {accuracy} |
 | training | {run.step:,} updates of {config.batch_size} images, seed {config.seed} |
-| parameters | {cost["params"]:,} |
-| multiply-accumulates an image | {cost["macs"]:,} |
+| parameters | {total["params"]:,} |
+| multiply-accumulates an image | {total["macs"]:,} |
 | images | {shape}, values 0 to 255; normalised inside `model.zip` |
 | classes | {", ".join(inputs.class_names)} |
 

@@ -1,6 +1,6 @@
-"""Training some layers and not others: `optimizer.freeze`, `optimizer.backbone_factor`.
+"""Training some layers and not others, by `optimizer.freeze`.
 
-Each function takes `config.optimizer` and does nothing where these fields are off.
+Each function that takes `config.optimizer` does nothing where this field is off.
 """
 
 import contextlib
@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -23,17 +21,17 @@ def is_frozen(config: ConfigDict, path: str) -> bool:
 
 
 def check(config: ConfigDict, params: dict) -> None:
-    """Raises UserError where the pattern fits none of the parameters, or all."""
+    """Raises UserError where the pattern matches no parameter, or all of them."""
     if not config.freeze:
         return
     names = flatten_dict(params, sep="/")
     frozen = [is_frozen(config, name) for name in names]
     if any(frozen) and not all(frozen):
         return
-    fits = "every parameter: leave some to train"
+    matches = "every parameter: leave some to train"
     if not any(frozen):
-        fits = f"no parameter: they have names such as {min(names, key=len)}"
-    raise UserError(f"config.optimizer.freeze={config.freeze!r} fits {fits}")
+        matches = f"no parameter: they have names such as {min(names, key=len)}"
+    raise UserError(f"config.optimizer.freeze={config.freeze!r} matches {matches}")
 
 
 def stop_gradients(config: ConfigDict, params: dict) -> dict:
@@ -42,7 +40,7 @@ def stop_gradients(config: ConfigDict, params: dict) -> dict:
         return params
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
-            jax.lax.stop_gradient(leaf) if is_frozen(config, _name(path)) else leaf
+            jax.lax.stop_gradient(leaf) if is_frozen(config, joined(path)) else leaf
         ),
         params,
     )
@@ -65,26 +63,5 @@ def kept_statistics(config: ConfigDict) -> AbstractContextManager:
     return nn.intercept_methods(intercept)
 
 
-def scale_updates(config: ConfigDict) -> list[optax.GradientTransformation]:
-    """The last transformations of the chain: zero updates for frozen parameters, scaled
-    ones for the backbone.
-    """
-    if not config.freeze and config.backbone_factor == 1:
-        return []
-
-    def scale(path, update):
-        if is_frozen(config, _name(path)):
-            return jnp.full_like(update, -0.0)  # adding it keeps every bit
-        if path[0].key == "classifier":
-            return update
-        return config.backbone_factor * update
-
-    return [
-        optax.stateless(
-            lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
-        )
-    ]
-
-
-def _name(path) -> str:
+def joined(path) -> str:
     return "/".join(part.key for part in path)

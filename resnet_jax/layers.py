@@ -170,10 +170,10 @@ _cpu_relu.defvjp(_relu_forward, _relu_backward)
 
 def batch_norm() -> type[nn.BatchNorm]:
     """The BatchNorm that this backend is fastest at."""
-    return nn.BatchNorm if jax.default_backend() == "tpu" else FewPassesBatchNorm
+    return nn.BatchNorm if jax.default_backend() == "tpu" else FusedBatchNorm
 
 
-class FewPassesBatchNorm(nn.BatchNorm):
+class FusedBatchNorm(nn.BatchNorm):
     """`nn.BatchNorm` of the last axis, which trains in fewer passes over memory.
 
     XLA for GPU runs each of the small reductions that JAX derives as a kernel of its

@@ -1,4 +1,4 @@
-"""ResNet versions 1 and 2 of any depth, and the rules for their depths.
+"""ResNet versions 1 and 2 of any depth; blocks.py has their blocks.
 
 Version 1: He et al. 2015, "Deep Residual Learning for Image Recognition",
 arXiv 1512.03385, section 4.2. Version 2: He et al. 2016, "Identity Mappings in Deep
@@ -22,8 +22,9 @@ from resnet_jax.blocks import (
     Images,
     PostActivationBlock,
     PreActivationBlock,
-    block_of,
     blocks_per_stage,
+    branch_convolutions,
+    default_block,
     require_choice,
 )
 from resnet_jax.stacking import stack as stack
@@ -72,20 +73,20 @@ class ResNet(nn.Module):
             x = layers.relu(x)
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        factors = self._factors(train)
+        scales = self._branch_scales(train)
         for stage, blocks in enumerate(self.blocks_per_stage):
             name = f"stage{stage + 1}_block"
             x = self._block(stage, first=True)(name=f"{name}1")(
-                x, train, *(each[0] for each in factors[stage])
+                x, train, *(each[0] for each in scales[stage])
             )
             block = self._block(stage, first=False)
             if self.scan and blocks > 1:
-                rest = [each[1:] for each in factors[stage]]
+                rest = [each[1:] for each in scales[stage]]
                 x = _scan(block(name=f"{name}s"), x, train, blocks - 1, *rest)
             else:
                 for b in range(1, blocks):
                     x = block(name=f"{name}{b + 1}")(
-                        x, train, *(each[b] for each in factors[stage])
+                        x, train, *(each[b] for each in scales[stage])
                     )
             x = FeatureMaps(name=f"stage{stage + 1}")(x)
         if self.activation == "pre":
@@ -133,8 +134,8 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
 
-    def _factors(self, train: bool) -> list[list[Float[Array, "blocks"]]]:
-        """By stage, what is one more argument of each of its blocks, if anything.
+    def _branch_scales(self, train: bool) -> list[list[Float[Array, "blocks"]]]:
+        """For each stage, the stochastic-depth scales of its blocks; empty when off.
 
         The chances that blocks are computed fall linearly with depth from the first
         block's (Huang et al. 2016, eq. 4). They are drawn all at once, so that what is
@@ -145,25 +146,19 @@ class ResNet(nn.Module):
         count = sum(self.blocks_per_stage)
         place = np.arange(1, count + 1, dtype=np.float32) / count
         survival = jnp.asarray(1 - self.stochastic_depth * place)
-        factors = layers.stochastic_depth(survival, self.make_rng("dropout"))
+        scales = layers.stochastic_depth(survival, self.make_rng("dropout"))
         ends = np.cumsum(self.blocks_per_stage)[:-1]
-        return [[each] for each in jnp.split(factors, ends)]
+        return [[each] for each in jnp.split(scales, ends)]
 
     def _block(self, stage: int, first: bool):
         """The constructor of a stage's first block, or of its others."""
         stride = 2 if first and stage > 0 else 1
         width = self.width * 2**stage
-        if self.block == "basic":
-            branch = ((3, width, stride), (3, width, 1))
-        else:
-            inner = width * 2 if self.keras and stage > 0 else width
-            s1, s3 = (1, stride) if self.stem == "imagenet" else (stride, 1)
-            branch = ((1, inner, s1), (3, inner, s3), (1, 4 * width, 1))
-        standard = (
-            PreActivationBlock if self.activation == "pre" else PostActivationBlock
-        )
+        inner = 2 * width if self.keras and stage > 0 else width
+        branch = branch_convolutions(self.block, width, inner, stride, self.stem)
+        standard = {"pre": PreActivationBlock, "post": PostActivationBlock}
         build = partial(
-            self.block_class or standard,
+            self.block_class or standard[self.activation],
             branch,
             self.shortcut,
             self._conv,
@@ -176,16 +171,9 @@ class ResNet(nn.Module):
             build = partial(again, *build.args, **build.keywords)
         if self.block_class:
             return build
-        build = partial(build, zero_init=self.zero_init)
+        build = partial(build, keras=self.keras, zero_init=self.zero_init)
         if self.activation == "pre":
-            opens = first and stage == 0
-            build = partial(build, opens=opens)
-            if self.keras:
-                build = partial(
-                    build, first_preactivation=not opens, shared_preactivation=False
-                )
-        elif self.keras:
-            build = partial(build, projection_norm=False)
+            build = partial(build, first_in_network=first and stage == 0)
         return build
 
 
@@ -211,7 +199,7 @@ def resnet(
     activation: str | None = None,
     block: str | None = None,
     stem: str = "cifar",
-    width: int | None = None,
+    width: int = 0,
     stochastic_depth: float = 0.0,
     zero_init: bool = False,
     dtype: DTypeLike = jnp.float32,
@@ -235,7 +223,7 @@ def resnet(
       stem: 'cifar' (3x3 convolution, three stages) or 'imagenet' (7x7 convolution and
         pooling of stride 2, four stages, shortcut B; bottlenecks from depth 50, with
         the stride in the 3x3 convolution, as torchvision's: "version 1.5").
-      width: channels of the stem; None: the papers' 16, or 64 with stem 'imagenet'.
+      width: channels of the stem; 0: the papers' 16, or 64 with stem 'imagenet'.
       stochastic_depth: chance in training that the last block's branch is left out of
         a batch; it rises linearly from the first block's (Huang et al. 2016). The
         branch is computed all the same, and its BatchNorm's statistics follow it.
@@ -263,10 +251,10 @@ def resnet(
             "variant 'keras' fixes block, activation, shortcut and stem: leave them "
             "out, or choose variant 'paper'"
         )
-    block = block or block_of(version, depth, stem)
+    block = block or default_block(version, depth, stem)
     activation = activation or ("post" if version == 1 else "pre")
     shortcut = shortcut or ("A" if version == 1 and not (keras or imagenet) else "B")
-    width = (64 if imagenet else 16) if width is None else width
+    width = width or (64 if imagenet else 16)
     require_choice("activation", activation, ("post", "pre"))
     require_choice("shortcut", shortcut, ("A", "B"))
     if width < 1:
@@ -286,6 +274,26 @@ def resnet(
         scan=scan,
         remat=remat,
     )
+
+
+def describe(net: ResNet) -> str:
+    """A network in a few words: 'bottleneck blocks, pre-activation, shortcut B'."""
+    variant = ", Keras variant" if net.keras else ""
+    block = _name(net.block_class) if net.block_class else net.block
+    norm = f", {_name(net.norm_class)} for BatchNorm" if net.norm_class else ""
+    shortcut = f"shortcut {net.shortcut}" if net.shortcut else "no shortcuts"
+    stem = ", ImageNet stem" if net.stem == "imagenet" else ""
+    return (
+        f"{block} blocks, {net.activation}-activation, {shortcut}{variant}{stem}{norm}"
+    )
+
+
+def _name(build: Callable) -> str:
+    """The name of a class or function, with the arguments that are given to it."""
+    if not isinstance(build, partial):
+        return build.__name__
+    given = ", ".join(f"{name}={value!r}" for name, value in build.keywords.items())
+    return f"{_name(build.func)}({given})"
 
 
 def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
@@ -314,15 +322,10 @@ def _init(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
 
 
 def zeros(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """The unrolled network's variables, all zero: nothing is computed."""
+    """The unrolled network's variables, all zero: nothing is computed.
+
+    They serve as shapes too, at any size: memory that is not written takes no place.
+    """
     stacked = net.clone(scan=True)  # traces equal blocks once
     shapes = _init.eval_shape(stacked, jax.random.key(0), tuple(image_shape))
     return unstack(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
-
-
-def variable_shapes(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
-    """The shapes of the unrolled network's variables: nothing is computed."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        zeros(net, image_shape),
-    )

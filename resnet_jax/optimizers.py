@@ -1,11 +1,19 @@
 """The optimizer and its learning-rate schedule, from the config, by Optax."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from resnet_jax import freeze, stacking
+
+
+def _by_path(change: Callable) -> optax.GradientTransformation:
+    """Turns each update into `change(path, update, param)`."""
+    return optax.stateless(partial(jax.tree_util.tree_map_with_path, change))
 
 
 def _sgd(config: ConfigDict) -> optax.GradientTransformation:
@@ -46,9 +54,7 @@ def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
         nonzero = (norm > 0) & (change > 0)
         return update * jnp.where(nonzero, coefficient * norm / change, 1)
 
-    return optax.stateless(
-        lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params)
-    )
+    return _by_path(scale)
 
 
 def _is_stacked(path) -> bool:
@@ -104,7 +110,9 @@ def optimizer(
     steps.append(optax.scale_by_learning_rate(learning_rate))
     if config.bn_bias_factor != 1:
         steps.append(_scale_bn_biases(config.bn_bias_factor))
-    return optax.chain(*steps, *freeze.scale_updates(config))
+    if config.freeze or config.backbone_factor != 1:
+        steps.append(_scale_layers(config))
+    return optax.chain(*steps)
 
 
 def _is_bn_bias(path) -> bool:
@@ -113,13 +121,22 @@ def _is_bn_bias(path) -> bool:
 
 def _scale_bn_biases(factor: float) -> optax.GradientTransformation:
     """A learning rate of their own (Jordan 2024, arXiv 2404.00498, appendix)."""
-
-    def scale(path, update):
-        return factor * update if _is_bn_bias(path) else update
-
-    return optax.stateless(
-        lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
+    return _by_path(
+        lambda path, update, _: factor * update if _is_bn_bias(path) else update
     )
+
+
+def _scale_layers(config: ConfigDict) -> optax.GradientTransformation:
+    """Zero updates for frozen parameters, scaled ones for the backbone."""
+
+    def scale(path, update, _):
+        if freeze.is_frozen(config, freeze.joined(path)):
+            return jnp.full_like(update, -0.0)  # adding it keeps every bit
+        if path[0].key == "classifier":
+            return update
+        return config.backbone_factor * update
+
+    return _by_path(scale)
 
 
 def _weight_decay(config: ConfigDict) -> optax.GradientTransformation:
@@ -136,10 +153,7 @@ def _weight_decay(config: ConfigDict) -> optax.GradientTransformation:
             rate = rate / factor if factor else 0.0
         return update + rate * param
 
-    added = optax.stateless(
-        lambda updates, params: jax.tree_util.tree_map_with_path(add, updates, params)
-    )
-    return optax.masked(added, _mask(config.decay_on))
+    return optax.masked(_by_path(add), _mask(config.decay_on))
 
 
 def peak_rate(config: ConfigDict) -> float:
@@ -177,8 +191,10 @@ def schedule(
             [optax.constant_schedule(rate) for rate in rates],
             [end - warmup_steps for end in ends],
         )
-    else:
+    elif config.name == "constant":
         main = optax.constant_schedule(peak)
+    else:
+        raise ValueError(f"optimizers.schedule does not build {config.name!r}")
     if not warmup_steps:
         return main
     start = peak * config.warmup_factor

@@ -20,8 +20,8 @@ class Windows(NamedTuple):
     length: int  # of the images
 
     @classmethod
-    def all(cls, pixels: int, length: int, batch: int) -> "Windows":
-        """Of the whole images, scaled to `pixels`."""
+    def whole(cls, pixels: int, length: int, batch: int) -> "Windows":
+        """Windows that cover the whole image with `pixels` outputs."""
         width = length / pixels
         centres = (jnp.arange(pixels, dtype=jnp.float32) + 0.5) * width - 0.5
         return cls(jnp.broadcast_to(centres, (batch, pixels)), width, length)

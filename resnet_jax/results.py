@@ -1,12 +1,14 @@
 """A run's opening lines and warnings, and its final summary."""
 
 import math
+import resource
+import sys
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import data, hosts, optimizers, roofline, summary
+from resnet_jax import cost, data, hosts, models, optimizers, roofline
 from resnet_jax.clock import Clock
 from resnet_jax.plan import Plan, total_steps
 from resnet_jax.trainer import Trainer
@@ -105,7 +107,7 @@ def unlikely(config: ConfigDict) -> list[str]:
 
 def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
     net, plan, model = trainer.net, trainer.plan, config.model
-    cost = summary.cost(net, dataset.image_shape)
+    total = cost.totals(cost.layers(net, dataset.image_shape))
     device = jax.devices()[0]
     count = trainer.parallel.device_count
     shared = f" of {hosts.count()} processes" if hosts.count() > 1 else ""
@@ -123,8 +125,8 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
         rule = f" ({optimizer.learning_rate:g} for {of_batch:,} images)"
     return "\n".join(
         [
-            f"network   v{model.version}-{model.depth}: {summary.describe(net)}; "
-            f"{cost['params']:,} parameters, {cost['macs'] / 1e6:,.2f} million "
+            f"network   v{model.version}-{model.depth}: {models.describe(net)}; "
+            f"{total['params']:,} parameters, {total['macs'] / 1e6:,.2f} million "
             "multiply-accumulates an image",
             f"data      {dataset.name}: {', '.join(sizes)}; {shape} pixels, "
             f"{dataset.num_classes} classes",
@@ -172,25 +174,37 @@ def of_run(
             results[name] = dict(zip(dataset.class_names, shares, strict=True))
         else:
             results[name] = value if math.isfinite(value) else None
-    cost = summary.cost(trainer.net, dataset.image_shape)
+    total = cost.totals(cost.layers(trainer.net, dataset.image_shape))
     step = {}
     if not plan.sizes:  # steps on smaller images cost less
-        step = roofline.of_step(trainer, config, cost["macs"])
+        step = roofline.step_cost(trainer, config, total["macs"])
         seconds = max(clock.training, 1e-9) / plan.total_steps
-        step |= roofline.reached(step, seconds)
+        step |= roofline.achieved(step, seconds)
     return {
         **results,
         "dataset": dataset.name,
         "eval_split": config.dataset.eval_split,
-        **cost,
+        **total,
         "steps": plan.total_steps,
         "epochs": plan.total_epochs,
         "seed": config.seed,
         "seconds": round(clock.total, 1),
         "compile_seconds": round(clock.compiling, 1),
-        "peak_memory_bytes": summary.peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "images_per_second": round(speed, 1),
         "images_per_second_per_device": round(speed / made_by["device_count"], 1),
         **step,
         **made_by,
     }
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far, on its first device.
+
+    On a CPU, whose memory JAX does not count, in all.
+    """
+    counted = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in counted:
+        return counted["peak_bytes_in_use"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -49,7 +49,7 @@ def peak(device_kind: str) -> Peak | None:
     return next(known, None)
 
 
-def of_step(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
+def step_cost(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
     """The cost of a step of a compiled trainer, over all devices.
 
     Args:
@@ -77,7 +77,7 @@ def of_step(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]:
     return result
 
 
-def reached(step: dict[str, Any], seconds: float) -> dict[str, float]:
+def achieved(step: dict[str, Any], seconds: float) -> dict[str, float]:
     """'flops_per_second' of steps that took `seconds` each, and of known devices 'mfu',
     the share of their peak.
     """
@@ -88,7 +88,7 @@ def reached(step: dict[str, Any], seconds: float) -> dict[str, float]:
 
 
 def sentence(step: dict[str, Any], device_kind: str) -> str:
-    """The result of `of_step`, in a line."""
+    """The result of `step_cost`, in a line."""
     moved = step["bytes_per_step"]
     amounts = f"{step['flops_per_step'] / 1e9:,.1f} GFLOP, " + (
         f"{moved / 1e9:,.2f} GB" if moved else "bytes hidden from XLA"
@@ -101,10 +101,10 @@ def sentence(step: dict[str, Any], device_kind: str) -> str:
     return f"{amounts}: {alone} alone on {device_kind}"
 
 
-def of_config(
+def compile_step_cost(
     config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int], macs: int
 ) -> dict[str, Any]:
-    """The result of `of_step` for a config, on this machine's devices and zero images.
+    """The `step_cost` of a config, on this machine's devices and zero images.
 
     Raises:
       UserError: as for `Trainer`.
@@ -114,4 +114,4 @@ def of_config(
     names = tuple(map(str, range(num_classes)))
     trainer = Trainer(config, data.Dataset("zeros", names, split, None, None))
     trainer.compile()
-    return of_step(trainer, config, macs)
+    return step_cost(trainer, config, macs)

@@ -24,7 +24,6 @@ from resnet_jax import (
     data,
     models,
     parallel,
-    summary,
     workdir,
 )
 from resnet_jax.augment import averaged_over_flip, normalize
@@ -142,7 +141,7 @@ def load(
     inputs = read_inputs(directory)
     net = build(config, len(inputs.class_names))
     require_same_network(directory, inputs.network, own_network(net, config))
-    like = models.variable_shapes(net, inputs.image_shape)
+    like = models.zeros(net, inputs.image_shape)
     checkpoints.require_intact(step)
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()
@@ -176,7 +175,7 @@ def own_network(net: models.ResNet, config: ConfigDict) -> str:
     """Describes a network that is not the one that its config describes; '': it is."""
     standard = build_network(config, net.num_classes)
     same = net.clone(scan=standard.scan, remat=standard.remat) == standard
-    return "" if same else summary.describe(net)
+    return "" if same else models.describe(net)
 
 
 def require_same_network(directory: Path, before: str, now: str) -> None:

@@ -79,7 +79,7 @@ def checked(
         raise UserError(
             f"{where} holds no network of this package ({error}): give weights of one"
         ) from None
-    shapes = flatten(models.variable_shapes(net, (8, 8, channels)))
+    shapes = flatten(models.zeros(net, (8, 8, channels)))
     name = f"v{model['version']}-{model['depth']}"
     for path in sorted(shapes.keys() | flat.keys()):
         if path not in flat:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from resnet_jax import UserError
+from resnet_jax.config import flat
 
 # What may differ when a run is resumed: it changes no update that was made.
 _MAY_CHANGE = (
@@ -97,7 +98,7 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
                 f"directory{also}"
             )
         return []
-    changed = _changed(_flat(read_config(workdir)), _flat(config))
+    changed = _changed(flat(read_config(workdir)), flat(config))
     if refused := [told for field, told in changed.items() if field not in _MAY_CHANGE]:
         raise UserError(
             f"--workdir={workdir} holds a run of another config "
@@ -234,7 +235,7 @@ def _read_json(path: Path) -> dict:
 
 def differences(before: dict, now: dict) -> list[str]:
     """Sentences about the fields in which two nested records differ."""
-    return list(_changed(_flat(ConfigDict(before)), _flat(ConfigDict(now))).values())
+    return list(_changed(flat(ConfigDict(before)), flat(ConfigDict(now))).values())
 
 
 def _changed(before: dict, now: dict) -> dict[str, str]:
@@ -243,17 +244,6 @@ def _changed(before: dict, now: dict) -> dict[str, str]:
         for field in sorted(before.keys() | now.keys())
         if before.get(field) != now.get(field)
     }
-
-
-def _flat(config: ConfigDict) -> dict:
-    """Fields by dotted names, as JSON gives them back."""
-    flat = {}
-    for name, value in as_json(config).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 RESUME = "fix that, then run the same command to resume from the newest checkpoint"

@@ -162,9 +162,17 @@ def test_field_that_a_config_of_ones_own_lacks_is_told(refused, place):
     assert_names(sentence, "--config.steps is not a field", "mine.py has none")
 
 
-def test_error_in_a_config_file_has_its_line(refused, place):
-    (place / "mine.py").write_text("\ndef get_config():\n    return 1 / 0\n")
-    assert_names(refused("--config=mine.py"), "in line 3: ZeroDivisionError")
+@pytest.mark.parametrize("error", ["ZeroDivisionError", "TypeError"])
+def test_error_in_a_config_file_has_its_line(refused, place, error):
+    fault = {"ZeroDivisionError": "1 / 0", "TypeError": "config.update(epochs='ten')"}
+    (place / "mine.py").write_text(
+        "from configs import common\n"
+        "def get_config():\n"
+        "    config = common.default()\n"
+        f"    {fault[error]}\n"
+        "    return config\n"
+    )
+    assert_names(refused("--config=mine.py"), f"=mine.py failed in line 4: {error}")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from resnet_jax import UserError, models, summary
+from resnet_jax import UserError, cost, models
 from resnet_jax.config import build_network, get, validate
 
 ROOT = Path(__file__).parents[1]
@@ -74,10 +74,10 @@ def test_docstring_gives_the_command_and_the_exact_number_of_parameters(name):
 
     config.model.scan = True  # traces equal blocks once
     digits = config.dataset.name == "digits"
-    shapes = models.variable_shapes(
+    shapes = models.zeros(
         build_network(config, 10), (8, 8, 1) if digits else (32, 32, 3)
     )
-    count = summary.count_parameters(shapes["params"])
+    count = cost.count_parameters(shapes["params"])
     assert re.findall(r"([\d,]+) parameters", doc) == [f"{count:,}"]
 
 
@@ -95,8 +95,8 @@ def test_imagenet_recipe_is_resnet_18_at_224_pixels(tmp_path):
     config = complete(module("image_folder").get_config("imagenet"), tmp_path)
     validate(config)
     net = build_network(config, 10)
-    shapes = models.variable_shapes(net, (224, 224, 3))
-    count = summary.count_parameters(shapes["params"])
+    shapes = models.zeros(net, (224, 224, 3))
+    count = cost.count_parameters(shapes["params"])
     assert config.dataset.image_size == 224
     assert count == 11_689_512 - 990 * 513
     assert f"{count:,}" in module("image_folder").__doc__

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from resnet_jax import UserError, models, summary, train, trained
+from resnet_jax import UserError, cost, models, train, trained
 from resnet_jax.config import build_network, validate
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def test_the_block_of_your_own_trains(tmp_path, monkeypatch, capsys):
     # Three standard blocks, and two Dense layers in each.
     standard = build_network(names["config"], 10)
     more = sum((f // 4 + 1) * f + (f + 1) * (f // 4) for f in (4, 8, 16))
-    count = summary.cost(standard, (8, 8, 1))["params"] + more
+    count = cost.totals(cost.layers(standard, (8, 8, 1)))["params"] + more
     assert told.endswith(f"%, {count:,} parameters")
     directory = "runs/squeeze_excitation"
     assert trained.load(directory, build=names["build"]).step == 2
@@ -128,7 +128,7 @@ def test_the_norm_of_your_own_takes_the_place_of_batch_norm():
     group_norm = run(examples("docs/extending.md")[2])["GroupNorm"]
     net = models.resnet(1, 8, 10, width=4, dtype="bfloat16")
     net = net.clone(norm_class=group_norm)
-    assert summary.describe(net).endswith(", GroupNorm for BatchNorm")
-    shapes = models.variable_shapes(net, (8, 8, 1))
+    assert models.describe(net).endswith(", GroupNorm for BatchNorm")
+    shapes = models.zeros(net, (8, 8, 1))
     assert set(shapes) == {"params"}
     assert set(shapes["params"]["stem_bn"]) == {"GroupNorm_0"}

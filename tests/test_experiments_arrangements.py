@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from experiments import arrangements
 from experiments.arrangements import of_order, of_shortcut
-from resnet_jax import models, summary, trained
+from resnet_jax import cost, models, trained
 from resnet_jax.config import build_network
 from tests.quick import quick_jit
 
@@ -70,7 +70,7 @@ def test_networks_that_differ_in_their_blocks_are_told_apart():
 
 
 def count(net) -> int:
-    return summary.count_parameters(models.variable_shapes(net, (32, 32, 3))["params"])
+    return cost.count_parameters(models.zeros(net, (32, 32, 3))["params"])
 
 
 def config(depth: int, **model):

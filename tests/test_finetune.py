@@ -196,8 +196,8 @@ def test_off_leaves_checkpoints_as_they_were(network):
 @pytest.mark.parametrize(
     ("pattern", "named"),
     [
-        ("layer1", "fits no parameter: they have names such as stem_bn/bias"),
-        ("kernel|scale|bias", "fits every parameter"),
+        ("layer1", "matches no parameter: they have names such as stem_bn/bias"),
+        ("kernel|scale|bias", "matches every parameter"),
     ],
 )
 def test_a_pattern_fits_some_parameters(pattern, named, tmp_path):

@@ -266,7 +266,7 @@ def batch_norms(dtype):
     variables = jax.tree.map(
         lambda v: v + abs(draw(1, *v.shape)).astype(v.dtype), variables
     )
-    return layers.FewPassesBatchNorm(**settings), flax, variables, x
+    return layers.FusedBatchNorm(**settings), flax, variables, x
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -311,7 +311,7 @@ def test_batch_norm_evaluates_as_that_of_flax():
 
 
 def test_a_network_has_the_batch_norm_of_its_backend(monkeypatch):
-    assert layers.batch_norm() is layers.FewPassesBatchNorm
+    assert layers.batch_norm() is layers.FusedBatchNorm
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert layers.batch_norm() is nn.BatchNorm
 

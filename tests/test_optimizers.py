@@ -244,7 +244,7 @@ def test_decay_on_chooses_the_parameters(decay_on, expected, decay):
 )
 def test_convolutions_of_networks_decay_and_nothing_else(version, depth, variant, scan):
     net = models.resnet(version, depth, 10, variant=variant, scan=scan, width=2)
-    shapes = models.variable_shapes(net, (8, 8, 3))["params"]
+    shapes = models.zeros(net, (8, 8, 3))["params"]
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     config = settings(weight_decay=0.1, decay_on="convolutions")
     for path, moved in jax.tree_util.tree_leaves_with_path(
@@ -404,6 +404,11 @@ def test_linear_warm_up_rises_from_its_factor_to_the_peak(name, per_epoch):
     count = round(4 * per_epoch)
     got = rates(config, np.arange(count + 1), 1000, per_epoch)
     np.testing.assert_allclose(got, np.linspace(0.02, 0.1, count + 1), rtol=1e-5)
+
+
+def test_a_name_that_is_not_built_is_refused():
+    with pytest.raises(ValueError, match="does not build 'linear'"):
+        optimizers.schedule(schedule_of("linear"), 0.1, 100, 1.0)
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "cosine"])

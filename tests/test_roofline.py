@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from configs import common
-from resnet_jax import command_line, compilation, parallel, roofline, summary
+from resnet_jax import command_line, compilation, cost, parallel, roofline, summary
 from resnet_jax.config import build_network
 
 SHAPE = (32, 32, 3)
@@ -21,8 +21,8 @@ def step_of(monkeypatch, image_shape=SHAPE, **changes) -> tuple[dict, dict]:
         return compiled[-1]
 
     monkeypatch.setattr(parallel.Parallel, "compile", kept)
-    macs = summary.cost(build_network(config, 10), image_shape)["macs"]
-    step = roofline.of_config(config, 10, image_shape, macs)
+    macs = cost.totals(cost.layers(build_network(config, 10), image_shape))["macs"]
+    step = roofline.compile_step_cost(config, 10, image_shape, macs)
     return step, compiled[0].result().cost_analysis()
 
 
@@ -74,9 +74,9 @@ def test_peaks_by_kind(kind, bandwidth):
 
 def test_share_of_the_peak():
     step = {"flops_per_step": 10**12, "bytes_per_step": 2 * 10**9}
-    assert roofline.reached(step, 0.5) == {"flops_per_second": 2e12}
+    assert roofline.achieved(step, 0.5) == {"flops_per_second": 2e12}
     step |= {"seconds_by_flops": 0.01, "seconds_by_bytes": 0.002}
-    assert roofline.reached(step, 0.5)["mfu"] == 0.02
+    assert roofline.achieved(step, 0.5)["mfu"] == 0.02
     told = roofline.sentence(step, "TPU v4")
     assert told == "1,000.0 GFLOP, 2.00 GB: 10 ms and 2 ms alone on TPU v4"
 

@@ -130,7 +130,7 @@ def pair(name: str) -> tuple:
         deviation = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if leaf.ndim > 1 else 0.1
         return rng.normal(0, deviation, leaf.shape)
 
-    shapes = models.variable_shapes(ours.clone(scan=False), (SIZE, SIZE, 3))
+    shapes = models.zeros(ours.clone(scan=False), (SIZE, SIZE, 3))
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
     theirs = theirs.double()
     nets.load_ours(theirs, traverse_util.flatten_dict(variables))

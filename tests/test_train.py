@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, results, summary, train, trained
+from resnet_jax import UserError, cost, data, results, train, trained
 from resnet_jax.checkpoint import Checkpoints, read_record
 from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
@@ -65,7 +65,7 @@ def test_summary_tells_the_bytes_that_each_device_gets(changes):
     state, splits = trainer.new_state(), (dataset.train, dataset.eval)
     examples = sum(len(split.labels) for split in splits)
     shape = dataset.image_shape
-    found = summary.device_bytes(config, trainer.net, shape, examples)
+    found = cost.device_bytes(config, trainer.net, shape, examples)
 
     def size(tree) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
@@ -73,7 +73,7 @@ def test_summary_tells_the_bytes_that_each_device_gets(changes):
     expected = [size(state), size(state.params), size(splits)]
     assert list(found.values()) == expected
     config.dataset.stream = "always"
-    found = summary.device_bytes(config, trainer.net, shape, examples)
+    found = cost.device_bytes(config, trainer.net, shape, examples)
     assert found["data set"] == 0
 
 

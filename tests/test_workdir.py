@@ -176,7 +176,7 @@ def test_field_that_may_change_is_told(tmp_path, field, value, told):
         ("augment.flip", False, "augment.flip True -> False"),
         ("optimizer.name", "adam", "optimizer.name 'sgd' -> 'adam'"),
         ("optimizer.weight_decay", 0.0, "optimizer.weight_decay 0.0001 -> 0.0"),
-        ("schedule.boundaries", (0.2, 0.4), "[0.5, 0.75] -> [0.2, 0.4]"),
+        ("schedule.boundaries", (0.2, 0.4), "(0.5, 0.75) -> (0.2, 0.4)"),
     ],
 )
 def test_run_of_another_config_is_refused(tmp_path, field, value, told):

@@ -7,7 +7,7 @@ from flax.traverse_util import unflatten_dict
 
 from configs import common
 from experiments.peers import PROBES, Task
-from resnet_jax import data, models, parallel, summary
+from resnet_jax import data, models, parallel, results
 from resnet_jax.augment import augment, normalize
 from resnet_jax.trainer import Trainer
 
@@ -74,4 +74,4 @@ class Ours:
         return self.input()
 
     def peak_memory(self) -> int:
-        return summary.peak_memory()
+        return results.peak_memory()

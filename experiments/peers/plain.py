@@ -13,7 +13,7 @@ import optax
 from flax.traverse_util import unflatten_dict
 
 from experiments.peers import PROBES, Task
-from resnet_jax import summary
+from resnet_jax import results
 
 
 def _conv(features, size, stride=1, name=None):
@@ -173,4 +173,4 @@ class Plain:
         return self._apply(self._start, images, train=False).tolist()
 
     def peak_memory(self) -> int:
-        return summary.peak_memory()
+        return results.peak_memory()

@@ -16,10 +16,11 @@ from PIL import Image
 from resnet_jax import (
     UserError,
     bucket,
+    cost,
     metrics,
+    models,
     results,
     seeds,
-    summary,
     trained,
     workdir,
 )
@@ -68,7 +69,7 @@ def write(directory: Path) -> Path:
     analysis = analyse(run)
     rows = metrics.read_rows(directory)
     net, batch = run.net, run.config.batch_size
-    layers = summary.layers(net, run.inputs.image_shape)
+    layers = cost.layers(net, run.inputs.image_shape)
     page = _templates.get_template("run.html").render(
         title=f"v{run.config.model.version}-{run.config.model.depth} on "
         f"{run.inputs.dataset}",
@@ -76,12 +77,12 @@ def write(directory: Path) -> Path:
         written=datetime.date.today().isoformat(),
         run=run,
         result=result,
-        description=summary.describe(net),
+        description=models.describe(net),
         accuracy_interval=interval(
             round(result["test_accuracy"] * result["test_examples"]),
             result["test_examples"],
         ),
-        activation_bytes=summary.activation_bytes(net, layers, batch),
+        activation_bytes=cost.activation_bytes(net, layers, batch),
         curves=_curves(rows),
         classes=_classes(run.inputs.class_names, analysis.confusion),
         confusion=_confusion(run.inputs.class_names, analysis.confusion),
