@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_jax import command_line, evaluate, main, summary
-from resnet_jax.data import download, prepare
+from resnet_jax.data import archive, prepare
 from resnet_jax.trainer import Trainer
 from tests.data.conftest import Tiny
 from tests.quick import quick_training
@@ -69,7 +69,7 @@ def place(world, tmp_path, tmp_path_factory, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("not refused")
 
-    monkeypatch.setattr(download, "fetch", forbidden)
+    monkeypatch.setattr(archive, "download", forbidden)
     monkeypatch.setattr(Trainer, "compile", forbidden)
     return tmp_path / "here"
 

@@ -12,13 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError
-from resnet_jax.data import digits, fake, image_folder, reading, splits, tfds
+from resnet_jax.data import dataset, digits, fake, image_folder, splits, tfds
 from resnet_jax.data.cache import cached
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.dataset import Split as Split
-from resnet_jax.data.known import KNOWN as KNOWN
+from resnet_jax.data.picture import fit
+from resnet_jax.data.source import KNOWN as KNOWN
 from resnet_jax.data.source import Source
-from resnet_jax.data.stream import StreamedImages, fit
+from resnet_jax.data.stream import StreamedImages
 
 # Decoded images up to this many bytes live on the device; more of them are streamed.
 RESIDENT_BYTES = 2 * 2**30
@@ -100,10 +101,10 @@ def load(config: ConfigDict) -> Dataset:
     streams = _streams(config, source, chosen)
     arrays = cached(
         source.key and f"{source.key} {chosen} {size} streams={streams}",
-        lambda: reading.read(source, chosen, size, streams=streams),
+        lambda: dataset.read(source, chosen, size, streams=streams),
     )
-    notes += reading.notes_on_skipped(arrays["skipped"].tolist())
-    parts = reading.cut(arrays, source, size)
+    notes += dataset.notes_on_skipped(arrays["skipped"].tolist())
+    parts = dataset.cut(arrays, source, size)
     return Dataset(
         name=source.name,
         class_names=source.class_names,
@@ -114,13 +115,13 @@ def load(config: ConfigDict) -> Dataset:
     )
 
 
-def reopen(dataset: Dataset, config: ConfigDict) -> None:
+def reopen(loaded: Dataset, config: ConfigDict) -> None:
     """Lets a data set that came from another process read its streamed images here.
 
     Raises:
       UserError: they are not here, or not the same.
     """
-    splits = (dataset.train, dataset.validation, dataset.eval)
+    splits = (loaded.train, loaded.validation, loaded.eval)
     parts = [split.images for split in splits if split]
     streamed = [images for images in parts if isinstance(images, StreamedImages)]
     if streamed:
@@ -146,7 +147,7 @@ def _specs(config: ConfigDict) -> dict[str, str]:
 
 
 def _streams(
-    config: ConfigDict, source: Source, selections: reading.Selections
+    config: ConfigDict, source: Source, selections: dataset.Selections
 ) -> bool:
     """Whether the images are read batch by batch, and not kept in memory."""
     if config.stream != "auto":

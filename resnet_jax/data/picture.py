@@ -71,6 +71,16 @@ def decode(
     return np.array(image)
 
 
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """An image with channels; unless `size` is 0, its middle resized to that square."""
+    if size and image.shape[:2] != (size, size):
+        grey = image.ndim == 3 and image.shape[-1] == 1
+        whole = Image.fromarray(image[..., 0] if grey else image)
+        middle = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
+        image = np.asarray(middle)
+    return image[..., None] if image.ndim == 2 else image
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image

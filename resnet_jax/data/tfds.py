@@ -18,8 +18,7 @@ from PIL import Image
 from resnet_jax import UserError
 from resnet_jax.data import picture, prepare
 from resnet_jax.data.cache import cached
-from resnet_jax.data.known import KNOWN
-from resnet_jax.data.source import Source
+from resnet_jax.data.source import KNOWN, Source
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
 _NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax import UserError, data
-from resnet_jax.data import listing, picture, reading
+from resnet_jax.data import dataset, listing, picture
 
 SIZE = 8
 
@@ -218,7 +218,7 @@ def test_long_lists_of_damaged_pictures_are_cut(load, root):
     for number in range(12):
         (root / "train" / "a" / f"{number:02}.png").write_bytes(b"")
     _, told = load()
-    assert told.count("skipped") == reading._TOLD + 1
+    assert told.count("skipped") == dataset._TOLD + 1
     assert "2 more that cannot be read" in told
 
 

@@ -109,19 +109,19 @@ def test_image_size(config):
 
 def test_resizing_is_bilinear():
     edge = np.array([[[0], [255]], [[0], [255]]], np.uint8)
-    assert data.fit(edge, 4)[..., 0].tolist() == [[0, 64, 191, 255]] * 4
+    assert picture.fit(edge, 4)[..., 0].tolist() == [[0, 64, 191, 255]] * 4
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3), (4, 6, 1)])
 def test_resizing_reads_the_middle_as_predictions_do(shape):
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     middle = image[1:-1] if shape[0] == 6 else image[:, 1:-1]
-    np.testing.assert_array_equal(data.fit(image, 4), middle)
+    np.testing.assert_array_equal(picture.fit(image, 4), middle)
     file = io.BytesIO()
     Image.fromarray(image.squeeze()).save(file, "PNG")
     for size in (3, 8):
         predicted = picture.decode(file, (size, size), shape[-1])
-        np.testing.assert_array_equal(data.fit(image, size), predicted)
+        np.testing.assert_array_equal(picture.fit(image, size), predicted)
 
 
 def test_image_size_in_colour(config):

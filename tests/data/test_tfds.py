@@ -11,7 +11,7 @@ from PIL import Image
 
 from resnet_jax import UserError, data
 from resnet_jax.augment import statistics
-from resnet_jax.data import reading
+from resnet_jax.data import dataset
 from resnet_jax.data import tfds as sets
 from resnet_jax.preemption import Preemption, StoppedError
 from tests.data.conftest import CIFAR10_NAMES
@@ -39,13 +39,13 @@ def train_file(directory):
 
 def test_the_second_time_comes_from_the_cache(config, prepared, monkeypatch):
     first, read = data.load(config("cifar10")), []
-    once = reading.read
+    once = dataset.read
 
     def counted(source, selections, size, **settings):
         read.append(size)
         return once(source, selections, size, **settings)
 
-    monkeypatch.setattr(reading, "read", counted)
+    monkeypatch.setattr(dataset, "read", counted)
     second = data.load(config("cifar10"))
     assert read == []
     assert second.class_names == first.class_names
