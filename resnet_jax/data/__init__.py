@@ -152,10 +152,15 @@ def _streams(
     """Whether the images are read batch by batch, and not kept in memory."""
     if config.stream != "auto":
         return config.stream == "always"
+    size, (split, rows) = config.image_size, selections[0][0]
+
+    def probe() -> dict[str, np.ndarray]:
+        for index in rows[:16]:  # the first may be damaged
+            ((image, _),) = source.examples(split, range(index, index + 1))
+            if isinstance(image, np.ndarray):
+                return {"bytes": np.array(fit(image, size).size)}
+        return {"bytes": np.array(0)}
+
+    key = source.key and f"{source.key} {split} {rows[:16]} {size} bytes of an image"
     examples = sum(len(rows) for parts in selections for _, rows in parts)
-    split, rows = selections[0][0]
-    for index in rows[:16]:  # the first may be damaged
-        ((image, _),) = source.examples(split, range(index, index + 1))
-        if isinstance(image, np.ndarray):
-            return examples * fit(image, config.image_size).size > RESIDENT_BYTES
-    return False
+    return examples * int(cached(key, probe)["bytes"]) > RESIDENT_BYTES

@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,16 @@ def test_the_second_time_comes_from_the_cache(config, prepared, monkeypatch):
     assert read == [16, 0]
 
 
+def test_what_is_in_the_cache_needs_no_tfds(config, prepared):
+    data.load(config("cifar10"))
+    program = (
+        "import sys; from ml_collections import ConfigDict; from resnet_jax import data"
+        f"; data.load(ConfigDict({config('cifar10').to_dict()}))"
+        "; assert 'tensorflow_datasets' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
@@ -111,7 +123,7 @@ def test_a_signal_is_no_damage(config, prepared, monkeypatch):
 
     monkeypatch.setattr("tensorflow_datasets.builder_from_directory", interrupted)
     with pytest.raises(StoppedError, match="while starting"), Preemption():
-        data.load(config("cifar10"))
+        data.load(config("cifar10", image_size=16))  # not in the cache
 
 
 def test_other_format(config, prepared):
