@@ -83,7 +83,7 @@ def load(config: ConfigDict) -> Dataset:
     check(config)
     source = _source(config)
     selections = {
-        field: splits.select(spec, field, source.sizes, source.aliases)
+        field: splits.select(spec, field, source.sizes)
         for field, spec in _specs(config).items()
     }
     train, *validation, _ = selections.values()

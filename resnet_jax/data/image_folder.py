@@ -63,7 +63,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
       UserError: there are no two classes with pictures, a class is in the test set
         alone, splits have other names than above, or a folder cannot be read.
     """
-    root, notes, aliases = check(path), [], ()
+    root, notes = check(path), []
     folders = {name: root / name for name in _SPLITS if listing.folders(root / name)}
     if not listing.folders(root / "train"):
         _require_names(path, root)
@@ -112,7 +112,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
         if single := [n for n, t in zip(names, ordered["test"], strict=True) if not t]:
             notes.append(f"warning   a single picture, none to test: {_listed(single)}")
     elif "test" not in ordered:
-        aliases = (("test", "val"),)
+        ordered["test"] = ordered.pop("val")
         notes.append(
             "test      is the validation folder, since there is no test folder"
         )
@@ -125,7 +125,6 @@ def source(path: str, size: int, split_seed: int) -> Source:
         examples=lambda split, indices: _read(splits[split], indices, root, size),
         key=_key(splits, root, size),
         notes=tuple(notes),
-        aliases=aliases,
     )
 
 

@@ -32,7 +32,6 @@ class Source(NamedTuple):
         error, beginning with the file, that says why there is none.
       key: changes whenever a pixel may; '' where reading again is as quick as keeping.
       notes: lines that the user should see.
-      aliases: (Another name, split) pairs.
     """
 
     name: str
@@ -43,4 +42,3 @@ class Source(NamedTuple):
     ]
     key: str = ""
     notes: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()

@@ -41,19 +41,13 @@ def parse(spec: str, field: str) -> list[tuple[str, str, str]]:
     return parts
 
 
-def select(
-    spec: str,
-    field: str,
-    sizes: dict[str, int],
-    aliases: tuple[tuple[str, str], ...] = (),
-) -> list[tuple[str, range]]:
+def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, range]]:
     """Resolves a split to the examples of the source that it means.
 
     Args:
       spec: the split as the user wrote it.
       field: the config field it comes from, for the errors.
       sizes: the number of examples in each split of the source.
-      aliases: (Another name, split) pairs.
 
     Returns:
       (split, indices) for each term.
@@ -62,16 +56,14 @@ def select(
       UserError: the syntax is wrong, there is no such split, a bound lies beyond its
         end, or nothing is left.
     """
-    selections, other_names = [], dict(aliases)
+    selections = []
     for name, start, stop in parse(spec, field):
-        name = other_names.get(name, name)
         if name not in sizes:
-            names = [*sizes, *other_names]
-            near = difflib.get_close_matches(name, names, 1)
+            near = difflib.get_close_matches(name, sizes, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
                 f"{field}={spec!r}: there is no split {name!r}.{hint} "
-                f"The splits are {', '.join(names)}"
+                f"The splits are {', '.join(sizes)}"
             )
         size = sizes[name]
         try:
