@@ -92,7 +92,7 @@ def find_pictures(arguments: list[str]) -> list[str]:
         if argument == STDIN or path.is_file():
             pictures.append(argument)
         elif path.is_dir():
-            inside = listing.pictures(path)
+            inside, _ = listing.pictures(path)
             if not inside:
                 suffixes = ", ".join(sorted(SUFFIXES))
                 raise UserError(
