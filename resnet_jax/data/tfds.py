@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from resnet_jax import UserError
 from resnet_jax.data import picture, prepare
@@ -76,14 +75,10 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
 def _decoded(
     content: bytes, channels: int, name: str
 ) -> np.ndarray | picture.UnreadableError:
-    """Pixels as `predict` reads them too; those of sets of 4 channels as stored."""
-    file = io.BytesIO(content)
+    """Pixels as `predict` reads them too: grey where the set is, else RGB."""
     try:
-        if channels in (1, 3):
-            return picture.decode(file, channels=channels)
-        with Image.open(file) as image:
-            return np.array(image)
-    except (picture.UnreadableError, OSError, ValueError) as error:
+        return picture.decode(io.BytesIO(content), channels=1 if channels == 1 else 3)
+    except picture.UnreadableError as error:
         return picture.UnreadableError(f"{name}: {error}")
 
 
