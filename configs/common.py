@@ -6,11 +6,9 @@ none), and any field can be changed after that:
     python -m resnet_jax.main --config=configs/v1_20.py:keras --config.epochs=10
 """
 
-import difflib
-
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError
+from resnet_jax import UserError, did_you_mean
 
 
 def get_config(
@@ -24,11 +22,9 @@ def get_config(
         own.__name__: own for own in (paper, keras, strong, fast, smoke, *own_recipes)
     }
     if recipe not in recipes:
-        close = difflib.get_close_matches(recipe, recipes, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(
-            f"recipe {recipe!r} (after the colon in --config) is not known: {hint}"
-            f"choose one of {', '.join(recipes)}"
+            f"recipe {recipe!r} (after the colon in --config) is not known: "
+            f"{did_you_mean(recipe, recipes)}choose one of {', '.join(recipes)}"
         )
     config = default()
     config.model.update(version=version, depth=depth, **model)

@@ -1,6 +1,5 @@
 """Checks a config, field by field, and builds the network that it describes."""
 
-import difflib
 import math
 import re
 
@@ -8,7 +7,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, models, optimizers
+from resnet_jax import UserError, data, did_you_mean, models, optimizers
 
 _CHOICES = {
     "parallel": ("jit", "pmap"),
@@ -132,8 +131,7 @@ def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
     """Sees that a config, which any file may have made, has just the known fields."""
     for name in config:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see configs/common.py"
+            hint = f"{did_you_mean(name, known)}see configs/common.py"
             if meant := find_field(name):
                 hint = f"did you mean config.{meant}?"
             raise UserError(f"{group}.{name} is not a field: {hint}")

@@ -4,10 +4,9 @@ The rules are those of TFDS (https://www.tensorflow.org/datasets/splits), withou
 shards, and hold for every source, so that `digits` needs no TFDS.
 """
 
-import difflib
 import re
 
-from resnet_jax import UserError
+from resnet_jax import UserError, did_you_mean
 
 _BOUND = r"-?\d+(?:_\d+)*%?"
 _PART = re.compile(rf"([\w-]+)(?:\[({_BOUND})?:({_BOUND})?\])?")
@@ -59,11 +58,9 @@ def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, rang
     selections = []
     for name, start, stop in parse(spec, field):
         if name not in sizes:
-            near = difflib.get_close_matches(name, sizes, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"{field}={spec!r}: there is no split {name!r}.{hint} "
-                f"The splits are {', '.join(sizes)}"
+                f"{field}={spec!r}: there is no split {name!r}: "
+                f"{did_you_mean(name, sizes)}choose one of {', '.join(sizes)}"
             )
         size = sizes[name]
         try:

@@ -3,7 +3,6 @@
 TFDS is imported inside the functions that need it, because `digits` and `fake` do not.
 """
 
-import difflib
 import functools
 import hashlib
 import io
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax import UserError
+from resnet_jax import UserError, did_you_mean
 from resnet_jax.data import picture, prepare
 from resnet_jax.data.cache import cached
 from resnet_jax.data.source import KNOWN, Source
@@ -196,12 +195,11 @@ def locate(name: str, data_dir: str) -> Path | None:
             f"config.dataset.name={name} is not prepared in {root}, and preparing it "
             f"needs TensorFlow: {_elsewhere(base)}"
         )
-    near = difflib.get_close_matches(name, [*KNOWN, *known], 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
     *others, last = KNOWN
     raise UserError(
-        f"config.dataset.name={name} is not known, nor prepared in {root}.{hint} "
-        f"Without TensorFlow there are {', '.join(others)} and {last}"
+        f"config.dataset.name={name} is not known, nor prepared in {root}: "
+        f"{did_you_mean(name, [*KNOWN, *known])}without TensorFlow there are "
+        f"{', '.join(others)} and {last}"
     )
 
 

@@ -92,7 +92,7 @@ def test_validation_folder(load, root, validation):
     assert sorted(names(found.eval, root, validation)) == ["a/00.png", "a/01.png"]
     assert "is the validation folder, since there is no test folder" in told
     assert "warning   config" not in told
-    with pytest.raises(UserError, match=r"no split 'val'.*The splits are train, test$"):
+    with pytest.raises(UserError, match=r"no split 'val'.*choose one of train, test$"):
         load(validation_split="val")
 
 

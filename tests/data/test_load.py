@@ -98,7 +98,7 @@ def test_overlap_is_an_error(config):
 
 
 def test_split_that_does_not_exist(config):
-    with pytest.raises(UserError, match=r"eval_split='tests'.*Did you mean 'test'"):
+    with pytest.raises(UserError, match=r"eval_split='tests'.*did you mean 'test'"):
         data.load(config("digits", eval_split="tests"))
 
 
@@ -173,17 +173,17 @@ def test_examples_without_a_label(config, monkeypatch):
         ({"mirror": "example.org"}, "dataset.mirror=example.org is not an address"),
         (
             {"name": "cifar-10"},
-            r"dataset.name=cifar-10 is not .*Did you mean cifar10\?",
+            r"dataset.name=cifar-10 is not .*did you mean 'cifar10'\?",
         ),
-        ({"name": "digit"}, r"Did you mean digits\?"),
+        ({"name": "digit"}, r"did you mean 'digits'\?"),
         (
             {"name": "image_folders"},
-            r"Did you mean image_folder\? .*, image_folder, digits and fake$",
+            r"did you mean 'image_folder'\? .*, image_folder, digits and fake$",
         ),
         ({"name": "../digits"}, "is not known"),
         (
             {"name": "qqqqqq"},
-            "is not known, nor prepared in .*Without TensorFlow there",
+            "is not known, nor prepared in .*without TensorFlow there",
         ),
         ({"name": "stl10"}, "stl10 is not prepared.*tfds build stl10 --file_format"),
         ({"name": "cifar10:3.0.1"}, "is not prepared in"),

@@ -147,9 +147,7 @@ def test_the_newest_version_or_the_one_asked_for(config, prepared, tmp_path):
 
 
 def test_a_missing_split(config, prepared):
-    with pytest.raises(
-        UserError, match=r"no split 'valid'. The splits are train, test"
-    ):
+    with pytest.raises(UserError, match=r"no split 'valid': choose one of train, test"):
         data.load(config("cifar10", train_split="valid"))
 
 
