@@ -16,11 +16,9 @@ def get_config(
 ) -> ConfigDict:
     """The config of a network under a recipe; `model` sets more of `config.model`.
 
-    `own_recipes` are functions as `paper`, which a config file alone has.
+    `own_recipes` are more than `RECIPES`, by name, which a config file alone has.
     """
-    recipes = {
-        own.__name__: own for own in (paper, keras, strong, fast, smoke, *own_recipes)
-    }
+    recipes = RECIPES | dict(own_recipes)
     if recipe not in recipes:
         raise UserError(
             f"recipe {recipe!r} (after the colon in --config) is not known: "
@@ -212,3 +210,6 @@ def smoke(config: ConfigDict) -> None:
     config.augment.update(normalization="mean_std", flip=False)
     config.optimizer.nesterov = True
     config.schedule.update(name="cosine", warmup_epochs=config.epochs / 20)
+
+
+RECIPES = {recipe.__name__: recipe for recipe in (paper, keras, strong, fast, smoke)}

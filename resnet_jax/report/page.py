@@ -26,7 +26,7 @@ from resnet_jax import (
 from resnet_jax.config import flat
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
-from resnet_jax.report.command import reproduce
+from resnet_jax.report.command import training_command
 
 _CLASSES_SHOWN = 20  # in a table; of more classes the worst
 # Fields in which the runs of one row may differ.
@@ -97,7 +97,7 @@ def write(directory: Path) -> Path:
         gradients=_gradients(analysis.gradients),
         gradient_images=analysis.gradient_images,
         fields=flat(run.config),
-        command=f"{reproduce(run.config)} "
+        command=f"{training_command(run.config)} "
         f"--workdir={shlex.quote(bucket.shown(directory) + '-again')}",
     )
     workdir.write(directory / "report.html", page)
