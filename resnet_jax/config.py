@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, did_you_mean, models, optimizers
+from resnet_jax import UserError, did_you_mean, models, optimizers
 
 _CHOICES = {
     "parallel": ("jit", "pmap"),
@@ -73,10 +73,10 @@ _TYPES = {
 }
 
 
-def validate(config: ConfigDict, with_data: bool = True) -> None:
+def validate(config: ConfigDict) -> None:
     """Checks every field before any device is touched.
 
-    With `with_data`, also that the data set is there or can be prepared.
+    `data.check` sees whether the data set is there or can be prepared.
 
     Raises:
       UserError: a sentence that names the field, its value and what would do.
@@ -123,8 +123,6 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
     if config.optimizer.freeze:
         _validate_freeze(config)
     _validate_schedule(config.schedule)
-    if with_data:
-        data.check(config.dataset)
 
 
 def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:

@@ -39,16 +39,11 @@ def check(config: ConfigDict) -> None:
 
     Raises:
       UserError: the set is unknown, or cannot be read or prepared; `data_dir` or `path`
-        is given and not there; a split is not in TFDS's syntax; the mirror is no
-        address; the image size is negative; or random pixels are to be streamed.
+        is given and not there; a split is not in TFDS's syntax; or the mirror is no
+        address.
     """
     for field, spec in _specs(config).items():
         splits.parse(spec, field)
-    if config.image_size < 0:
-        raise UserError(
-            f"config.dataset.image_size={config.image_size} is not a size: "
-            "give a number of pixels, or 0 to leave the images as they are"
-        )
     if config.mirror and not config.mirror.startswith(("http://", "https://")):
         raise UserError(
             f"config.dataset.mirror={config.mirror} is not an address: begin it with https://"

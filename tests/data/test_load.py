@@ -169,7 +169,6 @@ def test_examples_without_a_label(config, monkeypatch):
         ({"train_split": ""}, "dataset.train_split='' is not a split"),
         ({"validation_split": "train["}, "dataset.validation_split='train.' is not"),
         ({"eval_split": ""}, "dataset.eval_split='' is not a split"),
-        ({"image_size": -1}, "dataset.image_size=-1 is not a size"),
         ({"mirror": "example.org"}, "dataset.mirror=example.org is not an address"),
         (
             {"name": "cifar-10"},
