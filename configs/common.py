@@ -6,11 +6,9 @@ none), and any field can be changed after that:
     python -m resnet_jax.main --config=configs/v1_20.py:keras --config.epochs=10
 """
 
-import difflib
-
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError
+from resnet_jax import UserError, did_you_mean
 
 
 def get_config(
@@ -18,16 +16,13 @@ def get_config(
 ) -> ConfigDict:
     """The config of a network under a recipe; `model` sets more of `config.model`.
 
-    `own_recipes` are functions as `paper`, which a config file alone has.
+    `own_recipes` are more than `RECIPES`, by name, which a config file alone has.
     """
-    recipes = {
-        own.__name__: own for own in (paper, keras, strong, fast, smoke, *own_recipes)
-    }
+    recipes = RECIPES | dict(own_recipes)
     if recipe not in recipes:
-        close = difflib.get_close_matches(recipe, recipes, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(
-            f"recipe {recipe!r} is not known: {hint}choose one of {', '.join(recipes)}"
+            f"recipe {recipe!r} is not known: {did_you_mean(recipe, recipes)}"
+            f"choose one of {', '.join(recipes)}"
         )
     config = default()
     config.model.update(version=version, depth=depth, **model)
@@ -215,3 +210,6 @@ def smoke(config: ConfigDict) -> None:
     config.augment.update(normalization="mean_std", flip=False)
     config.optimizer.nesterov = True
     config.schedule.update(name="cosine", warmup_epochs=config.epochs / 20)
+
+
+RECIPES = {recipe.__name__: recipe for recipe in (paper, keras, strong, fast, smoke)}

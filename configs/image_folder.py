@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config(recipe="paper"):
-    config = common.get_config(recipe, version=1, depth=20, own_recipes=[imagenet])
+    config = common.get_config(recipe, version=1, depth=20, own_recipes=RECIPES)
     config.dataset.name = "image_folder"
     config.dataset.image_size = config.dataset.image_size or 32
     return config
@@ -29,3 +29,6 @@ def imagenet(config):
     config.augment.update(normalization="mean_std", crop=0.0, random_resized_crop=0.08)
     config.optimizer.update(learning_rate=0.05, nesterov=True)
     config.schedule.boundaries = (1 / 3, 2 / 3)
+
+
+RECIPES = {"imagenet": imagenet}

@@ -40,7 +40,7 @@ from absl import flags
 from configs import common
 from experiments import study
 from experiments.peers import CONTENDERS, PROBES, report
-from resnet_jax import UserError, command_line, workdir
+from resnet_jax import UserError, command_line, data, workdir
 from resnet_jax.config import validate
 
 _MEASURED = ("in_memory", "epoch", "evaluate")
@@ -235,6 +235,7 @@ def main(argv: list[str]) -> None:
     }
     for config in configs.values():
         validate(config)
+        data.check(config.dataset)
     names, out = present(values.contenders), Path(values.out)
     workdir.make(out)
     for (network, size), config in configs.items():

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import parallel_runs, study
 from experiments.parallel_runs import Job
-from resnet_jax import UserError, command_line, provenance, workdir
+from resnet_jax import UserError, command_line, data, provenance, workdir
 from resnet_jax.config import flat
 from resnet_jax.seeds import accuracy_interval
 
@@ -153,7 +153,9 @@ def _config(arguments: list[str]) -> ConfigDict:
     def define(values: flags.FlagValues) -> None:
         command_line.define_config(values, argv)
 
-    return command_line.checked_config(command_line.parse(argv, "", define))
+    config = command_line.checked_config(command_line.parse(argv, "", define))
+    data.check(config.dataset)
+    return config
 
 
 def results(sweep: Sweep) -> list[dict]:

@@ -1,5 +1,8 @@
 """ResNet versions 1 and 2 of any depth, for small images, in JAX and Flax."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """An error that the user can fix, explained in one sentence.
@@ -10,3 +13,9 @@ class UserError(Exception):
 
     exit_status = 2
     label = "error"  # what the printed line begins with
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the known name that is nearest, to begin a fix; '': none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -117,7 +117,7 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     )
 
 
-def checked_config(values: flags.FlagValues, with_data: bool = True) -> ConfigDict:
+def checked_config(values: flags.FlagValues) -> ConfigDict:
     """The value of `--config`, validated; see `config.validate`.
 
     Raises:
@@ -134,7 +134,7 @@ def checked_config(values: flags.FlagValues, with_data: bool = True) -> ConfigDi
         except OSError as error:  # ml_collections kept it until now
             reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config={file} failed: {reason}: fix it")
-    config.validate(chosen, with_data)
+    config.validate(chosen)
     return chosen
 
 

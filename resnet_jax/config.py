@@ -1,6 +1,5 @@
 """Checks a config, field by field, and builds the network that it describes."""
 
-import difflib
 import math
 import re
 
@@ -8,7 +7,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, data, models, optimizers
+from resnet_jax import UserError, did_you_mean, models, optimizers
 
 _CHOICES = {
     "parallel": ("jit", "pmap"),
@@ -74,10 +73,10 @@ _TYPES = {
 }
 
 
-def validate(config: ConfigDict, with_data: bool = True) -> None:
+def validate(config: ConfigDict) -> None:
     """Checks every field before any device is touched.
 
-    With `with_data`, also that the data set is there or can be prepared.
+    `data.check` sees whether the data set is there or can be prepared.
 
     Raises:
       UserError: a sentence that names the field, its value and what would do.
@@ -124,16 +123,13 @@ def validate(config: ConfigDict, with_data: bool = True) -> None:
     if config.optimizer.freeze:
         _validate_freeze(config)
     _validate_schedule(config.schedule)
-    if with_data:
-        data.check(config.dataset)
 
 
 def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
     """Sees that a config, which any file may have made, has just the known fields."""
     for name in config:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see configs/common.py"
+            hint = f"{did_you_mean(name, known)}see configs/common.py"
             if meant := find_field(name):
                 hint = f"did you mean config.{meant}?"
             raise UserError(f"{group}.{name} is not a field: {hint}")

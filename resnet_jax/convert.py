@@ -42,12 +42,6 @@ class Peer(NamedTuple):
     image_shape: tuple[int, int, int] | None = None  # None: any
 
 
-class DifferentError(UserError):
-    """A converted network does not compute what it did before."""
-
-    exit_status = 1
-
-
 def read(path: Path) -> tuple[Weights, list[Peer]]:
     """Reads weights of any format, and finds who else can compute their logits.
 
@@ -129,7 +123,7 @@ def compare(loaded: Weights, peers: list[Peer]) -> None:
     """Prints how far our logits are from others'.
 
     Raises:
-      DifferentError: further than `TOLERANCE`.
+      MismatchError: further than `TOLERANCE`.
     """
     usual = loaded.inputs.image_shape if loaded.inputs else (32, 32, loaded.channels)
     for peer in peers:
@@ -142,7 +136,9 @@ def compare(loaded: Weights, peers: list[Peer]) -> None:
             f"{difference:.1e}; the largest is {largest:.3g}"
         )
         if not difference <= TOLERANCE * max(1, largest):
-            raise DifferentError(f"{outcome}: nothing was written, please report this")
+            raise weights.MismatchError(
+                f"{outcome}: nothing was written, please report this"
+            )
         print(f"compared  {outcome}")
 
 
@@ -174,13 +170,13 @@ def main(argv: list[str]) -> None:
         loaded, readers = read(Path(origin))
     else:
         origin = values.workdir
-        loaded = weights.of_run(trained.load(origin, values.checkpoint))
+        loaded = weights.from_run(trained.load(origin, values.checkpoint))
         readers = []
     net = loaded.network()
     count = cost.count_parameters(loaded.variables["params"])
     print(
-        f"read      {origin}: v{loaded.model['version']}-{loaded.model['depth']}, "
-        f"{models.describe(net)}; {loaded.num_classes} classes; {count:,} parameters"
+        f"read      {origin}: {loaded.name}, {models.describe(net)}; "
+        f"{loaded.num_classes} classes; {count:,} parameters"
     )
     content, writers = encode(loaded, out, values.naming)
     compare(loaded, readers + writers)

@@ -8,7 +8,6 @@ drawn at random explain nothing of what the network has learned.
 """
 
 import dataclasses
-import difflib
 import io
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +26,7 @@ from resnet_jax import (
     attribution,
     bucket,
     command_line,
+    did_you_mean,
     predict,
     trained,
     workdir,
@@ -101,7 +101,7 @@ class Explainer:
           on what was learned.
         """
         run, rows = self._run, []
-        cascade = attribution.randomized(
+        cascade = attribution.cascading_randomization(
             run.net, run.variables, run.inputs.image_shape, run.config.seed + 1
         )
         for title, variables in cascade.items():
@@ -169,11 +169,10 @@ def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
 def _label(name: str, classes: tuple[str, ...]) -> int:
     if name in classes:
         return classes.index(name)
-    near = difflib.get_close_matches(name, classes, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     raise UserError(
-        f"--class={name} is not a class of this network: {hint}choose one of {shown}"
+        f"--class={name} is not a class of this network: "
+        f"{did_you_mean(name, classes)}choose one of {shown}"
     )
 
 

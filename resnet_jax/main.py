@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         hosts.define_flags(values)
 
     values = command_line.parse(argv, __doc__, define)
-    config = command_line.checked_config(values, with_data=False)
+    config = command_line.checked_config(values)
     if values.workdir == "":
         raise UserError("--workdir= is empty: give a directory, or leave it out")
     config_flag = config_flags.get_config_filename(values["config"])

@@ -92,7 +92,7 @@ def find_pictures(arguments: list[str]) -> list[str]:
         if argument == STDIN or path.is_file():
             pictures.append(argument)
         elif path.is_dir():
-            inside = listing.pictures(path)
+            inside, _ = listing.pictures(path)
             if not inside:
                 suffixes = ", ".join(sorted(SUFFIXES))
                 raise UserError(
@@ -112,11 +112,6 @@ def read_pictures(
     Yields names with images, uint8 of `image_shape`, or None for an unreadable one.
     """
     height, width, channels = image_shape
-    if channels not in (1, 3):
-        raise UserError(
-            f"the network reads images of {channels} channels, and pictures have 1 or "
-            "3: give the run of another network"
-        )
 
     def read(name: str) -> np.ndarray | UnreadableError:
         try:

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         )
 
     values = command_line.parse(argv, __doc__, define)
-    config = command_line.checked_config(values, with_data=False)
+    config = command_line.checked_config(values)
     known = data.KNOWN.get(data.base_name(config.dataset.name))
     num_classes, (size, _, channels), examples = known or data.KNOWN["cifar10"]
     num_classes = values.num_classes or num_classes

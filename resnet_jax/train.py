@@ -61,7 +61,7 @@ def train_and_evaluate(
       LostError: another process was lost; what was saved stays.
     """
     clock, directory = Clock(), Path(directory)
-    validate(config, with_data=False)
+    validate(config)
     if config.seeds > 1:
         raise UserError(
             f"config.seeds={config.seeds}: give 1 here; seeds.run_all trains several"

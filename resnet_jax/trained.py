@@ -60,7 +60,7 @@ class Trained:
     Attributes:
       directory: the run's.
       step: of the checkpoint.
-      config: the run's, validated (its data set excepted).
+      config: the run's, validated.
       inputs: what the network reads.
       net: the network, with `scan`: it compiles in seconds at any depth.
       variables: what `net.apply` takes, as NumPy arrays; `models.unstack` gives the
@@ -120,7 +120,7 @@ def load(
         raise UserError("--workdir is missing: give the directory of a run")
     directory = bucket.local(directory)
     config = workdir.read_config(directory)
-    validate(config, with_data=False)  # its file can have been edited
+    validate(config)  # its file can have been edited
     parallel.split_cpu(config.batch_size)
     parallel.require_devices()
     compilation.use_compilation_cache()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_jax import command_line, evaluate, main, summary
-from resnet_jax.data import download, prepare
+from resnet_jax.data import archive, prepare
 from resnet_jax.trainer import Trainer
 from tests.data.conftest import Tiny
 from tests.quick import quick_training
@@ -69,7 +69,7 @@ def place(world, tmp_path, tmp_path_factory, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("not refused")
 
-    monkeypatch.setattr(download, "fetch", forbidden)
+    monkeypatch.setattr(archive, "download", forbidden)
     monkeypatch.setattr(Trainer, "compile", forbidden)
     return tmp_path / "here"
 
@@ -172,12 +172,12 @@ FIELDS = [
     ("dataset.train_split=train[:-1x]", "write for example train"),
     ("dataset.train_split=train[10]", "write for example train"),
     ("dataset.train_split=train[5:90%]", "write for example train"),
-    ("dataset.train_split=trian", "Did you mean 'train'?"),
+    ("dataset.train_split=trian", "did you mean 'train'?"),
     ("dataset.train_split=train[5:5]", "is empty: give a first bound below the last"),
     ("dataset.train_split=train[:2000]", "the 1437 examples of 'train': give bounds"),
-    ("dataset.validation_split=valid", "The splits are train, test"),
+    ("dataset.validation_split=valid", "choose one of train, test"),
     ("dataset.validation_split=train[1:2", "write for example train"),
-    ("dataset.eval_split=tset", "Did you mean 'test'?"),
+    ("dataset.eval_split=tset", "did you mean 'test'?"),
     ("dataset.eval_split=test[:120%]", "the 360 examples of 'test': give bounds"),
     ("augment.normalization=minmax", "'mean', 'mean_std', 'pixel_mean'"),
     ("augment.crop=4", "at most 1"),
@@ -505,7 +505,7 @@ COMMANDS = {
         *SMALL,
         "--config.dataset.eval_split=tset",
         "--workdir=empty",
-        named=["'tset'", "Did you mean 'test'?"],
+        named=["'tset'", "did you mean 'test'?"],
     ),
     "flagfile not there": train(*SMALL, "--flagfile=nowhere", named=["nowhere"]),
     "workdir with a name too long": train(
@@ -586,7 +586,7 @@ COMMANDS = {
     ),
     "evaluate: data set renamed": judge(
         "--workdir=run",
-        named=["config.dataset.name=digit ", "Did you mean digits?"],
+        named=["config.dataset.name=digit ", "did you mean 'digits'?"],
         before=edit(name="digit"),
     ),
     # The summary of a network.
@@ -604,7 +604,7 @@ COMMANDS = {
     "data: misspelt name": data(
         "dataset.name=cifr10",
         "config.dataset.name=cifr10",
-        "Did you mean cifar10?",
+        "did you mean 'cifar10'?",
     ),
     "data: name like no other": data(
         "dataset.name=qqqqq", "config.dataset.name=qqqqq", "cifar100", "digits and fake"
@@ -623,7 +623,7 @@ COMMANDS = {
         "dataset.data_dir=file", "config.dataset.data_dir=file", "not a directory"
     ),
     "data: unknown split": data(
-        "dataset.eval_split=valid", "eval_split='valid'", "splits are train, test"
+        "dataset.eval_split=valid", "eval_split='valid'", "choose one of train, test"
     ),
     "data: beyond the end": data(
         "dataset.train_split=train[:41]", "train_split='train[:41]'", "40 examples"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from resnet_jax import UserError, cost, models
+from resnet_jax import UserError, cost, data, models
 from resnet_jax.config import build_network, get, validate
 
 ROOT = Path(__file__).parents[1]
@@ -248,8 +248,9 @@ def test_recipe_like_no_other_is_an_error_without_a_guess():
 
 
 def refusal(config) -> str:
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as raised:  # noqa: PT012
         validate(config)
+        data.check(config.dataset)
     message = str(raised.value)
     assert "\n" not in message
     assert raised.value.exit_status == 2

@@ -95,7 +95,7 @@ def test_the_network_from_python_runs(capsys):
 
 def test_the_config_of_your_own_is_one():
     config = run(examples("docs/extending.md")[0])["get_config"]()
-    validate(config, with_data=False)
+    validate(config)
     assert (config.epochs, config.model.depth, config.optimizer.nesterov) == (
         100,
         26,

@@ -12,13 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError
-from resnet_jax.data import digits, fake, image_folder, reading, splits, tfds
+from resnet_jax.data import dataset, digits, fake, image_folder, splits, tfds
 from resnet_jax.data.cache import cached
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.dataset import Split as Split
-from resnet_jax.data.known import KNOWN as KNOWN
+from resnet_jax.data.picture import fit
+from resnet_jax.data.source import KNOWN as KNOWN
 from resnet_jax.data.source import Source
-from resnet_jax.data.stream import StreamedImages, fit
+from resnet_jax.data.stream import StreamedImages
 
 # Decoded images up to this many bytes live on the device; more of them are streamed.
 RESIDENT_BYTES = 2 * 2**30
@@ -38,16 +39,11 @@ def check(config: ConfigDict) -> None:
 
     Raises:
       UserError: the set is unknown, or cannot be read or prepared; `data_dir` or `path`
-        is given and not there; a split is not in TFDS's syntax; the mirror is no
-        address; the image size is negative; or random pixels are to be streamed.
+        is given and not there; a split is not in TFDS's syntax; or the mirror is no
+        address.
     """
     for field, spec in _specs(config).items():
         splits.parse(spec, field)
-    if config.image_size < 0:
-        raise UserError(
-            f"config.dataset.image_size={config.image_size} is not a size: "
-            "give a number of pixels, or 0 to leave the images as they are"
-        )
     if config.mirror and not config.mirror.startswith(("http://", "https://")):
         raise UserError(
             f"config.dataset.mirror={config.mirror} is not an address: begin it with https://"
@@ -82,7 +78,7 @@ def load(config: ConfigDict) -> Dataset:
     check(config)
     source = _source(config)
     selections = {
-        field: splits.select(spec, field, source.sizes, source.aliases)
+        field: splits.select(spec, field, source.sizes)
         for field, spec in _specs(config).items()
     }
     train, *validation, _ = selections.values()
@@ -91,7 +87,7 @@ def load(config: ConfigDict) -> Dataset:
     notes = list(source.notes)
     *others, (field, test) = selections.items()
     for other, seen in others:
-        if shared := splits.shared(seen, test):
+        if shared := splits.overlap(seen, test):
             notes.append(
                 f"warning   {field} shares {shared:,} examples with {other}: the test "
                 "accuracy is not one on new images"
@@ -100,10 +96,10 @@ def load(config: ConfigDict) -> Dataset:
     streams = _streams(config, source, chosen)
     arrays = cached(
         source.key and f"{source.key} {chosen} {size} streams={streams}",
-        lambda: reading.read(source, chosen, size, streams=streams),
+        lambda: dataset.read(source, chosen, size, streams=streams),
     )
-    notes += reading.notes_on_skipped(arrays["skipped"].tolist())
-    parts = reading.cut(arrays, source, size)
+    notes += dataset.notes_on_skipped(arrays["skipped"].tolist())
+    parts = dataset.cut(arrays, source, size)
     return Dataset(
         name=source.name,
         class_names=source.class_names,
@@ -114,13 +110,13 @@ def load(config: ConfigDict) -> Dataset:
     )
 
 
-def reopen(dataset: Dataset, config: ConfigDict) -> None:
+def reopen(loaded: Dataset, config: ConfigDict) -> None:
     """Lets a data set that came from another process read its streamed images here.
 
     Raises:
       UserError: they are not here, or not the same.
     """
-    splits = (dataset.train, dataset.validation, dataset.eval)
+    splits = (loaded.train, loaded.validation, loaded.eval)
     parts = [split.images for split in splits if split]
     streamed = [images for images in parts if isinstance(images, StreamedImages)]
     if streamed:
@@ -146,15 +142,20 @@ def _specs(config: ConfigDict) -> dict[str, str]:
 
 
 def _streams(
-    config: ConfigDict, source: Source, selections: reading.Selections
+    config: ConfigDict, source: Source, selections: dataset.Selections
 ) -> bool:
     """Whether the images are read batch by batch, and not kept in memory."""
     if config.stream != "auto":
         return config.stream == "always"
+    size, (split, rows) = config.image_size, selections[0][0]
+
+    def probe() -> dict[str, np.ndarray]:
+        for index in rows[:16]:  # the first may be damaged
+            ((image, _),) = source.examples(split, range(index, index + 1))
+            if isinstance(image, np.ndarray):
+                return {"bytes": np.array(fit(image, size).size)}
+        return {"bytes": np.array(0)}
+
+    key = source.key and f"{source.key} {split} {rows[:16]} {size} bytes of an image"
     examples = sum(len(rows) for parts in selections for _, rows in parts)
-    split, rows = selections[0][0]
-    for index in rows[:16]:  # the first may be damaged
-        ((image, _),) = source.examples(split, range(index, index + 1))
-        if isinstance(image, np.ndarray):
-            return examples * fit(image, config.image_size).size > RESIDENT_BYTES
-    return False
+    return examples * int(cached(key, probe)["bytes"]) > RESIDENT_BYTES

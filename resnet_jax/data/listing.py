@@ -1,7 +1,6 @@
 """Lists folders of pictures, by the files' names; no hidden files, no litter."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from resnet_jax import UserError
@@ -10,74 +9,58 @@ from resnet_jax.data.picture import SUFFIXES
 _LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # of operating systems
 
 
-def pictures(folder: Path) -> list[str]:
-    """The pictures in and below a folder, in order."""
-    return list(_below(str(folder), (_identity(folder.stat()),), []))
+def pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """The pictures in and below a folder, and what else is there.
+
+    Links to folders are not followed, and so belong to the rest.
+    """
+    found, rest = [], []
+    for place, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = _visible(folders)
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        files = _visible(files)
+        found += [str(Path(place, name)) for name in files if _is_picture(name)]
+        others = [name for name in files if not _is_picture(name)]
+        rest += [str(Path(place, name)) for name in others + links]
+    return found, rest
 
 
 def classes(folder: Path, ignored: list[str]) -> dict[str, list[str]]:
-    """The pictures in and below each class's folder; adds other files to `ignored`."""
+    """The pictures in and below each class's folder; adds the rest to `ignored`."""
+    names, files = _entries(folder)
     by_class = {}
-    for entry in _entries(folder):
-        if _is_folder(entry):
-            parents = (_identity(folder.stat()), _identity(entry.stat()))
-            by_class[entry.name] = list(_below(entry.path, parents, ignored))
-        else:
-            ignored.append(entry.path)
+    for name in names:
+        by_class[name], rest = pictures(folder / name)
+        ignored += rest
+    ignored += [str(folder / name) for name in files]
     return by_class
 
 
 def folders(folder: Path) -> list[str]:
     """The names of the folders inside a folder; [] where it is not one."""
-    if not folder.is_dir():
-        return []
-    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
+    return _entries(folder)[0] if folder.is_dir() else []
 
 
 def has_loose_pictures(folder: Path) -> bool:
     """Whether pictures lie in a folder itself."""
-    return any(_is_picture(entry.name) for entry in _entries(folder))
+    return any(map(_is_picture, _entries(folder)[1]))
 
 
-def _below(folder: str, parents: tuple, ignored: list[str]) -> Iterator[str]:
-    for entry in _entries(folder):
-        if _is_folder(entry):
-            identity = _identity(entry.stat())
-            if identity in parents:
-                ignored.append(entry.path)  # a link to a folder that it lies in
-            else:
-                yield from _below(entry.path, (*parents, identity), ignored)
-        elif _is_picture(entry.name):
-            yield entry.path
-        else:
-            ignored.append(entry.path)
+def _entries(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files inside a folder."""
+    _, folders, files = next(os.walk(folder, onerror=_refuse))
+    return _visible(folders), _visible(files)
 
 
-def _identity(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_dev, stat.st_ino
+def _visible(names: list[str]) -> list[str]:
+    return sorted(n for n in names if n[0] != "." and n.lower() not in _LITTER)
 
 
 def _is_picture(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or to where nobody may look
-        return False
-
-
-def _entries(folder: Path | str) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            visible = [
-                entry
-                for entry in entries
-                if entry.name[0] != "." and entry.name.lower() not in _LITTER
-            ]
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}): fix that, or remove it"
-        ) from None
-    return sorted(visible, key=lambda entry: entry.name)
+def _refuse(error: OSError) -> None:
+    raise UserError(
+        f"{error.filename} cannot be read ({error.strerror}): fix that, or remove it"
+    )

@@ -30,7 +30,7 @@ def decode(
     size: int | tuple[int, int] = 0,
     channels: int = 3,
 ) -> np.ndarray:
-    """Reads a picture as it is seen: turned as its EXIF says, on white where clear.
+    """Reads a picture: EXIF orientation applied; transparency composited on white.
 
     The middle of it is resized (bilinear, over all pixels that a new one covers) to
     `size`, a square's side or height and width; 0 leaves the whole picture as it is. Of
@@ -69,6 +69,16 @@ def decode(
     if channels == 1:
         return np.array(image.convert("L"))[..., None]
     return np.array(image)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """An image with channels; unless `size` is 0, its middle resized to that square."""
+    if size and image.shape[:2] != (size, size):
+        grey = image.ndim == 3 and image.shape[-1] == 1
+        whole = Image.fromarray(image[..., 0] if grey else image)
+        middle = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
+        image = np.asarray(middle)
+    return image[..., None] if image.ndim == 2 else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

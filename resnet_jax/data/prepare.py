@@ -47,14 +47,15 @@ def prepare(name: str, data_dir: Path, mirror: str) -> Path:
     parent = tfds.builder_cls(name)
     target = data_dir / name / str(parent.VERSION)
     try:
-        for file in archive.official(name):
+        files = archive.official(name)
+        for file in files:
             archive.find(file, data_dir)  # A wrong one is reported first.
         (data_dir / "downloads").mkdir(parents=True, exist_ok=True)
         with _alone(data_dir / "downloads" / f"{name}.lock"):
             if not target.exists():  # Else another process has just made it.
                 paths = {
                     file.name: archive.obtain(file, name, data_dir, mirror)
-                    for file in archive.official(name)
+                    for file in files
                 }
                 print(f"Preparing {name} in {target} (once).", file=sys.stderr)
                 _build(parent, name, data_dir, paths)

@@ -1,4 +1,4 @@
-"""The form in which every source of data is given to `load`."""
+"""The form in which every source of data is given to `load`, and the known ones."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -6,6 +6,18 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.data.picture import UnreadableError
+
+# The sets that need no TensorFlow: classes, image shape, and examples of all splits;
+# None: as the user's folder has them.
+KNOWN = {
+    "cifar10": (10, (32, 32, 3), 60_000),
+    "cifar100": (100, (32, 32, 3), 60_000),
+    "fashion_mnist": (10, (28, 28, 1), 70_000),
+    "svhn_cropped": (10, (32, 32, 3), 99_289),
+    "image_folder": None,
+    "digits": (10, (8, 8, 1), 1_797),
+    "fake": (10, (32, 32, 3), 60_000),
+}
 
 
 class Source(NamedTuple):
@@ -20,7 +32,6 @@ class Source(NamedTuple):
         error, beginning with the file, that says why there is none.
       key: changes whenever a pixel may; '' where reading again is as quick as keeping.
       notes: lines that the user should see.
-      aliases: (Another name, split) pairs.
     """
 
     name: str
@@ -31,4 +42,3 @@ class Source(NamedTuple):
     ]
     key: str = ""
     notes: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()

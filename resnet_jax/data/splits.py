@@ -4,10 +4,9 @@ The rules are those of TFDS (https://www.tensorflow.org/datasets/splits), withou
 shards, and hold for every source, so that `digits` needs no TFDS.
 """
 
-import difflib
 import re
 
-from resnet_jax import UserError
+from resnet_jax import UserError, did_you_mean
 
 _BOUND = r"-?\d+(?:_\d+)*%?"
 _PART = re.compile(rf"([\w-]+)(?:\[({_BOUND})?:({_BOUND})?\])?")
@@ -41,19 +40,13 @@ def parse(spec: str, field: str) -> list[tuple[str, str, str]]:
     return parts
 
 
-def select(
-    spec: str,
-    field: str,
-    sizes: dict[str, int],
-    aliases: tuple[tuple[str, str], ...] = (),
-) -> list[tuple[str, range]]:
+def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, range]]:
     """Resolves a split to the examples of the source that it means.
 
     Args:
       spec: the split as the user wrote it.
       field: the config field it comes from, for the errors.
       sizes: the number of examples in each split of the source.
-      aliases: (Another name, split) pairs.
 
     Returns:
       (split, indices) for each term.
@@ -62,16 +55,12 @@ def select(
       UserError: the syntax is wrong, there is no such split, a bound lies beyond its
         end, or nothing is left.
     """
-    selections, other_names = [], dict(aliases)
+    selections = []
     for name, start, stop in parse(spec, field):
-        name = other_names.get(name, name)
         if name not in sizes:
-            names = [*sizes, *other_names]
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"{field}={spec!r}: there is no split {name!r}.{hint} "
-                f"The splits are {', '.join(names)}"
+                f"{field}={spec!r}: there is no split {name!r}: "
+                f"{did_you_mean(name, sizes)}choose one of {', '.join(sizes)}"
             )
         size = sizes[name]
         try:
@@ -100,7 +89,7 @@ def _index(bound: str, size: int) -> int:
     return index + size if number < 0 else index
 
 
-def shared(one: list[tuple[str, range]], other: list[tuple[str, range]]) -> int:
+def overlap(one: list[tuple[str, range]], other: list[tuple[str, range]]) -> int:
     """The number of examples that are in both of two results of `select`."""
     return sum(
         max(0, min(a.stop, b.stop) - max(a.start, b.start))
@@ -127,7 +116,7 @@ def check_disjoint(
     """
     for name, held_out in validation:
         for other, indices in train:
-            count = shared([(name, held_out)], [(other, indices)])
+            count = overlap([(name, held_out)], [(other, indices)])
             if not count:
                 continue
             rest = [f"{name}[:{held_out.start}]"] if held_out.start else []

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from resnet_jax import UserError
-from resnet_jax.data.picture import UnreadableError
+from resnet_jax.data.picture import UnreadableError, fit
 from resnet_jax.data.source import Source
 
 THREADS = 16  # that read ahead
@@ -81,16 +80,6 @@ class StreamedImages:
                 "and the same command continues"
             )
         return fit(image, self._size)
-
-
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """An image with channels; unless `size` is 0, its middle resized to that square."""
-    if size and image.shape[:2] != (size, size):
-        grey = image.ndim == 3 and image.shape[-1] == 1
-        whole = Image.fromarray(image[..., 0] if grey else image)
-        middle = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
-        image = np.asarray(middle)
-    return image[..., None] if image.ndim == 2 else image
 
 
 def batches(

@@ -3,7 +3,6 @@
 TFDS is imported inside the functions that need it, because `digits` and `fake` do not.
 """
 
-import difflib
 import functools
 import hashlib
 import io
@@ -13,13 +12,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from resnet_jax import UserError
+from resnet_jax import UserError, did_you_mean
 from resnet_jax.data import picture, prepare
 from resnet_jax.data.cache import cached
-from resnet_jax.data.known import KNOWN
-from resnet_jax.data.source import Source
+from resnet_jax.data.source import KNOWN, Source
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
 _NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
@@ -77,14 +74,10 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
 def _decoded(
     content: bytes, channels: int, name: str
 ) -> np.ndarray | picture.UnreadableError:
-    """Pixels as `predict` reads them too; those of sets of 4 channels as stored."""
-    file = io.BytesIO(content)
+    """Pixels as `predict` reads them too: grey where the set is, else RGB."""
     try:
-        if channels in (1, 3):
-            return picture.decode(file, channels=channels)
-        with Image.open(file) as image:
-            return np.array(image)
-    except (picture.UnreadableError, OSError, ValueError) as error:
+        return picture.decode(io.BytesIO(content), channels=1 if channels == 1 else 3)
+    except picture.UnreadableError as error:
         return picture.UnreadableError(f"{name}: {error}")
 
 
@@ -202,12 +195,11 @@ def locate(name: str, data_dir: str) -> Path | None:
             f"config.dataset.name={name} is not prepared in {root}, and preparing it "
             f"needs TensorFlow: {_elsewhere(base)}"
         )
-    near = difflib.get_close_matches(name, [*KNOWN, *known], 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
     *others, last = KNOWN
     raise UserError(
-        f"config.dataset.name={name} is not known, nor prepared in {root}.{hint} "
-        f"Without TensorFlow there are {', '.join(others)} and {last}"
+        f"config.dataset.name={name} is not known, nor prepared in {root}: "
+        f"{did_you_mean(name, [*KNOWN, *known])}without TensorFlow there are "
+        f"{', '.join(others)} and {last}"
     )
 
 
@@ -226,8 +218,6 @@ def _check_readable(directory: Path, base: str) -> None:
         info = json.loads((directory / "dataset_info.json").read_text())
     except ValueError as error:
         raise _damaged(directory, f"dataset_info.json: {error}") from None
-    if not isinstance(info, dict):
-        raise _damaged(directory, "dataset_info.json holds no JSON object")
     # TFDS did not write the format down when there was only this one.
     formats = [info.get("fileFormat", "tfrecord")]
     formats += info.get("alternativeFileFormats", [])

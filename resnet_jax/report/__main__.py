@@ -28,8 +28,8 @@ def main(argv: list[str]) -> None:
         string(
             "out",
             None,
-            "File to write the comparison of several runs to. (default: "
-            "comparison.html)",
+            "File to write. (default: WORKDIR/report.html, or comparison.html for "
+            "several runs)",
         )
 
     values = command_line.parse(argv, __doc__, define)
@@ -37,17 +37,13 @@ def main(argv: list[str]) -> None:
     directories = list({place.resolve(): place for place in places}.values())
     if not directories:
         raise UserError("--workdir is missing: give the directory of a run")
+    out = None if values.out is None else Path(values.out)
+    if out and (not out.name or out.is_dir()):
+        raise UserError(f"--out={values.out} is no file: give the page's name")
     if len(directories) == 1:
-        if values.out is not None:
-            raise UserError(
-                f"--out={values.out} is for the comparison of several runs, and one is "
-                "given: leave it out, the page is WORKDIR/report.html"
-            )
-        path = page.write(directories[0])
+        path = page.write(directories[0], out)
     else:
-        path = Path("comparison.html" if values.out is None else values.out)
-        if not path.name or path.is_dir():
-            raise UserError(f"--out={values.out} is no file: give the page's name")
+        path = out or Path("comparison.html")
         page.compare(directories, path)
     print(f"written   {bucket.shown(path)}")
 

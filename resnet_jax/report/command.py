@@ -1,5 +1,6 @@
 """The command that trains a config again."""
 
+import contextlib
 import importlib
 import pkgutil
 import shlex
@@ -7,15 +8,16 @@ import shlex
 from ml_collections import ConfigDict
 
 import configs
+from configs import common
 from resnet_jax import UserError
 from resnet_jax.config import flat
 
 
-def reproduce(config: ConfigDict) -> str:
+def training_command(config: ConfigDict) -> str:
     """The shortest command whose config is this one, from one of configs/."""
     wanted = flat(config)
     commands = []
-    for file, fields in _starts().items():
+    for file, fields in _candidate_configs().items():
         changed = [
             shlex.quote(f"--config.{name}={_value(value)}")
             for name, value in wanted.items()
@@ -26,22 +28,19 @@ def reproduce(config: ConfigDict) -> str:
     return " ".join([f"python -m resnet_jax.main --config={file}", *changed])
 
 
-def _starts() -> dict[str, dict]:
+def _candidate_configs() -> dict[str, dict]:
     """Every config of configs/, with and without a recipe, by the flag's value."""
-    starts = {}
-    for module in pkgutil.iter_modules(configs.__path__):
-        build = getattr(
-            importlib.import_module(f"configs.{module.name}"), "get_config", None
-        )
-        if module.name == "common" or build is None:
+    found = {}
+    for _, name, _ in pkgutil.iter_modules(configs.__path__):
+        module = importlib.import_module(f"configs.{name}")
+        if module is common or not hasattr(module, "get_config"):
             continue
-        for recipe in ("", "paper", "keras", "strong", "fast", "smoke", "imagenet"):
-            name = f"configs/{module.name}.py" + (f":{recipe}" if recipe else "")
-            try:
-                starts[name] = flat(build(recipe) if recipe else build())
-            except (UserError, TypeError):  # this one has other recipes, or none
-                continue
-    return starts
+        for recipe in ("", *common.RECIPES, *getattr(module, "RECIPES", ())):
+            file = f"configs/{name}.py:{recipe}".rstrip(":")
+            # A file of the user's own may have other recipes, or none.
+            with contextlib.suppress(UserError, TypeError):
+                found[file] = flat(module.get_config(*filter(None, [recipe])))
+    return found
 
 
 def _value(value) -> str:

@@ -27,12 +27,13 @@ from resnet_jax import (
 from resnet_jax.config import flat
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
-from resnet_jax.report.command import reproduce
+from resnet_jax.report.command import training_command
 
 _CLASSES_SHOWN = 20  # in a table; of more classes the worst
 # Fields in which the runs of one row may differ.
 _SAME_TRAINING = {"seed", "dataset.data_dir", "dataset.mirror"}
 _SPLITS = ("train", "validation", "test")
+_OUT_FIX = "give another --out=FILE"
 
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("resnet_jax.report", "templates"),
@@ -51,8 +52,8 @@ def update(directory: Path) -> None:
         print(f"report    {bucket.shown(write(directory))}")
 
 
-def write(directory: Path) -> Path:
-    """Writes `report.html`, and returns its path.
+def write(directory: Path, out: Path | None = None) -> Path:
+    """Writes a run's report to `out` or its `report.html`, and returns the path.
 
     Raises:
       UserError: the run is not there or has not finished, or its data set is not there.
@@ -98,9 +99,12 @@ def write(directory: Path) -> Path:
         gradients=_gradients(analysis.gradients),
         gradient_images=analysis.gradient_images,
         fields=flat(run.config),
-        command=f"{reproduce(run.config)} "
+        command=f"{training_command(run.config)} "
         f"--workdir={shlex.quote(bucket.shown(directory) + '-again')}",
     )
+    if out:
+        workdir.write(out, page, _OUT_FIX)
+        return out
     workdir.write(directory / "report.html", page)
     return directory / "report.html"
 
@@ -127,12 +131,15 @@ def compare(directories: list[Path], path: Path) -> None:
     page = _templates.get_template("comparison.html").render(
         title=f"{len(runs)} runs compared",
         written=datetime.date.today().isoformat(),
-        rows=[_row(name, members, differing) for name, members in groups.items()],
+        rows=[
+            _row(number, members, differing)
+            for number, members in enumerate(groups, start=1)
+        ],
         differing=differing,
         same_data=len({run.result["dataset"] for run in runs}) == 1,
         curves=_compared_curves(groups),
     )
-    workdir.write(path, page, "give another --out=FILE")
+    workdir.write(path, page, _OUT_FIX)
 
 
 def _read(directory: Path) -> _Run:
@@ -141,8 +148,8 @@ def _read(directory: Path) -> _Run:
     return _Run(directory, fields, result, metrics.read_rows(directory))
 
 
-def _grouped(runs: list[_Run]) -> tuple[dict[str, list[_Run]], list[str]]:
-    """Runs of the same training, by a letter, and the fields in which those differ.
+def _grouped(runs: list[_Run]) -> tuple[list[list[_Run]], list[str]]:
+    """Runs of the same training, and the fields in which these groups differ.
 
     A second run of one seed is no further sample of it: it is in a group of its own.
     """
@@ -158,16 +165,16 @@ def _grouped(runs: list[_Run]) -> tuple[dict[str, list[_Run]], list[str]]:
     differing = [
         name for name, each in zip(names, values, strict=True) if len(set(each)) > 1
     ]
-    return dict(zip(_letters(), groups.values(), strict=False)), differing
+    return list(groups.values()), differing
 
 
-def _row(name: str, members: list[_Run], differing: list[str]) -> dict:
+def _row(number: int, members: list[_Run], differing: list[str]) -> dict:
     """A row of the table of results: runs that differ in the seed alone."""
     first = members[0]
     accuracies = [run.result["test_accuracy"] for run in members]
     accuracy, low, high = _mean_interval(accuracies, first.result["test_examples"])
     return {
-        "name": name,
+        "number": number,
         "directories": [bucket.shown(run.directory) for run in members],
         "seeds": [run.fields["seed"] for run in members],
         "accuracy": accuracy,
@@ -179,15 +186,15 @@ def _row(name: str, members: list[_Run], differing: list[str]) -> dict:
     }
 
 
-def _compared_curves(groups: dict[str, list[_Run]]) -> list[Markup]:
+def _compared_curves(groups: list[list[_Run]]) -> list[Markup]:
     """A figure for each quantity, in which the runs of a group have one colour."""
     curves = []
     for name in ("train_loss", "test_accuracy", "validation_accuracy", "learning_rate"):
         series, colors = [], []
-        for color, (letter, members) in enumerate(groups.items()):
+        for color, members in enumerate(groups):
             for run in members:
                 if points := _points(run.history, name):
-                    series.append((letter, *points))
+                    series.append((str(color + 1), *points))
                     colors.append(color)
         if series:
             curves.append(
@@ -298,15 +305,7 @@ def _shown(value):
 
 def _mean_interval(values: list[float], examples: int) -> tuple[float, float, float]:
     """Mean and 95% interval: over seeds by Student's t; of one, over the examples."""
-    statistics = seeds.mean_and_interval(values)
-    mean = statistics["mean"]
     if len(values) == 1:
-        return mean, *interval(round(mean * examples), examples)
-    low, high = statistics["interval"]
-    return mean, max(low, 0.0), min(high, 1.0)
-
-
-def _letters():
-    for number in range(26 * 26):
-        first, second = divmod(number, 26)
-        yield (chr(64 + first) if first else "") + chr(65 + second)
+        return values[0], *interval(round(values[0] * examples), examples)
+    statistics = seeds.accuracy_interval(values)
+    return statistics["mean"], *statistics["interval"]

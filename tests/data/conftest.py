@@ -14,7 +14,7 @@ import pytest
 import scipy.io
 from ml_collections import ConfigDict
 
-from resnet_jax.data import archive, download
+from resnet_jax.data import archive
 
 HERE = "127.0.0.1"
 
@@ -97,8 +97,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(download, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(archive, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(archive, "SILENCE_SECONDS", 0.3)
     monkeypatch.setenv("NO_PROXY", HERE)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

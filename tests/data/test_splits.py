@@ -73,8 +73,8 @@ def test_wrong_syntax(spec):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("tran", r"no split 'tran'. Did you mean 'train'\? The splits are train, test"),
-        ("zzz", r"no split 'zzz'. The splits are train, test"),
+        ("tran", r"no split 'tran': did you mean 'train'\? choose one of train, test"),
+        ("zzz", r"no split 'zzz': choose one of train, test"),
         ("train[:1001]", r"train_split='train\[:1001\]': 1001 is beyond the 1000 exam"),
         ("train[-1001:]", "-1001 is beyond the 1000 examples of 'train'"),
         ("train[:101%]", "101% is beyond"),

@@ -5,7 +5,7 @@ import pytest
 from configs import common, digits, image_folder, v1_110, v2_56
 from resnet_jax import command_line
 from resnet_jax.config import flat
-from resnet_jax.report.command import reproduce
+from resnet_jax.report.command import training_command
 
 
 def changed(config, **fields):
@@ -41,7 +41,7 @@ def changed(config, **fields):
 )
 def test_the_command_gives_the_config_back(config, command, monkeypatch):
     monkeypatch.setattr("resnet_jax.data.check", lambda _: None)
-    found = reproduce(config)
+    found = training_command(config)
     assert command in found
     python, dash, module, *arguments = shlex.split(found)
     assert (python, dash, module) == ("python", "-m", "resnet_jax.main")
@@ -53,4 +53,4 @@ def test_the_command_gives_the_config_back(config, command, monkeypatch):
 
 
 def test_little_is_changed():
-    assert reproduce(v2_56.get_config()).count("--") == 1
+    assert training_command(v2_56.get_config()).count("--") == 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import UserError
-from resnet_jax.data import download
+from resnet_jax.data import archive
 
 DATA = np.random.default_rng(0).bytes(300_000)
 SIZE = len(DATA)
@@ -19,7 +19,7 @@ def fetch(server, tmp_path):
     path = tmp_path / "a.tar.gz"
 
     def run(size=SIZE, digest=DIGEST):
-        download.fetch(server.url + "/a.tar.gz", path, size=size, digest=digest)
+        archive.download(server.url + "/a.tar.gz", path, size=size, digest=digest)
         assert not path.with_name("a.tar.gz.part").exists()
         return path.read_bytes()
 
@@ -93,7 +93,7 @@ def test_wrong_beginning_is_found_and_the_next_run_is_good(fetch, tmp_path):
 )
 def test_failures(fetch, server, plan, reason, requests):
     server.plan = plan
-    with pytest.raises(download.DownloadError, match=reason):
+    with pytest.raises(archive.DownloadError, match=reason):
         fetch()
     assert len(server.ranges) == requests
 
@@ -102,13 +102,13 @@ def test_silence_has_an_end(fetch, server):
     server.plan = ["stall"] * 40
     server.files["a.tar.gz"] = DATA[:2]
     start = time.perf_counter()
-    with pytest.raises(download.DownloadError, match=r"no data for 0\.3 s"):
+    with pytest.raises(archive.DownloadError, match=r"no data for 0\.3 s"):
         fetch(size=2)
     assert time.perf_counter() - start < 5
 
 
 def test_another_length_is_not_downloaded(fetch, tmp_path):
-    with pytest.raises(download.DownloadError, match="has 300000 bytes, not 300001"):
+    with pytest.raises(archive.DownloadError, match="has 300000 bytes, not 300001"):
         fetch(size=SIZE + 1)
     assert not (tmp_path / "a.tar.gz").exists()
 
@@ -116,7 +116,7 @@ def test_another_length_is_not_downloaded(fetch, tmp_path):
 def test_no_server(server, tmp_path):
     port = server.server_port
     server.socket.close()
-    with pytest.raises(download.DownloadError, match="no connection"):
-        download.fetch(
+    with pytest.raises(archive.DownloadError, match="no connection"):
+        archive.download(
             f"http://127.0.0.1:{port}/a", tmp_path / "a", size=1, digest=DIGEST
         )
