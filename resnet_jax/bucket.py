@@ -183,7 +183,7 @@ def send(directory: Path, when_due: bool = False) -> None:
                 ) from None
 
 
-def shown(text: str | Path) -> str:
+def display_path(text: str | Path) -> str:
     """A path, or a text with paths, in which copies have their addresses' names."""
     text = str(text)
     for copy in _copies:
@@ -201,7 +201,7 @@ def sent_at_end() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.args = (shown(str(error)),)
+        error.args = (display_path(str(error)),)
         raise
     finally:
         while _copies:

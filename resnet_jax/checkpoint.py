@@ -55,7 +55,7 @@ class Checkpoints:
             multiprocessing_options=_ALONE,
             create=False,
         )
-        with self._told():
+        with self._errors_as_write_error():
             if not reads:
                 self._directory.mkdir(exist_ok=True)
                 self._remove_unfinished()
@@ -160,7 +160,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave({"format": FORMAT, **record})
         self.wait()
-        with self._told():
+        with self._errors_as_write_error():
             self._saving = step, time.perf_counter()
             self._manager.save(step, args=ocp.args.Composite(**items))
 
@@ -173,7 +173,7 @@ class Checkpoints:
         size = sum(size for size, _ in files.values())
         self._written = step, size, time.perf_counter() - start
 
-    def _settle(self) -> tuple[int, int, float] | None:
+    def _take_finished(self) -> tuple[int, int, float] | None:
         written = self._written
         if not written or not (self._directory / str(written[0])).exists():
             return None
@@ -216,19 +216,19 @@ class Checkpoints:
         Raises:
           WriteError: it failed.
         """
-        with self._told():
+        with self._errors_as_write_error():
             self._manager.check_for_errors()
-        return self._settle()
+        return self._take_finished()
 
     def wait(self) -> tuple[int, int, float] | None:
         """Waits until all is saved, and answers as `poll` does."""
-        with self._told():
+        with self._errors_as_write_error():
             self._manager.wait_until_finished()
-        return self._settle()
+        return self._take_finished()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tells in a sentence what Orbax, TensorStore or the system raise on saving."""
+    def _errors_as_write_error(self) -> Iterator[None]:
+        """Raises as a WriteError what Orbax, TensorStore or the system raise on saving."""
         try:
             yield
         except Exception as error:

@@ -6,7 +6,7 @@ import time
 
 @dataclasses.dataclass
 class Clock:
-    """Runs from when it is made.
+    """Starts on construction.
 
     Attributes:
       training: seconds of calls that train.

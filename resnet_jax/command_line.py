@@ -22,7 +22,7 @@ _ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 def run(main: Callable[[list[str]], None]) -> None:
     """Ends the process with what `call` returns for its own command line."""
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
-    hosts.leave(call(main, sys.argv))
+    hosts.exit_process(call(main, sys.argv))
 
 
 def call(main: Callable[[list[str]], None], argv: list[str]) -> int:

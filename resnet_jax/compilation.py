@@ -159,7 +159,7 @@ def _compile_once(
     return _compiled[key]
 
 
-_uncached_lock, _uncached_threads = threading.Lock(), []
+_uncached_lock, _saved_thresholds = threading.Lock(), []
 
 
 @contextlib.contextmanager
@@ -170,14 +170,14 @@ def _uncached() -> Iterator[None]:
     """
     name = "jax_persistent_cache_min_compile_time_secs"
     with _uncached_lock:
-        _uncached_threads.append(getattr(jax.config, name))
+        _saved_thresholds.append(getattr(jax.config, name))
         jax.config.update(name, math.inf)
     try:
         yield
     finally:
         with _uncached_lock:
             # The last to leave takes what the first found.
-            jax.config.update(name, _uncached_threads.pop())
+            jax.config.update(name, _saved_thresholds.pop())
 
 
 # No argument, since it is read where Flax calls `layers.convolve`.

@@ -41,7 +41,7 @@ def evaluate(run: Trained, dataset: data.Dataset) -> dict:
 def _as_json(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
     classes = zip(dataset.class_names, metrics["class_accuracy"], strict=True)
     content = {
-        "workdir": bucket.shown(run.directory),
+        "workdir": bucket.display_path(run.directory),
         "step": run.step,
         "dataset": dataset.name,
         "split": run.config.dataset.eval_split,
@@ -69,7 +69,7 @@ def _as_table(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
     ]
     width = max(map(len, ("top-5 accuracy", *dataset.class_names)))
     title = (
-        f"{bucket.shown(run.directory)} at step {run.step:,}, {dataset.name} "
+        f"{bucket.display_path(run.directory)} at step {run.step:,}, {dataset.name} "
         f"{run.config.dataset.eval_split}"
     )
     return "\n".join(

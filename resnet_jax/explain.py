@@ -248,7 +248,7 @@ def explain(
         "integrated gradients add up to the logit's change within "
         f"{np.median(errors):.1%} (median), {max(errors):.1%} (worst)"
     )
-    print(f"written   {bucket.shown(out)}/")
+    print(f"written   {bucket.display_path(out)}/")
     predict.require_all_read(len(pictures), len(names))
 
 

@@ -211,9 +211,9 @@ def main(argv: list[str]) -> None:
         ("README.md", model_card(run).encode()),
     ):
         workdir.write(out / name, part, "give another --out=DIR")
-        print(f"written   {bucket.shown(out / name)}: {len(part):,} bytes")
+        print(f"written   {bucket.display_path(out / name)}: {len(part):,} bytes")
     print("\nTo run it, with jax and flatbuffers alone:\n")
-    lines = usage_snippet(run, bucket.shown(out / "model.zip")).splitlines()
+    lines = usage_snippet(run, bucket.display_path(out / "model.zip")).splitlines()
     print("\n".join(f"    {line}" for line in lines))
 
 

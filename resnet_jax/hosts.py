@@ -2,7 +2,7 @@
 
 All of them compute; process 0 alone prepares the data, reads and writes the run's
 directory and prints. What it finds, an error included, goes to the others by
-`from_first`, so that no other process needs the data or the directory.
+`run_on_first`, so that no other process needs the data or the directory.
 """
 
 import importlib.util
@@ -164,13 +164,13 @@ def is_first() -> bool:
     return _count == 1 or jax.process_index() == 0
 
 
-def tell(line: str) -> None:
+def print_once(line: str) -> None:
     """Prints a line, once for all processes."""
     if is_first():
         print(line, flush=True)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def run_on_first(make: Callable[[], T]) -> T:
     """Returns in every process what `make` returns, or raises, in the first one.
 
     The others wait, however long it takes. What is returned must be picklable.
@@ -211,14 +211,14 @@ def from_first(make: Callable[[], T]) -> T:
     return made
 
 
-def largest(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of the numbers that the processes give, in every process."""
     if _count == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
     """Ends the process.
 
     After an error it waits neither for other processes nor for programs that compile.

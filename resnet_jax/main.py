@@ -47,8 +47,8 @@ def main(argv: list[str]) -> None:
     parallel.add_cpu()
     hosts.join(values.coordinator, values.num_processes, values.process_id)
     parallel.split_cpu(config.batch_size, hosts.count())  # `from_first` takes devices
-    hosts.from_first(lambda: data.check(config.dataset))
-    directory = hosts.from_first(lambda: bucket.local(place))
+    hosts.run_on_first(lambda: data.check(config.dataset))
+    directory = hosts.run_on_first(lambda: bucket.local(place))
     if config.seeds == 1:
         run(config, directory)
     else:
@@ -66,7 +66,7 @@ def run(config: ConfigDict, directory: Path) -> dict:
         report.draw_curves(directory)
         report.update(directory)
 
-    hosts.from_first(show)
+    hosts.run_on_first(show)
     return summary
 
 

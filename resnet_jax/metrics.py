@@ -113,9 +113,9 @@ class Recorder:
         if done := step - self._first_step:
             left = elapsed / done * (self._plan.total_steps - step)
             parts.append(f"{tqdm.format_interval(left)} left")
-        self.tell(", ".join(parts))
+        self.print_line(", ".join(parts))
 
-    def tell(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Prints a line above the progress bar."""
         if self._workdir is None:
             return
@@ -137,7 +137,7 @@ class Recorder:
             path = self._workdir / "metrics.jsonl"
             files.write(path, "".join(json.dumps(row) + "\n" for row in self._rows))
             if self._events:
-                with self._telling():
+                with self._errors_as_write_error():
                     self._events.flush()
             bucket.send(self._workdir, when_due=True)
         self._written = time.perf_counter()
@@ -156,11 +156,11 @@ class Recorder:
                 self._write_event(event)
 
     def _write_event(self, event) -> None:
-        with self._telling():
+        with self._errors_as_write_error():
             self._events.write_event(event)
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _errors_as_write_error(self) -> Iterator[None]:
         """Makes errors of writing TensorBoard's events within a WriteError."""
         try:
             yield

@@ -181,8 +181,8 @@ class Parallel:
     ) -> compilation.Program:
         """Compiles a function for arguments like `args`; its results are replicated.
 
-        It is traced at once and compiled in the background. On a GPU it is run with
-        them in the end, of which the donated ones stay.
+        It is traced at once and compiled in the background. On a GPU it is then run
+        once on these arguments, of which the donated ones are copied first.
 
         Args:
           function: to run.

@@ -23,7 +23,7 @@ class StoppedError(UserError):
 
 
 class Interrupt(BaseException):
-    """A signal during the start-up, for `Preemption` to turn into its `error`.
+    """A signal during the start-up, which `Preemption` re-raises as a StoppedError.
 
     No `except Exception` on the way, here or in a library, takes it for a failure.
     """

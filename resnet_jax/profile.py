@@ -47,9 +47,9 @@ def traced(trainer: Trainer, directory: Path, start: int, stop: int) -> Iterator
         yield
     # Names of files begin with the time.
     file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
-    hosts.tell(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
+    hosts.print_once(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
     program = trainer.programs[trainer.plan.image_size(start)].result().as_text()
-    hosts.tell(table(operations(file), sources(program)))
+    hosts.print_once(table(operations(file), sources(program)))
 
 
 def operations(file: Path) -> list[Operation]:

@@ -27,7 +27,10 @@ def print_start(
 ) -> None:
     """Prints the run's banner, what changed in its config, and where it resumes."""
     print(_banner(config, dataset, trainer))
-    for warning in (*too_short(config, trainer.plan), *unlikely(config)):
+    for warning in (
+        *unreached_settings(config, trainer.plan),
+        *suspicious_settings(config),
+    ):
         print(f"warning   {warning}")
     for change in changed:
         print(f"changed   {change}")
@@ -68,7 +71,7 @@ def _warn_without_second_call(step: int, plan: Plan) -> None:
         print(f"profile   nothing is traced: the whole run is one call{fix}")
 
 
-def too_short(config: ConfigDict, plan: Plan) -> list[str]:
+def unreached_settings(config: ConfigDict, plan: Plan) -> list[str]:
     """What a run of so few epochs never comes to."""
     found, augment = [], config.augment
     epochs = plan.total_epochs if config.steps else config.epochs
@@ -83,7 +86,7 @@ def too_short(config: ConfigDict, plan: Plan) -> list[str]:
     return found
 
 
-def unlikely(config: ConfigDict) -> list[str]:
+def suspicious_settings(config: ConfigDict) -> list[str]:
     """What no recipe for these data or this depth would have, or only by mistake."""
     found, augment, schedule = [], config.augment, config.schedule
     if data.base_name(config.dataset.name) in _NOT_FLIP_INVARIANT:
@@ -155,7 +158,7 @@ def sentence(result: dict) -> str:
     )
 
 
-def of_run(
+def summarize(
     config: ConfigDict,
     dataset: data.Dataset,
     trainer: Trainer,

@@ -44,24 +44,24 @@ class Saver:
         if self._checkpoints:
             self._recorder.write()
             self._checkpoints.best_step = self._recorder.best_step
-            self._tell(self._checkpoints.wait())
+            self._report(self._checkpoints.wait())
             self._checkpoints.save(step, saved.split(), self._record())
 
     def poll(self) -> None:
-        """Tells of a save that has ended."""
+        """Reports a save that has ended."""
         if self._checkpoints:
-            self._tell(self._checkpoints.poll())
+            self._report(self._checkpoints.poll())
 
     def wait(self) -> None:
-        """Waits in all processes for the end of a save, and tells of it.
+        """Waits in all processes for the end of a save, and reports it.
 
         Those that do not save must not end before: JAX would end the first one, too.
         """
-        hosts.from_first(lambda: self._tell(self._checkpoints.wait()))
+        hosts.run_on_first(lambda: self._report(self._checkpoints.wait()))
 
-    def _tell(self, ended: tuple[int, int, float] | None) -> None:
+    def _report(self, ended: tuple[int, int, float] | None) -> None:
         if ended:
             step, size, seconds = ended
-            self._recorder.tell(
+            self._recorder.print_line(
                 f"saved     step {step:,}: {size / 1e6:.1f} MB in {seconds:.2f} s"
             )

@@ -40,13 +40,13 @@ def run_all(
     for seed in range(config.seed, config.seed + config.seeds):
         one = configs[seed] = config.copy_and_resolve_references()
         one.update(seed=seed, seeds=1)
-    hosts.from_first(lambda: _check(parent, configs))
+    hosts.run_on_first(lambda: _check(parent, configs))
     accuracies, diverged = [], []
     for seed, one in configs.items():
         try:
             summary = run(one, _directory(parent, seed))
         except DivergedError as error:
-            hosts.tell(f"seed {seed}: {error}")
+            hosts.print_once(f"seed {seed}: {error}")
             diverged.append(seed)
         accuracies.append(None if seed in diverged else summary["test_accuracy"])
     finished = [accuracy for accuracy in accuracies if accuracy is not None]
@@ -55,8 +55,8 @@ def run_all(
         "test_accuracy": accuracies,
         **accuracy_interval(finished),
     }
-    hosts.from_first(lambda: workdir.write_json(parent / "seeds.json", result))
-    hosts.tell(_table(result))
+    hosts.run_on_first(lambda: workdir.write_json(parent / "seeds.json", result))
+    hosts.print_once(_table(result))
     if diverged:
         raise DivergedError(
             f"of {len(configs)} seeds {', '.join(map(str, diverged))} diverged: "

@@ -87,7 +87,7 @@ def make_train_step(
     config: ConfigDict,
     normalization: tuple[np.ndarray, np.ndarray],
     image_size: int = 0,
-    plain_from: float = math.inf,
+    unmixed_from_step: float = math.inf,
 ) -> Callable:
     """Builds `train_step(state, batch, rng, *, axis_name=None)`, one update.
 
@@ -95,7 +95,7 @@ def make_train_step(
     loss and accuracy on the batch before the update, and the gradient's norm. With
     `axis_name`, gradients, metrics and BatchNorm statistics are averaged over it.
     Images are scaled to `image_size` (0: as they are), and not mixed from step
-    `plain_from` on. An example that is mixed counts for the larger part's class.
+    `unmixed_from_step` on. An example that is mixed counts for the larger part's class.
     """
 
     def loss(params, batch_stats, images, targets, rng):
@@ -157,7 +157,11 @@ def make_train_step(
             # After the keys of the examples and of the network.
             mix_rng = jax.random.fold_in(rng, 2 * config.batch_size)
             images, targets = mix(
-                config.augment, images, targets, mix_rng, state.step >= plain_from
+                config.augment,
+                images,
+                targets,
+                mix_rng,
+                state.step >= unmixed_from_step,
             )
         compute = gradients if config.optimizer.accumulate == 1 else accumulated
         # After the examples' keys: what a network that draws at random draws from.

@@ -69,8 +69,8 @@ def train_and_evaluate(
     parallel.split_cpu(config.batch_size, hosts.count())
     parallel.require_devices()
     compilation.use_compilation_cache()
-    hosts.tell(f"workdir   {bucket.shown(directory)}")
-    hosts.from_first(lambda: workdir.check(directory, config))
+    hosts.print_once(f"workdir   {bucket.display_path(directory)}")
+    hosts.run_on_first(lambda: workdir.check(directory, config))
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         try:
@@ -114,13 +114,13 @@ def _run(
 
     def open_run() -> _Opened:
         nonlocal checkpoints
-        stack.enter_context(workdir.claimed(directory))
+        stack.enter_context(workdir.claim(directory))
         workdir.check(directory, config)  # now that nobody else can change it
         checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
         stack.callback(checkpoints.close)
         dataset = data.load(config.dataset)
         for note in dataset.notes:
-            hosts.tell(note)
+            hosts.print_once(note)
         return _Opened(
             newest=checkpoints.newest(),
             rows=read_rows(directory),
@@ -128,13 +128,15 @@ def _run(
             dataset=dataset,
         )
 
-    opened = hosts.from_first(open_run)
+    opened = hosts.run_on_first(open_run)
     if hosts.count() > 1:
         data.reopen(opened.dataset, config.dataset)
     trainer = Trainer(config, opened.dataset, build)
     step = opened.newest[0] if opened.newest else 0
     if opened.newest:
-        hosts.from_first(lambda: _require_resumable(config, directory, trainer, opened))
+        hosts.run_on_first(
+            lambda: _require_resumable(config, directory, trainer, opened)
+        )
         if _is_finished(opened, trainer):
             return _finished(config, directory, opened.summary)
     trainer.begin_compiling()  # while the state is made
@@ -146,7 +148,7 @@ def _run(
     if opened.newest:
         state = trainer.new_state()
         like = state.split()
-        trees = hosts.from_first(lambda: checkpoints.restore(step, like))
+        trees = hosts.run_on_first(lambda: checkpoints.restore(step, like))
         state = TrainState.join(trees)
         saved = opened.newest[1]
         clock.add(saved["clock"])
@@ -170,7 +172,7 @@ def _run(
     state = trainer.place(state)
     trainer.compile()
     clock.compiling += trainer.compile_seconds
-    hosts.tell(f"compiled  in {trainer.compile_seconds:.1f} s")
+    hosts.print_once(f"compiled  in {trainer.compile_seconds:.1f} s")
     plan = trainer.plan
     recorder = Recorder(
         directory if hosts.is_first() else None, opened.rows, step, plan
@@ -196,13 +198,13 @@ def _run(
     except DivergedError:
         saver.wait()
         raise
-    result = results.of_run(config, opened.dataset, trainer, clock, metrics, made_by)
+    result = results.summarize(config, opened.dataset, trainer, clock, metrics, made_by)
     if changes:
         result["changes"] = changes
     if hosts.is_first():
         workdir.write_json(directory / "summary.json", result)
-    hosts.tell(f"finished  in {clock.total:,.0f} s: {results.sentence(result)}")
-    if number := hosts.largest(preemption.received or 0):
+    hosts.print_once(f"finished  in {clock.total:,.0f} s: {results.sentence(result)}")
+    if number := hosts.max_over_processes(preemption.received or 0):
         raise StoppedError(signal.Signals(number), "at the end, which is saved")
     return result
 
@@ -234,7 +236,7 @@ def _is_finished(opened: _Opened, trainer: Trainer) -> bool:
 def _finished(config: ConfigDict, directory: Path, summary: dict) -> dict:
     """Says that a run has ended, and returns its summary."""
     step = f"{summary['steps']:,}"
-    hosts.tell(f"finished  at step {step} of {step}: {results.sentence(summary)}")
+    hosts.print_once(f"finished  at step {step} of {step}: {results.sentence(summary)}")
     if hosts.is_first():  # a start of another length may have left its own
         workdir.write_json(directory / "config.json", workdir.as_json(config))
     return summary
@@ -255,8 +257,8 @@ def _first_state(
         residual=config.model.residual,
         scale=trainer.normalization[1],
     )
-    state, taken = hosts.from_first(begin)
-    hosts.tell(f"weights   of {taken}")
+    state, taken = hosts.run_on_first(begin)
+    hosts.print_once(f"weights   of {taken}")
     return state
 
 
@@ -276,7 +278,7 @@ def _loop(
 
     def received() -> int:
         """The signal that came to any of the processes; 0: none."""
-        return hosts.largest(preemption.received or 0)
+        return hosts.max_over_processes(preemption.received or 0)
 
     while True:
         saver.poll()
@@ -295,7 +297,7 @@ def _loop(
         number = received()
         # Saving may take all devices: no process may decide it by its own clock.
         late = 0 < config.checkpoint.every_minutes <= saver.minutes
-        due |= hosts.largest(int(late)) > 0
+        due |= hosts.max_over_processes(int(late)) > 0
         due |= number > 0 or recorder.best_step == step
         if due and step and saver.saved_step != step:
             saver.save(state, step)

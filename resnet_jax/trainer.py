@@ -130,7 +130,7 @@ class Trainer:
                 config,
                 self.normalization,
                 size,
-                plain_from=self.plan.total_steps - plain_steps,
+                unmixed_from_step=self.plan.total_steps - plain_steps,
             )
             for size in (*self.plan.sizes, 0)
         }

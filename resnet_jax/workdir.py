@@ -120,7 +120,7 @@ def _left_by_a_start(workdir: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path) -> Iterator[None]:
+def claim(workdir: Path) -> Iterator[None]:
     """Makes a directory and keeps other processes out of it; leaves no empty one.
 
     The lock is the system's, and ends with the process that holds it.

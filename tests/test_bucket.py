@@ -53,7 +53,7 @@ def contents(directory: Path) -> dict[str, str]:
 def test_directory_of_this_machine_is_used_as_it_is(tmp_path):
     for place in ("runs/a", tmp_path, tmp_path / "b:c"):
         assert bucket.local(place) == Path(place)
-        assert bucket.shown(Path(place)) == str(place)
+        assert bucket.display_path(Path(place)) == str(place)
         bucket.send(Path(place))
     assert bucket.local("~/runs/a") == Path.home() / "runs" / "a"
     assert not bucket._copies
@@ -72,7 +72,7 @@ def test_what_a_run_needs_is_fetched_and_nothing_else(cloud):
         copy = bucket.local(URL)
         assert contents(copy) == needed
         assert bucket.local(URL + "/") == copy
-        assert bucket.shown(f"{copy}/x and {copy}") == f"{URL}/x and {URL}"
+        assert bucket.display_path(f"{copy}/x and {copy}") == f"{URL}/x and {URL}"
     assert cloud.writes == []
     assert not copy.exists()
 

@@ -90,13 +90,13 @@ def test_signal_saves_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_signal_at_the_end_ends_the_command_too(straight, tmp_path, monkeypatch):
-    original = train.results.of_run
+    original = train.results.summarize
 
     def signalled(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(train.results, "of_run", signalled)
+    monkeypatch.setattr(train.results, "summarize", signalled)
     with pytest.raises(preemption.StoppedError, match="at the end, which is saved"):
         train.train_and_evaluate(config(), tmp_path / "run")
     assert_equal_runs(straight, tmp_path / "run")
@@ -104,9 +104,11 @@ def test_signal_at_the_end_ends_the_command_too(straight, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_processes_agree_when_a_timed_save_is_due(tmp_path, monkeypatch):
-    asked, largest = [], train.hosts.largest
+    asked, ask = [], train.hosts.max_over_processes
     monkeypatch.setattr(
-        train.hosts, "largest", lambda number: asked.append(number) or largest(number)
+        train.hosts,
+        "max_over_processes",
+        lambda number: asked.append(number) or ask(number),
     )
     often = config(**{"checkpoint.every": 10, "checkpoint.every_minutes": 1e-9})
     train.train_and_evaluate(often, tmp_path / "run")
@@ -398,7 +400,7 @@ def test_lock_that_was_removed_since_it_was_opened_does_not_count(
 
     real = fcntl.flock
     monkeypatch.setattr(fcntl, "flock", removed_before)
-    with workdir.claimed(tmp_path):
+    with workdir.claim(tmp_path):
         assert len(locked) == 2
         assert lock.exists()
 
@@ -410,7 +412,7 @@ def test_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(workdir.os, "write", full)
-    with workdir.claimed(tmp_path):
+    with workdir.claim(tmp_path):
         assert (tmp_path / ".lock").exists()
 
 

@@ -179,7 +179,7 @@ def test_a_signal_to_the_first_while_it_prepares_ends_both(tmp_path):
         "def main(argv):\n"
         "    address, count, number = (a.partition('=')[2] for a in argv[1:])\n"
         "    hosts.join(address, int(count), int(number))\n"
-        "    with Preemption(): hosts.from_first(make)\n"
+        "    with Preemption(): hosts.run_on_first(make)\n"
         "command_line.run(main)\n"
     )
     pair = Pair(tmp_path, ["-c", script], devices=1)
@@ -304,8 +304,8 @@ def test_one_process_alone_waits_for_nobody(monkeypatch):
     hosts.join(None, None, None)
     assert hosts.count() == 1
     assert hosts.is_first()
-    assert hosts.largest(3) == 3
-    assert hosts.from_first(lambda: "it") == "it"
+    assert hosts.max_over_processes(3) == 3
+    assert hosts.run_on_first(lambda: "it") == "it"
 
 
 def test_a_vm_whose_slice_does_not_meet_does_not_train_alone(monkeypatch):

@@ -120,7 +120,7 @@ def setting():
     return config, net, variables, batch, statistics("mean", dataset.train.images)
 
 
-def steps(setting, count, plain_from=float("inf"), **changes):
+def steps(setting, count, unmixed_from_step=float("inf"), **changes):
     """The states before and after each of some steps, and their metrics."""
     config, net, variables, batch, normalization = setting
     config = config.copy_and_resolve_references()
@@ -131,7 +131,9 @@ def steps(setting, count, plain_from=float("inf"), **changes):
     )
     if config.optimizer.ema:
         state = state.replace(ema=state.trained)
-    step = make_train_step(net, tx, config, normalization, plain_from=plain_from)
+    step = make_train_step(
+        net, tx, config, normalization, unmixed_from_step=unmixed_from_step
+    )
     step, states, metrics = quick_jit(step), [state], []
     for _ in range(count):
         state, measured = step(state, batch, jax.random.key(1))
@@ -294,8 +296,8 @@ def test_all_devices_leave_out_the_same_blocks(setting):
 def test_mixing_ends_with_the_plain_tail(setting):
     mixup = {"augment.mixup": 1.0}
     plain, _ = steps(setting, 2)
-    tail, _ = steps(setting, 2, plain_from=1.0, **mixup)
-    never, _ = steps(setting, 2, plain_from=0.0, **mixup)
+    tail, _ = steps(setting, 2, unmixed_from_step=1.0, **mixup)
+    never, _ = steps(setting, 2, unmixed_from_step=0.0, **mixup)
     assert not same(tail[1].params, plain[1].params)
     close(never[2].params, plain[2].params)
     # From the same state, the step in the tail is a plain one.

@@ -201,7 +201,7 @@ def test_later_calls_compile_nothing(trained):
 def test_what_no_recipe_would_have_is_told(recipe, given, told):
     config = common.get_config(recipe, version=1, depth=20)
     config.update_from_flattened_dict(given)
-    found = results.unlikely(config)
+    found = results.suspicious_settings(config)
     assert len(found) == bool(told)
     assert told in "".join(found)
 
@@ -210,7 +210,7 @@ def test_recipes_for_digits_mirror_nothing():
     for recipe in ("smoke", "paper", "keras", "strong", "fast"):
         config = digits.get_config(recipe)
         validate(config)
-        assert not results.unlikely(config)
+        assert not results.suspicious_settings(config)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,6 @@ def test_recipes_for_digits_mirror_nothing():
 def test_what_a_short_run_never_comes_to_is_told(given, told):
     config = common.get_config("strong", version=1, depth=8)
     config.update(given)
-    found = results.too_short(config, Plan.of(config, examples=45_000))
+    found = results.unreached_settings(config, Plan.of(config, examples=45_000))
     assert len(found) == len(told)
     assert all(part in line for part, line in zip(told, found, strict=True))

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     else:
         path = out or Path("comparison.html")
         page.compare(directories, path)
-    print(f"written   {bucket.shown(path)}")
+    print(f"written   {bucket.display_path(path)}")
 
 
 if __name__ == "__main__":

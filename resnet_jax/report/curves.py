@@ -34,7 +34,7 @@ def draw_curves(workdir: Path) -> None:
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    figure.suptitle(bucket.shown(workdir), parse_math=False)
+    figure.suptitle(bucket.display_path(workdir), parse_math=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write(workdir / "curves.png", picture.getvalue())

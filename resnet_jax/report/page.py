@@ -49,7 +49,7 @@ def update(directory: Path) -> None:
     path, result = directory / "report.html", directory / "summary.json"
     if not path.exists() or path.stat().st_mtime < result.stat().st_mtime:
         print("drawing   the report", flush=True)
-        print(f"report    {bucket.shown(write(directory))}")
+        print(f"report    {bucket.display_path(write(directory))}")
 
 
 def write(directory: Path, out: Path | None = None) -> Path:
@@ -74,7 +74,7 @@ def write(directory: Path, out: Path | None = None) -> Path:
     page = _templates.get_template("run.html").render(
         title=f"v{run.config.model.version}-{run.config.model.depth} on "
         f"{run.inputs.dataset}",
-        directory=bucket.shown(directory),
+        directory=bucket.display_path(directory),
         written=datetime.date.today().isoformat(),
         run=run,
         result=result,
@@ -100,7 +100,7 @@ def write(directory: Path, out: Path | None = None) -> Path:
         gradient_images=analysis.gradient_images,
         fields=flat(run.config),
         command=f"{training_command(run.config)} "
-        f"--workdir={shlex.quote(bucket.shown(directory) + '-again')}",
+        f"--workdir={shlex.quote(bucket.display_path(directory) + '-again')}",
     )
     if out:
         workdir.write(out, page, _OUT_FIX)
@@ -175,7 +175,7 @@ def _row(number: int, members: list[_Run], differing: list[str]) -> dict:
     accuracy, low, high = _mean_interval(accuracies, first.result["test_examples"])
     return {
         "number": number,
-        "directories": [bucket.shown(run.directory) for run in members],
+        "directories": [bucket.display_path(run.directory) for run in members],
         "seeds": [run.fields["seed"] for run in members],
         "accuracy": accuracy,
         "low": low,
