@@ -40,8 +40,8 @@ Numbers (smoke, seeds 0, 1, 2, test error in percent).
   that the plain network loses by a block is 52 points.
 - 1, 2, 3, 5, 7, 10 blocks deleted from residual-56, medians of 25 draws and 3 seeds: 5,
   11, 29, 52, 83, 88; 80% of the draws are in 3-43, 4-57, 7-74, 20-88, 45-91, 75-91.
-  Half of the digits are wrong from 5 blocks on; in residual-20 from 2 on (51, 20-90), in
-  plain-20 from 1 on (87, 82-93).
+  Half of the digits are wrong from 5 blocks on; in residual-20 from 2 on (51, 20-90),
+  in plain-20 from 1 on (87, 82-93).
 - Order of residual-56: 5 at tau above 0.9, 60 at 0.8 to 0.9, 73 at 0.7 to 0.8.
 - Paths of residual-56: each block on a path multiplies the gradient by 0.77 to 0.79, so
   that 90% of it comes along paths of 7 or 8 to 16 of 27 blocks, 11.7 to 11.8 in the
