@@ -32,8 +32,8 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   third remains at 110 layers: v1 392, v2 810.
 - Time of an update on two cores, s: v1 0.46, 1.37, 2.77, v2 0.42, 1.79, 4.23: from 56
   layers on v2 is slower, with two thirds of the MACs. Remat, which computes more, takes
-  about as long (v1-110 2.66, v2-110 3.87), on this CPU,
-  which suggests that memory is the bottleneck.
+  about as long (v1-110 2.66, v2-110 3.87), which suggests that memory is this CPU's
+  bottleneck.
 """
 
 import itertools
