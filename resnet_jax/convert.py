@@ -41,12 +41,6 @@ class Peer(NamedTuple):
     image_shape: tuple[int, int, int] | None = None  # None: any
 
 
-class DifferentError(UserError):
-    """A converted network does not compute what it did before."""
-
-    exit_status = 1
-
-
 def read(path: Path) -> tuple[Weights, list[Peer]]:
     """Reads weights of any format, and finds who else can compute their logits.
 
@@ -128,7 +122,7 @@ def compare(loaded: Weights, peers: list[Peer]) -> None:
     """Prints how far our logits are from others'.
 
     Raises:
-      DifferentError: further than `TOLERANCE`.
+      MismatchError: further than `TOLERANCE`.
     """
     usual = loaded.inputs.image_shape if loaded.inputs else (32, 32, loaded.channels)
     for peer in peers:
@@ -141,7 +135,9 @@ def compare(loaded: Weights, peers: list[Peer]) -> None:
             f"{difference:.1e}; the largest is {largest:.3g}"
         )
         if not difference <= TOLERANCE * max(1, largest):
-            raise DifferentError(f"{outcome}: nothing was written, please report this")
+            raise weights.MismatchError(
+                f"{outcome}: nothing was written, please report this"
+            )
         print(f"compared  {outcome}")
 
 

@@ -28,7 +28,6 @@ from resnet_jax import (
     weights,
     workdir,
 )
-from resnet_jax.convert import DifferentError
 from resnet_jax.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -115,8 +114,10 @@ def card(run: Trained) -> str:
     else:
         accuracy = f"not measured at step {run.step:,}"
     shape = "x".join(map(str, inputs.image_shape))
-    begun = f"It began with the weights of `{config.init_from}`. Then: " * bool(
-        config.init_from
+    begun = (
+        f"It began with the weights of `{config.init_from}`. Then: "
+        if config.init_from
+        else ""
     )
     changed = workdir.differences(
         json.loads(common.default().to_json()), json.loads(config.to_json())
@@ -199,7 +200,9 @@ def main(argv: list[str]) -> None:
     apart = difference(run, content)
     outcome = f"probabilities of random images differ by at most {apart:.1e}"
     if not apart <= TOLERANCES[run.config.model.dtype]:
-        raise DifferentError(f"{outcome}: nothing was written, please report this")
+        raise weights.MismatchError(
+            f"{outcome}: nothing was written, please report this"
+        )
     print(f"compared  {outcome}")
     for name, part in (
         ("model.zip", content),

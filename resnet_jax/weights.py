@@ -51,6 +51,12 @@ class Weights:
         return build_network(config, self.num_classes)
 
 
+class MismatchError(UserError):
+    """A converted or exported network does not compute what it did before."""
+
+    exit_status = 1
+
+
 def of_run(run: Trained) -> Weights:
     """The weights of a trained network."""
     fields = run.config.model.to_dict()

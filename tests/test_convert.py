@@ -222,9 +222,9 @@ def test_the_tolerance_is_a_ten_thousandth_of_the_largest_logit_above_one(larges
     tolerated = 1e-4 * max(1, largest)
     for sign in (1, -1):
         compare(0.9 * sign * tolerated)
-        with pytest.raises(convert.DifferentError, match="with Other"):
+        with pytest.raises(weights.MismatchError, match="with Other"):
             compare(1.1 * sign * tolerated)
-    with pytest.raises(convert.DifferentError, match="nan"):
+    with pytest.raises(weights.MismatchError, match="nan"):
         compare(np.nan)
 
 

@@ -123,7 +123,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
         class_names=tuple(os.fsencode(n).decode(errors="replace") for n in names),
         sizes={split: len(files) for split, files in splits.items()},
         examples=lambda split, indices: _read(splits[split], indices, root, size),
-        key=_key(splits, root, size),
+        key=_key(splits, root),
         notes=tuple(notes),
     )
 
@@ -213,8 +213,8 @@ def _read(
             yield from threads.map(read, indices[start : start + _CHUNK])
 
 
-def _key(splits: dict[str, list[_File]], root: Path, size: int) -> str:
-    digest = hashlib.sha256(f"{PIL.__version__} {size}".encode())
+def _key(splits: dict[str, list[_File]], root: Path) -> str:
+    digest = hashlib.sha256(PIL.__version__.encode())
     for split, files in splits.items():
         for path, label in files:
             try:

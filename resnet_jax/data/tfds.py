@@ -218,8 +218,6 @@ def _check_readable(directory: Path, base: str) -> None:
         info = json.loads((directory / "dataset_info.json").read_text())
     except ValueError as error:
         raise _damaged(directory, f"dataset_info.json: {error}") from None
-    if not isinstance(info, dict):
-        raise _damaged(directory, "dataset_info.json holds no JSON object")
     # TFDS did not write the format down when there was only this one.
     formats = [info.get("fileFormat", "tfrecord")]
     formats += info.get("alternativeFileFormats", [])
