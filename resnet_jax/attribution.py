@@ -26,7 +26,7 @@ def grad_cam(
     labels: Labels,
     layer: str = "features",
 ) -> Maps:
-    """Where the feature maps of a layer raise the logits of `labels`; none is negative.
+    """Non-negative Grad-CAM heat maps for class `labels[i]` of image i.
 
     The maps are weighted by their gradients' means (equation 1), added up, cut at zero
     (equation 2), and scaled to the images' size.
@@ -52,11 +52,11 @@ def grad_cam(
 
         with nn.intercept_methods(intercept):
             logits = net.apply(variables, images, train=False)
-        return _chosen(logits, labels).sum(), outputs[0]
+        return _class_scores(logits, labels).sum(), outputs[0]
 
     _, shape = jax.eval_shape(lambda: score(None))
-    nothing = jnp.zeros(shape.shape, shape.dtype)
-    gradients, maps = jax.grad(score, has_aux=True)(nothing)
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    gradients, maps = jax.grad(score, has_aux=True)(zeros)
     weights = gradients.mean((1, 2), keepdims=True)
     heat = nn.relu((weights * maps).sum(-1)).astype(jnp.float32)
     return jax.image.resize(heat, images.shape[:3], "bilinear")
@@ -81,29 +81,29 @@ def integrated_gradients(
     """
 
     def score(images):
-        scores = _chosen(net.apply(variables, images, train=False), labels)
+        scores = _class_scores(net.apply(variables, images, train=False), labels)
         return scores.sum(), scores
 
     def add(step, sums):
         total, first, _ = sums
-        inner = jnp.where((step == 0) | (step == steps), 0.5, 1.0)
+        trapezoid_weight = jnp.where((step == 0) | (step == steps), 0.5, 1.0)
         gradient, scores = jax.grad(score, has_aux=True)(images * (step / steps))
         first = jnp.where(step == 0, scores, first)
-        return total + inner * gradient, first, scores
+        return total + trapezoid_weight * gradient, first, scores
 
-    nothing = jnp.zeros(len(labels))
-    sums = (jnp.zeros_like(images), nothing, nothing)
+    zeros = jnp.zeros(len(labels))
+    sums = (jnp.zeros_like(images), zeros, zeros)
     total, first, last = jax.lax.fori_loop(0, steps + 1, add, sums)
     attributions = images * total / steps
     error = jnp.abs(attributions.sum((1, 2, 3)) - (last - first))
     return attributions, error / jnp.maximum(jnp.abs(last - first), 1e-6)
 
 
-def _chosen(logits, labels):
+def _class_scores(logits, labels):
     return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
-def randomized(
+def cascading_randomization(
     net: models.ResNet, variables: dict, image_shape: tuple[int, int, int], seed: int
 ) -> dict[str, dict]:
     """Variables in which more and more layers are drawn again, from the output down.

@@ -169,13 +169,13 @@ def main(argv: list[str]) -> None:
         loaded, readers = read(Path(origin))
     else:
         origin = values.workdir
-        loaded = weights.of_run(trained.load(origin, values.checkpoint))
+        loaded = weights.from_run(trained.load(origin, values.checkpoint))
         readers = []
     net = loaded.network()
     count = summary.count_parameters(loaded.variables["params"])
     print(
-        f"read      {origin}: v{loaded.model['version']}-{loaded.model['depth']}, "
-        f"{summary.describe(net)}; {loaded.num_classes} classes; {count:,} parameters"
+        f"read      {origin}: {loaded.name}, {summary.describe(net)}; "
+        f"{loaded.num_classes} classes; {count:,} parameters"
     )
     content, writers = encode(loaded, out, values.naming)
     compare(loaded, readers + writers)

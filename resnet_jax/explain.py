@@ -101,7 +101,7 @@ class Explainer:
           on what was learned.
         """
         run, rows = self._run, []
-        cascade = attribution.randomized(
+        cascade = attribution.cascading_randomization(
             run.net, run.variables, run.inputs.image_shape, run.config.seed + 1
         )
         for title, variables in cascade.items():

@@ -52,7 +52,7 @@ def program(run: Trained) -> jax.export.Exported:
 
 
 def archive(run: Trained, exported: jax.export.Exported) -> bytes:
-    """The file that `example` reads: 'program', and 'model.json' on its inputs."""
+    """The file that `usage_snippet` reads: 'program', and 'model.json' on inputs."""
     described = {
         "class_names": run.inputs.class_names,
         "image_shape": run.inputs.image_shape,
@@ -70,7 +70,7 @@ def archive(run: Trained, exported: jax.export.Exported) -> bytes:
     return file.getvalue()
 
 
-def example(run: Trained, path: str) -> str:
+def usage_snippet(run: Trained, path: str) -> str:
     """Python that runs an archive, with JAX and flatbuffers alone."""
     sizes = ", ".join(map(str, run.inputs.image_shape))
     return "\n".join(
@@ -84,7 +84,7 @@ def example(run: Trained, path: str) -> str:
     )
 
 
-def difference(run: Trained, content: bytes) -> float:
+def max_difference(run: Trained, content: bytes) -> float:
     """How far an archive's probabilities are from the network's, at most."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         exported = jax.export.deserialize(bytearray(file.read("program")))
@@ -99,7 +99,7 @@ def difference(run: Trained, content: bytes) -> float:
     return largest
 
 
-def card(run: Trained) -> str:
+def model_card(run: Trained) -> str:
     """The model card, in Markdown with the header that model hubs read."""
     config, inputs = run.config, run.inputs
     model = config.model
@@ -148,7 +148,7 @@ A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
 `pip install jax flatbuffers`, with JAX {jax.__version__} or newer:
 
 ```python
-{example(run, "model.zip")}
+{usage_snippet(run, "model.zip")}
 print(classes[probabilities[0].argmax()])
 ```
 
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
             "would replace: give another directory"
         )
     content = archive(run, program(run))
-    apart = difference(run, content)
+    apart = max_difference(run, content)
     outcome = f"probabilities of random images differ by at most {apart:.1e}"
     if not apart <= TOLERANCES[run.config.model.dtype]:
         raise weights.MismatchError(
@@ -206,13 +206,13 @@ def main(argv: list[str]) -> None:
     print(f"compared  {outcome}")
     for name, part in (
         ("model.zip", content),
-        ("model.safetensors", weights.to_bytes(weights.of_run(run))),
-        ("README.md", card(run).encode()),
+        ("model.safetensors", weights.to_bytes(weights.from_run(run))),
+        ("README.md", model_card(run).encode()),
     ):
         workdir.write(out / name, part, "give another --out=DIR")
         print(f"written   {bucket.shown(out / name)}: {len(part):,} bytes")
     print("\nTo run it, with jax and flatbuffers alone:\n")
-    lines = example(run, bucket.shown(out / "model.zip")).splitlines()
+    lines = usage_snippet(run, bucket.shown(out / "model.zip")).splitlines()
     print("\n".join(f"    {line}" for line in lines))
 
 

@@ -37,7 +37,7 @@ def begin_with(
       UserError: it cannot be read, or is of another network.
     """
     old_run = _read(init_from)
-    if old_run.model.get("residual", True) != residual:
+    if old_run.model_config.get("residual", True) != residual:
         raise UserError(
             f"config.init_from={init_from} is of a network "
             f"{'without' if residual else 'with'} shortcuts: set config.model.residual "
@@ -64,9 +64,9 @@ def begin_with(
             theirs, ours = (shape or "none" for shape in shapes)
             raise UserError(
                 f"config.init_from={init_from} is of another network than "
-                f"config.model (v{old_run.model['version']}-{old_run.model['depth']}): "
-                f"{path} has shape {theirs} there and {ours} here: give the weights of "
-                "this network, or set config.model as there"
+                f"config.model ({old_run.name}): {path} has shape {theirs} there and "
+                f"{ours} here: give the weights of this network, or set config.model "
+                "as there"
             )
         taken[path] = old[path]
     head = (
@@ -82,7 +82,7 @@ def _read(init_from: str) -> Weights:
     path = Path(init_from)
     if path.is_dir() or "://" in init_from:
         try:
-            return weights.of_run(trained.load(init_from))
+            return weights.from_run(trained.load(init_from))
         except UserError as error:
             sentence = str(error).replace("--workdir=", "config.init_from=")
             raise UserError(sentence) from None

@@ -75,7 +75,7 @@ def read(path: Path) -> Weights:
                 f"{version} of the Keras example with {model['depth']} layers has "
                 f"{len(names)}: give one of its saved models"
             )
-    return weights.checked(model, flat, str(path))
+    return weights.from_arrays(model, flat, str(path))
 
 
 def _creation_order(model: dict) -> list[str]:

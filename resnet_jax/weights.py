@@ -25,14 +25,19 @@ class Weights:
     """A network's variables and what they belong to.
 
     Attributes:
-      model: the fields of `config.model` that say which network it is.
+      model_config: the fields of `config.model` that say which network it is.
       variables: 'params' and 'batch_stats', NumPy arrays under the unrolled names.
       inputs: what the network was trained to read; None: unknown.
     """
 
-    model: dict
+    model_config: dict
     variables: dict
     inputs: Inputs | None = None
+
+    @property
+    def name(self) -> str:
+        """The network's version and depth, such as 'v2-56'."""
+        return f"v{self.model_config['version']}-{self.model_config['depth']}"
 
     @property
     def num_classes(self) -> int:
@@ -47,7 +52,7 @@ class Weights:
     def network(self) -> models.ResNet:
         """The network, in float32 and with its blocks unrolled."""
         config = common.default()
-        config.model.update(self.model)
+        config.model.update(self.model_config)
         return build_network(config, self.num_classes)
 
 
@@ -57,7 +62,7 @@ class MismatchError(UserError):
     exit_status = 1
 
 
-def of_run(run: Trained) -> Weights:
+def from_run(run: Trained) -> Weights:
     """The weights of a trained network."""
     fields = run.config.model.to_dict()
     model = {name: fields[name] for name in fields if name not in _COMPUTED}
@@ -69,7 +74,7 @@ def flatten(variables: dict) -> dict:
     return flatten_dict(variables, sep="/")
 
 
-def checked(
+def from_arrays(
     model: dict, flat: dict[str, np.ndarray], where: str, inputs: Inputs | None = None
 ) -> Weights:
     """Makes weights of arrays by path, if they are exactly those of the network.
@@ -86,7 +91,7 @@ def checked(
             f"{where} holds no network of this package ({error}): give weights of one"
         ) from None
     shapes = flatten(models.variable_shapes(net, (8, 8, channels)))
-    name = f"v{model['version']}-{model['depth']}"
+    name = weights.name
     for path in sorted(shapes.keys() | flat.keys()):
         if path not in flat:
             problem = f"has no {path}, which {name} needs"
@@ -109,7 +114,7 @@ def to_bytes(weights: Weights) -> bytes:
         name.replace("/", "."): np.ascontiguousarray(array, np.float32)
         for name, array in flatten(weights.variables).items()
     }
-    described = {"format": FORMAT, "model": weights.model}
+    described = {"format": FORMAT, "model": weights.model_config}
     if inputs := weights.inputs:
         mean, scale = inputs.normalization
         tensors |= {"normalization.mean": mean, "normalization.scale": scale}
@@ -158,7 +163,7 @@ def read(path: Path) -> Weights:
             "version that wrote it"
         )
     flat = {name.replace(".", "/"): array for name, array in tensors.items()}
-    return checked(model, flat, str(path), inputs)
+    return from_arrays(model, flat, str(path), inputs)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

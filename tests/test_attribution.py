@@ -121,7 +121,7 @@ def test_integrated_gradients_are_the_mean_gradient_times_the_image(network):
 @pytest.mark.parametrize("network", ["v2-11"], indirect=True)
 def test_layers_are_drawn_anew_from_the_output_down(network):
     net, variables, _ = network
-    cascade = attribution.randomized(net, variables, SHAPE, seed=5)
+    cascade = attribution.cascading_randomization(net, variables, SHAPE, seed=5)
     fresh = models.initialize(net, jax.random.key(5), SHAPE)
     jax.tree.map(np.testing.assert_array_equal, cascade["all weights"], fresh)
     found = cascade["and stage 2"]["params"]

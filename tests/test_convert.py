@@ -298,7 +298,7 @@ def test_from_the_keras_example(version, n, tmp_path, capsys, monkeypatch):
         files[name] = out.read_bytes()
     assert len(set(files.values())) == 1
     found = weights.read(out)
-    assert found.model["variant"] == "keras"
+    assert found.model_config["variant"] == "keras"
     probabilities = jax.nn.softmax(weights.logits(found, images()))
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
@@ -312,7 +312,7 @@ def test_a_file_says_what_it_is_and_is_the_same_each_time(tmp_path):
     path = tmp_path / "ours.safetensors"
     path.write_bytes(content)
     again = weights.read(path)
-    assert again.model == found.model
+    assert again.model_config == found.model_config
     jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
     assert again.network().num_classes == 3
 

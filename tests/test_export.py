@@ -108,7 +108,7 @@ def test_another_networks_program_is_told_and_not_written(
     for share, apart in ((0.5, 0.4), (0.01, 0.09), (np.nan, np.nan)):
         other = right(always(restored, share))
         content = export.archive(restored, other)
-        found = export.difference(always(restored, 0.1), content)
+        found = export.max_difference(always(restored, 0.1), content)
         assert found == pytest.approx(apart, abs=1e-6, nan_ok=True)
         monkeypatch.setattr(export, "program", lambda run, other=other: other)
         argv = ["export", f"--workdir={run[0]}", f"--out={tmp_path / 'out'}"]
@@ -143,7 +143,7 @@ def test_card_says_what_was_measured(run, exported):
 
 def test_card_of_another_step_claims_no_accuracy(run):
     earlier = dataclasses.replace(trained.load(run[0]), step=1)
-    assert "| test accuracy | not measured at step 1 |" in export.card(earlier)
+    assert "| test accuracy | not measured at step 1 |" in export.model_card(earlier)
 
 
 def test_a_readme_that_is_no_card_is_left_alone(run, tmp_path, capsys):

@@ -62,7 +62,7 @@ def five(monkeypatch):
 
 
 def flat(directory) -> dict[str, np.ndarray]:
-    return weights.flatten(weights.of_run(trained.load(directory)).variables)
+    return weights.flatten(weights.from_run(trained.load(directory)).variables)
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_other_classes_with_frozen_layers(five, tmp_path, capsys):
 @pytest.mark.slow
 def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
     train.train_and_evaluate(small(), tmp_path / "a")
-    found = weights.of_run(trained.load(tmp_path / "a"))
+    found = weights.from_run(trained.load(tmp_path / "a"))
     (tmp_path / "a.safetensors").write_bytes(weights.to_bytes(found))
     chosen = small(init_from=str(tmp_path / "a.safetensors"))
     chosen.steps = 2

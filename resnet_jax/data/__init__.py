@@ -87,7 +87,7 @@ def load(config: ConfigDict) -> Dataset:
     notes = list(source.notes)
     *others, (field, test) = selections.items()
     for other, seen in others:
-        if shared := splits.shared(seen, test):
+        if shared := splits.overlap(seen, test):
             notes.append(
                 f"warning   {field} shares {shared:,} examples with {other}: the test "
                 "accuracy is not one on new images"

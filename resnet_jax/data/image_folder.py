@@ -66,12 +66,12 @@ def source(path: str, size: int, split_seed: int) -> Source:
     root, notes = check(path), []
     folders = {name: root / name for name in _SPLITS if listing.folders(root / name)}
     if not listing.folders(root / "train"):
-        _require_names(path, root)
+        _reject_misspelt_splits(path, root)
         folders = {"train": root}
     else:
         folders = {"train": root / "train"} | folders
         if extra := [name for name in listing.folders(root) if name not in folders]:
-            notes.append(f"ignored   {_listed(extra)} next to train")
+            notes.append(f"ignored   {_abbreviate(extra)} next to train")
     by_split, ignored = {}, []
     for name, folder in folders.items():
         split = _SPLITS.get(name, name)
@@ -82,10 +82,10 @@ def source(path: str, size: int, split_seed: int) -> Source:
             )
         by_split[split] = listing.classes(folder, ignored)
     if ignored:
-        notes.append(f"ignored   no pictures: {_listed(ignored, root)}")
+        notes.append(f"ignored   no pictures: {_abbreviate(ignored, root)}")
     empty = [name for name, files in by_split["train"].items() if not files]
     if empty:
-        notes.append(f"left out  classes without a picture: {_listed(empty)}")
+        notes.append(f"left out  classes without a picture: {_abbreviate(empty)}")
     names = tuple(name for name, files in by_split["train"].items() if files)
     _require_classes(path, folders["train"], names)
     for split, classes in by_split.items():
@@ -94,30 +94,32 @@ def source(path: str, size: int, split_seed: int) -> Source:
         ]
         if unknown and split != "train":
             raise UserError(
-                f"config.dataset.path={path}: {_listed(unknown)} of {split} has no "
+                f"config.dataset.path={path}: {_abbreviate(unknown)} of {split} has no "
                 "pictures to train on: give it some in train, or remove it"
             )
         if absent := [name for name in names if not classes.get(name)]:
-            notes.append(f"warning   {split} has no picture of {_listed(absent)}")
+            notes.append(f"warning   {split} has no picture of {_abbreviate(absent)}")
     ordered = {
         split: [_shuffled(classes.get(name, []), root, split_seed) for name in names]
         for split, classes in by_split.items()
     }
     if len(ordered) == 1:
-        ordered = _cut(ordered["train"])
+        ordered = _hold_out_test(ordered["train"])
         notes.append(
             f"split     {TEST_FRACTION:.0%} of each class for the test, by seed "
             f"{split_seed}, since there is no test folder"
         )
         if single := [n for n, t in zip(names, ordered["test"], strict=True) if not t]:
-            notes.append(f"warning   a single picture, none to test: {_listed(single)}")
+            notes.append(
+                f"warning   a single picture, none to test: {_abbreviate(single)}"
+            )
     elif "test" not in ordered:
         ordered["test"] = ordered.pop("val")
         notes.append(
             "test      is the validation folder, since there is no test folder"
         )
     notes.append(_balance(names, [len(files) for files in ordered["train"]]))
-    splits = {split: _mixed(classes) for split, classes in ordered.items()}
+    splits = {split: _interleave_classes(classes) for split, classes in ordered.items()}
     return Source(
         name=f"image_folder ({root.resolve().name})",
         class_names=tuple(os.fsencode(n).decode(errors="replace") for n in names),
@@ -128,7 +130,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
     )
 
 
-def _require_names(path: str, root: Path) -> None:
+def _reject_misspelt_splits(path: str, root: Path) -> None:
     """Checks that no split, such as `Train`, is taken for a class."""
     splits = [
         name
@@ -137,7 +139,7 @@ def _require_names(path: str, root: Path) -> None:
     ]
     if splits:
         raise UserError(
-            f"config.dataset.path={path} has {_listed(splits)} with folders of "
+            f"config.dataset.path={path} has {_abbreviate(splits)} with folders of "
             "pictures, but no such train: name the splits train, val and test, and a "
             "class otherwise"
         )
@@ -146,8 +148,9 @@ def _require_names(path: str, root: Path) -> None:
 def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
     if names and all(name.lower() in _SPELLINGS for name in names):
         raise UserError(
-            f"config.dataset.path={path} has pictures in {_listed(list(names))}, and "
-            "no folders of classes there: put each class's pictures in one of its name"
+            f"config.dataset.path={path} has pictures in {_abbreviate(list(names))}, "
+            "and no folders of classes there: put each class's pictures in one of its "
+            "name"
         )
     if len(names) > 1:
         return
@@ -174,7 +177,7 @@ def _shuffled(paths: list[str], root: Path, seed: int) -> list[str]:
     return sorted(paths, key=draw)
 
 
-def _cut(classes: list[list[str]]) -> dict[str, list[list[str]]]:
+def _hold_out_test(classes: list[list[str]]) -> dict[str, list[list[str]]]:
     counts = [
         max(1, round(len(files) * TEST_FRACTION)) if len(files) > 1 else 0
         for files in classes
@@ -185,7 +188,7 @@ def _cut(classes: list[list[str]]) -> dict[str, list[list[str]]]:
     }
 
 
-def _mixed(classes: list[list[str]]) -> list[_File]:
+def _interleave_classes(classes: list[list[str]]) -> list[_File]:
     placed = [
         ((rank + 0.5) / len(files), label, path)
         for label, files in enumerate(classes)
@@ -239,7 +242,7 @@ def _balance(names: tuple[str, ...], counts: list[int]) -> str:
     )
 
 
-def _listed(names: list[str], root: Path | None = None) -> str:
+def _abbreviate(names: list[str], root: Path | None = None) -> str:
     """A few of the names, and how many more there are."""
     shown = [os.path.relpath(name, root) if root else name for name in names[:3]]
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""

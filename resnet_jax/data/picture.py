@@ -30,7 +30,7 @@ def decode(
     size: int | tuple[int, int] = 0,
     channels: int = 3,
 ) -> np.ndarray:
-    """Reads a picture as it is seen: turned as its EXIF says, on white where clear.
+    """Reads a picture: EXIF orientation applied; transparency composited on white.
 
     The middle of it is resized (bilinear, over all pixels that a new one covers) to
     `size`, a square's side or height and width; 0 leaves the whole picture as it is. Of

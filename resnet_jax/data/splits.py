@@ -89,7 +89,7 @@ def _index(bound: str, size: int) -> int:
     return index + size if number < 0 else index
 
 
-def shared(one: list[tuple[str, range]], other: list[tuple[str, range]]) -> int:
+def overlap(one: list[tuple[str, range]], other: list[tuple[str, range]]) -> int:
     """The number of examples that are in both of two results of `select`."""
     return sum(
         max(0, min(a.stop, b.stop) - max(a.start, b.start))
@@ -116,7 +116,7 @@ def check_disjoint(
     """
     for name, held_out in validation:
         for other, indices in train:
-            count = shared([(name, held_out)], [(other, indices)])
+            count = overlap([(name, held_out)], [(other, indices)])
             if not count:
                 continue
             rest = [f"{name}[:{held_out.start}]"] if held_out.start else []

@@ -122,7 +122,7 @@ def _calibration(
         fitted = calibration.temperature(*held_out)
         scaled = logits / fitted
     else:
-        scaled, fitted = calibration.scale_across(logits, labels)
+        scaled, fitted = calibration.cross_fitted_temperature(logits, labels)
     result = {"temperature": fitted, "held_out": held_out is not None}
     for name, values in (("before", logits), ("after", scaled)):
         bins = calibration.reliability(values, labels)

@@ -61,7 +61,7 @@ def temperature(logits: Logits, labels: Labels) -> float:
     return float(np.exp(result.x))
 
 
-def scale_across(logits: Logits, labels: Labels) -> tuple[Logits, float]:
+def cross_fitted_temperature(logits: Logits, labels: Labels) -> tuple[Logits, float]:
     """Scales each half of the examples by the temperature that the other half gives.
 
     It serves where there is no other split to fit on: no example's own label is used

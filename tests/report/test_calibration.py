@@ -34,14 +34,14 @@ def test_error_of_hand_made_bins():
 def test_scaling_improves_calibration_with_and_without_a_validation_split():
     logits, labels = sampled(3.0)
     before = calibration.calibration_error(calibration.reliability(logits, labels))
-    scaled, fitted = calibration.scale_across(logits, labels)
+    scaled, fitted = calibration.cross_fitted_temperature(logits, labels)
     after = calibration.calibration_error(calibration.reliability(scaled, labels))
     assert fitted == pytest.approx(3, rel=0.07)
     assert before > 0.1
     assert after < 0.03
     # A label changes the scaling of the other half alone.
     labels[0] = (labels[0] + 1) % 5
-    changed, _ = calibration.scale_across(logits, labels)
+    changed, _ = calibration.cross_fitted_temperature(logits, labels)
     np.testing.assert_array_equal(changed[::2], scaled[::2])
     assert not np.array_equal(changed[1::2], scaled[1::2])
 
@@ -55,6 +55,6 @@ def test_a_certain_network_is_in_the_last_bin():
 
 def test_one_example_cannot_be_scaled_by_another():
     logits, labels = np.float32([[1.0, 0.0]]), np.array([0])
-    scaled, fitted = calibration.scale_across(logits, labels)
+    scaled, fitted = calibration.cross_fitted_temperature(logits, labels)
     np.testing.assert_array_equal(scaled, logits)
     assert fitted == 1
