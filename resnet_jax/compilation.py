@@ -105,7 +105,7 @@ def compile_program(
 ) -> Program:
     """Traces a function for arguments like `args`, and begins to compile it.
 
-    On a GPU it is run with them in the end, of which the donated ones stay.
+    On a GPU it is then run once on `args`, of which the donated ones are copied first.
 
     Args:
       jitted: the function, under `jax.jit` or `jax.pmap`.

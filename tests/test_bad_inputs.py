@@ -641,12 +641,6 @@ COMMANDS = {
         "delete it",
         before=cut(f"{SET}/dataset_info.json"),
     ),
-    "data: info a list": data(
-        "seed=0",
-        "dataset_info.json",
-        "delete it",
-        before=write(f"{SET}/dataset_info.json", "[]"),
-    ),
     "data: features missing": data(
         "seed=0", "features.json", "delete it", before=remove(f"{SET}/features.json")
     ),
