@@ -228,7 +228,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _errors_as_write_error(self) -> Iterator[None]:
-        """Raises as WriteError what Orbax, TensorStore or the system raise on saving."""
+        """Raises as WriteError what Orbax, TensorStore or the system raise."""
         try:
             yield
         except Exception as error:

@@ -16,7 +16,7 @@ from resnet_jax import UserError, bucket
 from resnet_jax import workdir as files
 from resnet_jax.plan import Plan
 
-_WRITE_SECONDS = 5  # between two writings of metrics.jsonl within an epoch
+_WRITE_SECONDS = 5  # between two writings of metrics.jsonl without a checkpoint
 
 
 def _tensorboard() -> ModuleType:
@@ -84,8 +84,7 @@ class Recorder:
             refresh=False,
         )
         self._bar.update(step * self._plan.batch_size - self._bar.n)
-        if time.perf_counter() - self._written > _WRITE_SECONDS:
-            self.write()
+        self._write_when_due()
 
     def epoch_row(self, step: int, epoch: int, metrics: dict) -> None:
         """Records an evaluation (metrics may be empty), and prints the epoch's line."""
@@ -98,7 +97,7 @@ class Recorder:
         if scalars:
             self._rows = [row for row in self._rows if not _evaluates(row, step)]
             self._record(step, scalars)
-        self.write()
+        self._write_when_due()
         parts = [f"epoch {epoch}", f"step {step:,} of {self._plan.total_steps:,}"]
         for told, name, form in (
             ("train loss", "train_loss", ".4f"),
@@ -141,6 +140,11 @@ class Recorder:
                     self._events.flush()
             bucket.send(self._workdir, when_due=True)
         self._written = time.perf_counter()
+
+    def _write_when_due(self) -> None:
+        """On a GPU an epoch may take less than the file system's answer to a write."""
+        if time.perf_counter() - self._written > _WRITE_SECONDS:
+            self.write()
 
     def _record(self, step: int, scalars: dict) -> None:
         row = {"step": step, "epoch": step / self._plan.steps_per_epoch, **scalars}
