@@ -282,13 +282,14 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
         if y == rate:
             panel.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes[2, 1].set_ylim(1e-4, 1e20)
-    outside = "outside\nfloat32's range"
-    for panel, x, network, norm, text in (
-        (axes[1, 2], 1, "v1", False, f"{deepest}*: {outside}"),
-        (axes[2, 1], 0.85, "plain", True, f"plain: {outside}"),
-    ):
-        first_block = cells[network, norm, deepest, 1.0, False][0]["gradients"][0][0]
-        if not first_block:  # 0, or None
+    for panel, x, norm in ((axes[1, 2], 1, False), (axes[2, 1], 0.85, True)):
+        first = {
+            network: cells[network, norm, deepest, 1.0, False][0]["gradients"][0][0]
+            for network in NETWORKS
+        }
+        lost = [network for network, value in first.items() if not value]  # 0, or None
+        if lost:
+            text = f"{', '.join(lost)}\nat {deepest}*: outside\nfloat32's range"
             place = {"transform": panel.transAxes, "ha": "right", "va": "top"}
             panel.text(x, 0.97, text, fontsize=6.5, **place)
     return figure
