@@ -139,7 +139,7 @@ A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
 | test accuracy | {accuracy} |
 | training | {run.step:,} updates of {config.batch_size} images, seed {config.seed} |
 | parameters | {total["params"]:,} |
-| multiply-accumulates an image | {total["macs"]:,} |
+| multiply-accumulates per image | {total["macs"]:,} |
 | images | {shape}, values 0 to 255; normalised inside `model.zip` |
 | classes | {", ".join(inputs.class_names)} |
 

@@ -130,7 +130,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
         [
             f"network   v{model.version}-{model.depth}: {models.describe(net)}; "
             f"{total['params']:,} parameters, {total['macs'] / 1e6:,.2f} million "
-            "multiply-accumulates an image",
+            "multiply-accumulates per image",
             f"data      {dataset.name}: {', '.join(sizes)}; {shape} pixels, "
             f"{dataset.num_classes} classes",
             f"devices   {count} x {device.device_kind}{shared}, {config.parallel}; "

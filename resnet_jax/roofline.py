@@ -17,7 +17,7 @@ from resnet_jax.trainer import Trainer
 
 
 class Peak(NamedTuple):
-    """A device's published peaks: dense FLOP/s by `model.dtype`, and bytes a second."""
+    """A device's published peaks: dense FLOP/s by `model.dtype`, and bytes/s."""
 
     bfloat16: float
     float32: float

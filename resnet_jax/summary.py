@@ -34,7 +34,7 @@ def table(
     total = cost.totals(rows)
     totals = {
         "parameters": f"{total['params']:,}",
-        "MACs an image, forward": f"{total['macs']:,}",
+        "MACs per image, forward": f"{total['macs']:,}",
         f"activations of {config.batch_size} images": f"{memory / 2**20:,.1f} MiB "
         f"({config.model.dtype}{', remat' if net.remat else ''})",
     }
