@@ -58,14 +58,18 @@ def split_cpu(batch_size: int, processes: int = 1) -> None:
     """Makes JAX see a CPU as one device a core; call before JAX looks for devices.
 
     XLA leaves reductions and elementwise work on one core of a device. Takes the
-    largest divisor of a process's part of the batch up to the number of cores. Does
-    nothing where `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already.
-    Adds a CPU where there would be none, see `add_cpu`.
+    largest divisor of a process's part of the batch up to the number of cores; but one
+    before jax 0.12, where one is as fast with our options, and several are wrong with
+    them (`compilation.OPTIONS_SPAN_DEVICES`). Does nothing where
+    `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already. Adds a CPU
+    where there would be none, see `add_cpu`.
     """
     add_cpu()
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = 1
+    if compilation.OPTIONS_SPAN_DEVICES and hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     part = max(1, batch_size // processes)
     devices = max(n for n in range(1, cores + 1) if part % n == 0)
     try:
@@ -188,8 +192,8 @@ class Parallel:
           function: to run.
           *args: placed by `replicate` or `shard`.
           donated: numbers of the arguments whose memory the results may take.
-          inference: it is a forward pass alone, which on a CPU is faster without the
-            library's elementwise loops.
+          inference: it is a forward pass alone, which on a CPU is faster without XLA's
+            library of loops.
         """
         if self.mode == "pmap":
             jitted = jax.pmap(function, axis_name=_AXIS, donate_argnums=donated)

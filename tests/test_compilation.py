@@ -88,6 +88,25 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
     assert "ELTWISE" not in str(forward)
 
 
+@pytest.mark.parametrize(("devices", "spans"), [(1, False), (2, False), (2, True)])
+def test_several_devices_go_without_options_that_are_wrong_there(
+    monkeypatch, devices, spans
+):
+    seen = []
+
+    def compile_once(lowered, options, *_):
+        seen.append(options)
+        return lowered.compile()
+
+    monkeypatch.setattr(compilation, "OPTIONS_SPAN_DEVICES", spans)
+    monkeypatch.setattr(compilation, "_compile", compile_once)
+    monkeypatch.setattr(compilation, "_compile_once", compile_once)
+    parallel = Parallel.over(jax.devices()[:devices], "jit", 2)
+    number = parallel.replicate(np.float32(1))
+    parallel.compile(lambda x: x + 1, number).result()
+    assert bool(seen[0]) == (devices == 1 or spans)
+
+
 @pytest.mark.parametrize(
     ("available", "size", "fast", "kept"),
     [

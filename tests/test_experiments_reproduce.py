@@ -127,7 +127,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys, quick_training):
         config.model.width = 2
         config.augment.flip = False
 
-    monkeypatch.setattr(common, "keras", keras)
+    monkeypatch.setitem(common.RECIPES, "keras", keras)
     out = tmp_path / "out"
     shared = ["--table=he2015", "--recipe=keras", "--epochs=5", "--dtype=bfloat16"]
     shared.append(f"--out={out}")
