@@ -203,7 +203,9 @@ def _run(
         result["changes"] = changes
     if hosts.is_first():
         workdir.write_json(directory / "summary.json", result)
-    hosts.print_once(f"finished  in {clock.total:,.0f} s: {results.sentence(result)}")
+    recorder.print_line(
+        f"finished  in {clock.total:,.0f} s: {results.sentence(result)}"
+    )
     if number := hosts.max_over_processes(preemption.received or 0):
         raise StoppedError(signal.Signals(number), "at the end, which is saved")
     return result

@@ -141,7 +141,8 @@ def load(
     inputs = read_inputs(directory)
     net = build(config, len(inputs.class_names))
     require_same_network(directory, inputs.network, own_network(net, config))
-    like = models.zeros(net, inputs.image_shape)
+    # A network without BatchNorm has none, and its checkpoint an empty group.
+    like = {"batch_stats": {}, **models.zeros(net, inputs.image_shape)}
     checkpoints.require_intact(step)
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()

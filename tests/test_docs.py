@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from configs import common, digits
 from resnet_jax import UserError, cost, models, train, trained
 from resnet_jax.config import build_network, validate
 
@@ -132,3 +132,19 @@ def test_the_norm_of_your_own_takes_the_place_of_batch_norm():
     shapes = models.zeros(net, (8, 8, 1))
     assert set(shapes) == {"params"}
     assert set(shapes["params"]["stem_bn"]) == {"GroupNorm_0"}
+
+
+@pytest.mark.slow
+def test_run_with_a_norm_of_your_own_is_loaded(tmp_path, quick_training):
+    group_norm = run(examples("docs/extending.md")[2])["GroupNorm"]
+
+    def build(config, num_classes):
+        return build_network(config, num_classes).clone(norm_class=group_norm)
+
+    config = digits.get_config()
+    config.model.update(version=1, depth=8, width=4)
+    config.steps = 2
+    train.train_and_evaluate(config, tmp_path, build)
+    loaded = trained.load(tmp_path, build=build)
+    images = trained.load_data(loaded).eval.images[:2]
+    assert loaded.logits(loaded.variables, images).shape == (2, 10)
