@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import common, digits
@@ -147,4 +148,5 @@ def test_run_with_a_norm_of_your_own_is_loaded(tmp_path, quick_training):
     train.train_and_evaluate(config, tmp_path, build)
     loaded = trained.load(tmp_path, build=build)
     images = trained.load_data(loaded).eval.images[:2]
-    assert loaded.logits(loaded.variables, images).shape == (2, 10)
+    logits = jax.jit(loaded.logits)(loaded.variables, images)
+    assert logits.shape == (2, 10)
