@@ -57,6 +57,8 @@ def float64_run(devices: list, steps: int = 20) -> tuple[list, list]:
     quick = {"cpu": {"xla_backend_optimization_level": 0}}
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr("resnet_jax.compilation.OPTIONS", quick)
+        # Over any devices, since no loop here is long.
+        patch.setattr("resnet_jax.compilation.OPTIONS_SPAN_DEVICES", True)
         net = models.resnet(1, 8, 10, width=4, dtype=jnp.float64)
         tx = optax.sgd(0.1, momentum=0.9)
         train_step = make_train_step(
@@ -89,9 +91,7 @@ def float64_run(devices: list, steps: int = 20) -> tuple[list, list]:
 
 
 @pytest.mark.slow
-def test_number_of_devices_does_not_matter_in_float64(monkeypatch):
-    # One device and several are compiled alike; there is no long loop here.
-    monkeypatch.setattr(compilation, "OPTIONS_SPAN_DEVICES", True)
+def test_number_of_devices_does_not_matter_in_float64():
     losses, leaves = float64_run(devices_of(1))
     assert losses[-1] < losses[0]
     for devices in (2, 4, 8):
