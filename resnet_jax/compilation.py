@@ -43,9 +43,10 @@ OPTIONS = {
     },
 }
 
-# Seen on jaxlib 0.10.2: a program over two devices that is compiled with any of these
-# options is wrong from some iteration of a loop on, the 25th or 52nd evaluated batch or
-# below the 80th update. Without options, on one device, or on 0.12.0.1 it is right.
+# Seen on jaxlib 0.10.2: a program over two devices that is compiled with YNN's option,
+# even an empty one, is wrong from some iteration of a loop on: about the 25th or the
+# 52nd evaluated batch, or between the 20th and 80th update. Without options, on one
+# device, or on 0.12.0.1 it is right.
 OPTIONS_SPAN_DEVICES = jax.version.__version_info__ >= (0, 12)
 
 

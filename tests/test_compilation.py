@@ -68,7 +68,9 @@ def test_bfloat16_networks_have_finite_logits_under_jit(depth):
     np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
 
 
-def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
+@pytest.fixture
+def options_seen(monkeypatch):
+    """The options of each program that is compiled from here on."""
     seen = []
 
     def compile_once(lowered, options, *_):
@@ -77,11 +79,15 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
 
     monkeypatch.setattr(compilation, "_compile", compile_once)
     monkeypatch.setattr(compilation, "_compile_once", compile_once)
+    return seen
+
+
+def test_a_forward_pass_is_compiled_without_elementwise_loops(options_seen):
     one = Parallel.over(jax.devices()[:1], "jit", 1)
     number = one.replicate(np.float32(1))
     for inference in (False, True):
         one.compile(lambda x: x + 1, number, inference=inference).result()
-    training, forward = seen
+    training, forward = options_seen
     different = {name for name in training if training[name] != forward[name]}
     assert different == {"xla_cpu_experimental_ynn_fusion_type"}
     assert "ELTWISE" in str(training)
@@ -90,21 +96,13 @@ def test_a_forward_pass_is_compiled_without_elementwise_loops(monkeypatch):
 
 @pytest.mark.parametrize(("devices", "spans"), [(1, False), (2, False), (2, True)])
 def test_several_devices_go_without_options_that_are_wrong_there(
-    monkeypatch, devices, spans
+    monkeypatch, options_seen, devices, spans
 ):
-    seen = []
-
-    def compile_once(lowered, options, *_):
-        seen.append(options)
-        return lowered.compile()
-
     monkeypatch.setattr(compilation, "OPTIONS_SPAN_DEVICES", spans)
-    monkeypatch.setattr(compilation, "_compile", compile_once)
-    monkeypatch.setattr(compilation, "_compile_once", compile_once)
     parallel = Parallel.over(jax.devices()[:devices], "jit", 2)
     number = parallel.replicate(np.float32(1))
     parallel.compile(lambda x: x + 1, number).result()
-    assert bool(seen[0]) == (devices == 1 or spans)
+    assert bool(options_seen[0]) == (devices == 1 or spans)
 
 
 @pytest.mark.parametrize(
