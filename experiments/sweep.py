@@ -11,8 +11,8 @@ another. (Several devices are tested only with stand-ins.)
 
 Cells are compared by the last epoch's accuracy on `dataset.validation_split`, by
 default a tenth held back from 'train'; the test split plays no part in the choice.
-Writes OUT/sweep.json, .md, .png and .svg, and prints the command that trains the best
-on all of the training split.
+Writes OUT/sweep.json, .md, .png and .svg, prints the command that trains the best on
+all of the training split, and warns where its value is an end of an axis.
 """
 
 import difflib
@@ -191,6 +191,26 @@ def best(cells: list[dict]) -> dict:
     return chosen
 
 
+def at_the_ends(grid: dict[str, list[str]], cell: dict[str, str]) -> list[str]:
+    """Sentences about numbers of a cell that are the least or the most of their axis.
+
+    Axes of two values have nothing between, and are left out.
+    """
+    sentences = []
+    for field, values in grid.items():
+        try:
+            *numbers, value = map(float, [*values, cell[field]])
+        except ValueError:  # names, brackets, true and false
+            continue
+        for end, more in ((min(numbers), "smaller"), (max(numbers), "larger")):
+            if value == end and len(numbers) > 2:
+                sentences.append(
+                    f"{field}={cell[field]} is an end of its axis: try {more} values, "
+                    "too"
+                )
+    return sentences
+
+
 def table(cells: list[dict]) -> str:
     """Markdown: a row for each cell."""
     names = [*cells[0]["cell"], "validation accuracy", "deviation", "95% interval"]
@@ -263,6 +283,8 @@ def main(argv: list[str]) -> None:
     print(f"\nbest: {chosen['mean']:.2%}; on all of the training split:")
     changes += [f"--workdir={sweep.out / 'best' / title}"]
     print(shlex.join([*sweep.command, *_changes(chosen["cell"]), *changes]))
+    for sentence in at_the_ends(sweep.grid, chosen["cell"]):
+        print(f"warning   {sentence}")
 
 
 if __name__ == "__main__":

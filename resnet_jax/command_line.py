@@ -1,5 +1,6 @@
 """From a command line to flags and a checked config; mistakes become sentences."""
 
+import ast
 import difflib
 import errno
 import os
@@ -49,6 +50,28 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
         )
         return 2
     return 0
+
+
+def list_commands(package: str, argv: list[str]) -> None:
+    """Prints the commands of a package, which is none itself.
+
+    Raises:
+      UserError: something else was asked of it.
+    """
+    if argv[1:] not in ([], ["--help"]):
+        raise UserError(
+            f"{argv[1]} is for a command, as in `python -m {package}.COMMAND "
+            f"{argv[1]}`: `python -m {package}` lists them"
+        )
+    root, does = Path(__file__).parents[1] / package, {}
+    for path in (*root.glob("[!_]*.py"), *root.glob("*/__main__.py")):
+        if '\nif __name__ == "__main__":' in (source := path.read_text()):
+            name = path.parent.name if path.stem == "__main__" else path.stem
+            does[name] = ast.get_docstring(ast.parse(source)).splitlines()[0]
+    width = max(map(len, does))
+    print(f"python -m {package}.COMMAND, where --help says more:\n")
+    for name, sentence in sorted(does.items()):
+        print(f"  {name:<{width}}  {sentence}")
 
 
 def parse(

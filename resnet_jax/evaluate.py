@@ -77,12 +77,21 @@ def _as_table(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
     )
 
 
+def _in_words_of(values: flags.FlagValues, sentence: str) -> str:
+    """Names the flag that the split came from, where it was given."""
+    named = "--split" if values.split else "config.dataset.eval_split"
+    return sentence.replace("config.dataset.eval_split", named)
+
+
 def main(argv: list[str]) -> None:
     """Evaluates a run's network on a split, and prints it."""
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
-        what = "What to evaluate on, as 'test[:1000]'; '': the config's eval_split."
+        what = (
+            "What to evaluate on, as 'test[:1000]'; 'validation' is the run's own "
+            "validation_split, and '' its eval_split."
+        )
         flags.DEFINE_string("split", "", what, flag_values=values)
         what = "Form of the output."
         flags.DEFINE_enum(
@@ -91,17 +100,17 @@ def main(argv: list[str]) -> None:
 
     values = command_line.parse(argv, __doc__, define)
     run = trained.load(values.workdir, values.checkpoint)
-    if values.split:
-        run.config.dataset.eval_split = values.split
+    splits = run.config.dataset
+    if values.split == "validation" and splits.validation_split:
+        splits.eval_split = splits.validation_split
+    elif values.split:
+        splits.eval_split = values.split
     try:
         dataset = trained.load_data(run)
     except UserError as error:
-        if not values.split:
-            raise
-        sentence = str(error).replace("config.dataset.eval_split", "--split")
-        raise UserError(sentence) from None
+        raise UserError(_in_words_of(values, str(error))) from None
     for note in dataset.notes:
-        print(note, file=sys.stderr)
+        print(_in_words_of(values, note), file=sys.stderr)
     show = _as_json if values.format == "json" else _as_table
     print(show(run, dataset, evaluate(run, dataset)))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
 
 from resnet_jax import UserError, keras_example, pytorch, trained, weights
 from resnet_jax.step import TrainState
@@ -14,7 +15,7 @@ def begin_with(
     init_from: str,
     state: TrainState,
     class_names: tuple[str, ...],
-    residual: bool,
+    model: ConfigDict,
     scale: np.ndarray,
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
@@ -26,7 +27,7 @@ def begin_with(
       init_from: a run's directory, or a file that `weights.read` reads.
       state: as `Trainer.new_state` returns it.
       class_names: of the new run.
-      residual: whether its network has shortcuts, which no shape may tell.
+      model: its `config.model`.
       scale: the divisor of its images. Prints a warning where the old run's was quite
         different, if the weights have it.
 
@@ -37,11 +38,12 @@ def begin_with(
       UserError: it cannot be read, or is of another network.
     """
     old_run = _read(init_from)
-    if old_run.model_config.get("residual", True) != residual:
+    # No shape tells whether there are shortcuts.
+    if old_run.model_config.get("residual", True) != model.residual:
         raise UserError(
             f"config.init_from={init_from} is of a network "
-            f"{'without' if residual else 'with'} shortcuts: set config.model.residual "
-            f"to {not residual}"
+            f"{'without' if model.residual else 'with'} shortcuts: set "
+            f"config.model.residual to {not model.residual}"
         )
     if old_run.inputs:
         theirs, ours = np.mean(old_run.inputs.normalization[1]), np.mean(scale)
@@ -63,10 +65,10 @@ def begin_with(
         if shapes[0] != shapes[1]:
             theirs, ours = (shape or "none" for shape in shapes)
             raise UserError(
-                f"config.init_from={init_from} is of another network than "
-                f"config.model ({old_run.name}): {path} has shape {theirs} there and "
-                f"{ours} here: give the weights of this network, or set config.model "
-                "as there"
+                f"config.init_from={init_from} is of another network "
+                f"({old_run.name}) than config.model (v{model.version}-{model.depth}): "
+                f"{path} has shape {theirs} there and {ours} here: give the weights of "
+                "this network, or set config.model as there"
             )
         taken[path] = old[path]
     head = (

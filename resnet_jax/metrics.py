@@ -17,6 +17,7 @@ from resnet_jax import workdir as files
 from resnet_jax.plan import Plan
 
 _WRITE_SECONDS = 5  # between two writings of metrics.jsonl without a checkpoint
+_TELL_SECONDS = 60  # without a line, in a log, where there is no progress bar
 
 
 def _tensorboard() -> ModuleType:
@@ -61,7 +62,8 @@ class Recorder:
             start = events.SessionLog(status=events.SessionLog.START)
             # It hides what came later.
             self._write_event(events.Event(step=step + 1, session_log=start))
-        self._first_step, self._start = step, time.perf_counter()
+        self._first_step = step
+        self._start = self._told = time.perf_counter()
         self._bar = tqdm(
             total=plan.total_steps * plan.batch_size,
             initial=step * plan.batch_size,
@@ -74,16 +76,17 @@ class Recorder:
     def train_row(self, step: int, means: dict[str, float], rate: float) -> None:
         """Records a call's mean training metrics and its last learning rate.
 
-        Moves the progress bar.
+        Moves the progress bar, or prints a line where there is none and has been none
+        for a minute.
         """
         scalars = {f"train_{name}": mean for name, mean in means.items()}
         self._record(step, scalars | {"learning_rate": rate})
-        self._bar.set_postfix_str(
-            f"epoch {step / self._plan.steps_per_epoch:.1f}, "
-            f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1%}",
-            refresh=False,
-        )
+        epoch = f"epoch {step / self._plan.steps_per_epoch:.1f}"
+        told = f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1%}"
+        self._bar.set_postfix_str(f"{epoch}, {told}", refresh=False)
         self._bar.update(step * self._plan.batch_size - self._bar.n)
+        if self._bar.disable and time.perf_counter() - self._told > _TELL_SECONDS:
+            self.print_line(f"{epoch}, {self._place(step)}, {told}{self._left(step)}")
         self._write_when_due()
 
     def epoch_row(self, step: int, epoch: int, metrics: dict) -> None:
@@ -98,7 +101,7 @@ class Recorder:
             self._rows = [row for row in self._rows if not _evaluates(row, step)]
             self._record(step, scalars)
         self._write_when_due()
-        parts = [f"epoch {epoch}", f"step {step:,} of {self._plan.total_steps:,}"]
+        parts = [f"epoch {epoch}", self._place(step)]
         for told, name, form in (
             ("train loss", "train_loss", ".4f"),
             ("accuracy", "train_accuracy", ".2%"),
@@ -108,11 +111,18 @@ class Recorder:
         for name in ("validation", "test"):
             if f"{name}_accuracy" in metrics:
                 parts.append(f"{name} accuracy {metrics[f'{name}_accuracy']:.2%}")
+        self.print_line(", ".join(parts) + self._left(step))
+
+    def _place(self, step: int) -> str:
+        return f"step {step:,} of {self._plan.total_steps:,}"
+
+    def _left(self, step: int) -> str:
+        """The time that the rest takes at the pace so far; '' without any step."""
+        if not (done := step - self._first_step):
+            return ""
         elapsed = time.perf_counter() - self._start
-        if done := step - self._first_step:
-            left = elapsed / done * (self._plan.total_steps - step)
-            parts.append(f"{tqdm.format_interval(left)} left")
-        self.print_line(", ".join(parts))
+        left = elapsed / done * (self._plan.total_steps - step)
+        return f", {tqdm.format_interval(left)} left"
 
     def print_line(self, line: str) -> None:
         """Prints a line above the progress bar."""
@@ -120,6 +130,7 @@ class Recorder:
             return
         with tqdm.external_write_mode():
             print(line, flush=True)
+        self._told = time.perf_counter()
 
     def evaluated(self, step: int) -> bool:
         """Whether there is an evaluation of this step already."""

@@ -256,7 +256,7 @@ def _first_state(
         config.init_from,
         state,
         dataset.class_names,
-        residual=config.model.residual,
+        model=config.model,
         scale=trainer.normalization[1],
     )
     state, taken = hosts.run_on_first(begin)

@@ -70,10 +70,10 @@ class Trained:
 
     directory: Path
     step: int
-    config: ConfigDict
+    config: ConfigDict = dataclasses.field(repr=False)
     inputs: Inputs
-    net: models.ResNet
-    variables: dict
+    net: models.ResNet = dataclasses.field(repr=False)
+    variables: dict = dataclasses.field(repr=False)
     examples: int
 
     def logits(

@@ -91,7 +91,7 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
         )
     if not saved:  # nothing to lose
         if not is_run(workdir) and not _left_by_a_start(workdir):
-            runs = ", ".join(map(str, _runs_in(workdir)[:3]))
+            runs = ", ".join(map(str, runs_in(workdir)[:3]))
             also = f", or to resume a run, its own ({runs})" if runs else ""
             raise UserError(
                 f"--workdir={workdir} holds other files: give a new or empty "
@@ -180,7 +180,7 @@ def is_run(workdir: Path) -> bool:
     return (workdir / "config.json").is_file()
 
 
-def _runs_in(directory: Path) -> list[Path]:
+def runs_in(directory: Path) -> list[Path]:
     """The runs that are in a directory, as seed0."""
     return sorted(path for path in directory.glob("*") if is_run(path))
 
@@ -199,7 +199,7 @@ def read_config(workdir: Path) -> ConfigDict:
         if workdir.parent.is_dir():
             names = [path.name for path in workdir.parent.iterdir() if is_run(path)]
             close = difflib.get_close_matches(workdir.name, names, n=1)
-            if found := _runs_in(workdir) or [workdir.parent / name for name in close]:
+            if found := runs_in(workdir) or [workdir.parent / name for name in close]:
                 near = f", as {found[0]}"
         raise UserError(
             f"--workdir={workdir} holds no run: give the directory of one{near}"

@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,25 @@ def test_help_prints_the_command_and_its_flags(capsys, place, arguments):
     for flag in ("--config: ", "--workdir: ", "--help: "):
         assert output.out.count(flag) == 1
     assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "does"),
+    [
+        ("resnet_jax", "report", "Writes a run's report.html, or compares several"),
+        ("experiments", "sweep", "Tries every combination of a grid's values"),
+    ],
+)
+def test_package_lists_its_commands(capsys, package, command, does):
+    listed = partial(command_line.list_commands, package)
+    assert command_line.call(listed, [package]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.split()[:1] == [command]]
+    assert does in line
+    assert len(lines) > 7
+    assert all(len(line) < 120 for line in lines)
+    assert command_line.call(listed, [package, "--config=x"]) == 2
+    assert f"`python -m {package}.COMMAND --config=x`" in capsys.readouterr().err
 
 
 def test_summary_needs_no_data(capsys):

@@ -94,6 +94,17 @@ def test_the_network_from_python_runs(capsys):
     assert capsys.readouterr().out == "(4, 10)\n"
 
 
+@pytest.mark.slow
+def test_the_run_from_python_trains(tmp_path, monkeypatch, capsys, quick_training):
+    monkeypatch.chdir(tmp_path)
+    example = examples("README.md")[1]
+    small = example.replace("depth = 29", "depth = 20\nconfig.steps = 2")
+    summary = train.train_and_evaluate(run(small)["config"], "runs/python")
+    *_, accuracy, names, _, _ = capsys.readouterr().out.splitlines()
+    assert float(accuracy) == pytest.approx(summary["test_accuracy"])
+    assert len(re.findall(r"'\d'", names)) == 5
+
+
 def test_the_config_of_your_own_is_one():
     config = run(examples("docs/extending.md")[0])["get_config"]()
     validate(config)

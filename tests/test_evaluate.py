@@ -114,6 +114,14 @@ def test_command_repeats_what_the_run_reported(tmp_path, capsys, monkeypatch):
         summary["test_class_accuracy"]["7"], abs=1e-6
     )
     assert (read["step"], read["split"], read["examples"]) == (30, "test", 360)
+    own = [*argv[:2], "--format=json", "--split=validation"]
+    assert command_line.call(evaluate.main, own) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["accuracy"] == pytest.approx(
+        summary["validation_accuracy"]
+    )
+    assert json.loads(told.out)["split"] == "train[1200:]"
+    assert "--split shares 237 examples with config.dataset.valid" in told.err
 
 
 @pytest.mark.slow

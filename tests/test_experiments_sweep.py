@@ -205,6 +205,21 @@ def test_the_best_is_of_those_that_train_surely():
         sweep.best([cell("8", [], 2)])
 
 
+def test_best_values_at_the_ends_of_their_axes_are_told():
+    grid = {"optimizer.learning_rate": [".05", "0.1", "1e-3"]}
+    grid |= {"model.depth": ["8", "20"], "model.scan": ["true", "false"]}
+
+    def told(rate: str) -> list[str]:
+        cell = {"optimizer.learning_rate": rate, "model.depth": "8"}
+        return sweep.at_the_ends(grid, cell | {"model.scan": "true"})
+
+    assert told(".05") == []
+    (low,), (high,) = told("1e-3"), told("0.1")
+    assert low.startswith("optimizer.learning_rate=1e-3 is an end of its axis")
+    assert "smaller" in low
+    assert "larger" in high
+
+
 @pytest.mark.slow
 def test_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parallel_runs, "devices", lambda: [ENVIRONMENT])

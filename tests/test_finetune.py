@@ -109,7 +109,7 @@ def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
     assert "reads images divided by" not in told
     state = TrainState(np.int32(0), **found.variables, opt_state=optax.EmptyState())
     source, names = str(tmp_path / "a.safetensors"), tuple("0123456789")
-    finetune.begin_with(source, state, names, residual=True, scale=np.ones(1))
+    finetune.begin_with(source, state, names, chosen.model, scale=np.ones(1))
     assert f"{source} reads images divided by 0." in capsys.readouterr().out
     after = flat(tmp_path / "b")
     for path, array in flat(tmp_path / "a").items():
@@ -229,7 +229,7 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
         with pytest.raises(UserError) as error:
             finetune.begin_with(
                 *(str(tmp_path / name), state, tuple("0123456789")),
-                residual=True,
+                small().model,
                 scale=np.ones(1),
             )
         assert "\n" not in str(error.value)
@@ -255,7 +255,8 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
         drawn = models.initialize(other, jax.random.key(0), shape)
         content = weights.to_bytes(weights.Weights(model, drawn))
         error = sentence("x.safetensors", content)
-        assert f"is of another network than config.model (v1-{model['depth']})" in error
+        theirs = f"v1-{model['depth']}"
+        assert f"another network ({theirs}) than config.model (v1-8)" in error
         assert named in error
     model = {"version": 1, "depth": 8, "width": 8, "residual": False}
     plain = weights.Weights(model, variables)

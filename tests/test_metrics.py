@@ -95,6 +95,18 @@ def test_what_is_written_is_there_for_tensorboard_too(tmp_path):
         assert found[step] == pytest.approx(scalars, rel=1e-6)
 
 
+def test_log_without_progress_bar_has_a_line_each_minute(tmp_path, capsys, monkeypatch):
+    times = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: times[-1])
+    recorder = start(tmp_path, 0)
+    for seconds, step in ((50.0, 4), (70.0, 8), (100.0, 10)):
+        times.append(seconds)
+        recorder.train_row(step, means(1 / step), 0.1)
+    recorder.close()
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["epoch 0.8, step 8 of 20, loss 0.125, accuracy 50.0%, 01:45 left"]
+
+
 def test_rows_are_json_without_nan(tmp_path):
     recorder = start(tmp_path, 0)
     recorder.train_row(10, means(1.0), 0.1)

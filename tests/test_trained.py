@@ -46,6 +46,15 @@ def test_best_checkpoint_is_the_best_of_those_that_are_saved(run, tmp_path):
     assert trained.load(copy, "best").step == best
 
 
+def test_is_shown_without_its_arrays(run):
+    restored = trained.load(run[0])
+    assert len(repr(restored)) < 1000
+    assert "step=30" in repr(restored)
+    dataset = trained.load_data(restored)
+    assert "train=Split(1,200 images of 8x8x1)" in repr(dataset)
+    assert len(repr(dataset)) < 1000
+
+
 def test_needs_no_data_set(run, tmp_path, monkeypatch):
     directory, _ = run
     expected = trained.load(directory).inputs

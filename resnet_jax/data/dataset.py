@@ -27,6 +27,10 @@ class Split(NamedTuple):
     images: np.ndarray | StreamedImages
     labels: np.ndarray  # int32 [examples]
 
+    def __repr__(self) -> str:
+        count, *shape = self.images.shape
+        return f"Split({count:,} images of {'x'.join(map(str, shape))})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:

@@ -216,6 +216,8 @@ def _check_readable(directory: Path, base: str) -> None:
             raise _damaged(directory, f"there is no {file}")
     try:
         info = json.loads((directory / "dataset_info.json").read_text())
+        if not isinstance(info, dict):
+            raise ValueError("it is no object")
     except ValueError as error:
         raise _damaged(directory, f"dataset_info.json: {error}") from None
     # TFDS did not write the format down when there was only this one.

@@ -1,7 +1,7 @@
 """Writes a run's report.html, or compares several runs on one page.
 
 python -m resnet_jax.report --workdir=runs/v2_56/seed0
-python -m resnet_jax.report --workdir=runs/v1_20/seed0 --workdir=runs/v2_20/seed0
+python -m resnet_jax.report --workdir=runs/v1_20 --workdir=runs/v2_20
 """
 
 from functools import partial
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from resnet_jax import UserError, bucket, command_line
+from resnet_jax import UserError, bucket, command_line, workdir
 from resnet_jax.report import page
 
 
@@ -22,8 +22,8 @@ def main(argv: list[str]) -> None:
         multi_string(
             "workdir",
             None,
-            "Directory of a finished run, or gs://BUCKET/DIR; several times to compare "
-            "runs.",
+            "Directory of a finished run, or of several, such as the seeds of one "
+            "config, or gs://BUCKET/DIR; several times to compare runs.",
         )
         string(
             "out",
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
 
     values = command_line.parse(argv, __doc__, define)
     places = map(bucket.local, values.workdir or [])
-    directories = list({place.resolve(): place for place in places}.values())
+    runs = [run for place in places for run in _runs(place)]
+    directories = list({run.resolve(): run for run in runs}.values())
     if not directories:
         raise UserError("--workdir is missing: give the directory of a run")
     out = None if values.out is None else Path(values.out)
@@ -46,6 +47,11 @@ def main(argv: list[str]) -> None:
         path = out or Path("comparison.html")
         page.compare(directories, path)
     print(f"written   {bucket.display_path(path)}")
+
+
+def _runs(place: Path) -> list[Path]:
+    """The run in a directory, or those in the directories in it."""
+    return (not workdir.is_run(place) and workdir.runs_in(place)) or [place]
 
 
 if __name__ == "__main__":

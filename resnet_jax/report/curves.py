@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from resnet_jax import bucket, metrics
+from resnet_jax.report.figures import percent_tick
 from resnet_jax.workdir import write
 
 
@@ -28,7 +29,7 @@ def draw_curves(workdir: Path) -> None:
     loss.set_yscale("log")
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter(LogFormatter())  # none where there are many
-    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    accuracy.yaxis.set_major_formatter(percent_tick)
     _plot(rate, rows, "learning_rate", {"color": "C0"})
     rate.set_ylabel("learning rate")
     for axes in (loss, accuracy, rate):

@@ -35,6 +35,11 @@ _STYLE = {
 _POINTS = 400  # of a line at most; more of them are averaged
 
 
+def percent_tick(value: float, _: int | None = None) -> str:
+    """The label of a tick, with as many decimals as it takes: 98% or 97.5%."""
+    return f"{100 * value:.4g}%"
+
+
 def lines(
     series: list[tuple[str, ArrayLike, ArrayLike]],
     labels: tuple[str, str],
@@ -78,7 +83,7 @@ def lines(
             between = "{x:g}" if high < 100 * low else NullFormatter()
             axes.yaxis.set_minor_formatter(between)
         if percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axes.yaxis.set_major_formatter(percent_tick)
         if len(named) > 1:
             axes.legend()
         return _svg(figure, f"{labels[1]} by {labels[0]}")
@@ -109,7 +114,7 @@ def reliability_diagram(bins: Bins, title: str) -> Markup:
         )
         axes.set(xlim=(0, 1), ylim=(0, 1), title=title)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axis.set_major_formatter(percent_tick)
         return _svg(figure, f"reliability diagram, {title}")
 
 

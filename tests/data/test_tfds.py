@@ -89,6 +89,7 @@ def test_what_is_in_the_cache_needs_no_tfds(config, prepared):
         (lambda d: (d / "features.json").unlink(), "there is no features.json"),
         (lambda d: (d / "dataset_info.json").unlink(), "no dataset_info.json"),
         (lambda d: (d / "dataset_info.json").write_text("{"), "dataset_info.json: Exp"),
+        (lambda d: (d / "dataset_info.json").write_text("[]"), "it is no object"),
         (lambda d: (d / "features.json").write_text("{"), "TFDS cannot read it"),
     ],
 )

@@ -208,6 +208,9 @@ def test_comparison(runs, tmp_path, capsys):
     assert "batch_size" in found.text
     assert "model.depth" not in found.text  # does not differ
     assert "0, 1" in found.text  # seeds of one row
+    every = tmp_path / "every.html"
+    assert call(f"--workdir={runs}", f"--out={every}") == 0
+    assert check(every.read_text()).text == found.text
 
 
 def test_a_seed_that_ran_twice_is_no_second_sample():
@@ -255,6 +258,15 @@ def test_opens_in_a_browser(runs, tmp_path, width):
     assert len(found["figures"]) == 7
     assert min(found["figures"]) > 150
     assert min(found["images"]) >= 200
+
+
+def test_ticks_of_a_short_axis_differ():
+    figure = page.figures.lines(
+        [("test", [1, 2], [0.971, 0.984])], ("epoch", "accuracy"), percent=True
+    )
+    ticks = re.findall(r">([\d.]+%)<", figure)
+    assert len(ticks) > 3
+    assert len(set(ticks)) == len(ticks)
 
 
 def test_many_classes_are_a_figure_and_the_worst():

@@ -1,0 +1,8 @@
+"""`python -m experiments` lists the experiments."""
+
+from functools import partial
+
+from resnet_jax import command_line
+
+if __name__ == "__main__":
+    command_line.run(partial(command_line.list_commands, "experiments"))
