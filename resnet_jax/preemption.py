@@ -44,7 +44,7 @@ class Preemption:
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self._starting = False
+        self._starting = self._saves = False
 
     def __enter__(self) -> "Preemption":
         self._installed = threading.current_thread() is threading.main_thread()
@@ -76,7 +76,7 @@ class Preemption:
 
     def started(self) -> None:
         """From here on there is something to save: a signal waits for `received`."""
-        self._starting = False
+        self._starting, self._saves = False, True
         if self.received:
             raise StoppedError(self.received, "while starting")
 
@@ -97,7 +97,7 @@ class Preemption:
                 timer = threading.Timer(_STARTUP_SECONDS, self._abandon, [number])
                 timer.daemon = True
                 timer.start()
-            else:
+            elif self._saves:
                 print(
                     f"\n{number.name}: saving at the end of this call; "
                     "a second signal ends the run at once",

@@ -213,6 +213,21 @@ def test_signal_while_starting_leaves_nothing(
     assert train.train_and_evaluate(config(), tmp_path / "run")["steps"] == 45
 
 
+def test_signal_while_starting_is_not_said_to_save(capsys):
+    """Where the thread that sees it too comes late."""
+
+    class Late(preemption.Preemption):
+        def _watch(self) -> None:
+            while self._starting:
+                time.sleep(0.01)
+            super()._watch()
+
+    with pytest.raises(preemption.StoppedError, match="while starting"), Late():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # until the signal's handler ends it
+    assert capsys.readouterr().err == ""
+
+
 def test_signal_between_the_end_and_the_return_is_not_lost():
     """So that of several seeds the next one does not begin."""
 
