@@ -1,5 +1,6 @@
 """The convolution, normalisation and ReLU that every network is built from."""
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -46,6 +47,38 @@ def convolve(images, kernel, strides, padding, **settings):
     return _cpu_convolve(images, kernel, tuple(strides), padding)
 
 
+def _is_larger(kernel, images) -> bool:
+    """Whether a kernel has more pixels than images have.
+
+    Then XLA takes the two for each other, which on a CPU is not the form that is fast:
+    3x3 convolutions of 2x2 pixels take 8 times as long as their product of matrices
+    where they have 64 channels, and 90 times where they have 512.
+    """
+    return math.prod(kernel.shape[:2]) > math.prod(images.shape[1:3])
+
+
+def _dense_kernel(kernel, size, strides, padding):
+    """What every value of an image of `size` adds to every one of its convolution.
+
+    [height, width, channels, new height, new width, features].
+    """
+    around, starts = [], []
+    for n, k, stride, (low, high) in zip(
+        size, kernel.shape[:2], strides, padding, strict=True
+    ):
+        last = (n + low + high - k) // stride * stride
+        around.append((last - low, n + low - k, 0))
+        starts.append(range(last, -1, -stride))
+    # With zeros around the kernel, what an output takes of the whole image is a slice.
+    kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*around, (0,) * 3, (0,) * 3])
+    (height, width), (rows, columns) = size, starts
+    taken = [
+        [kernel[row : row + height, column : column + width] for column in columns]
+        for row in rows
+    ]
+    return jnp.stack([jnp.stack(of_a_row, axis=3) for of_a_row in taken], axis=3)
+
+
 def _raw_convolve(images, kernel, strides, padding, **dilations):
     return lax.conv_general_dilated(
         images, kernel, strides, padding, dimension_numbers=_DIMENSIONS, **dilations
@@ -55,14 +88,22 @@ def _raw_convolve(images, kernel, strides, padding, **dilations):
 # XLA for CPU has fast convolutions only in the layout NHWC, HWIO. It brings others into
 # that form at the top level of a program, but not in the body of a loop, where the
 # gradients that JAX derives run 4 to 30 times slower. So the two gradients are written
-# here as ordinary convolutions; the values are the same.
+# here as ordinary convolutions, or, of few pixels, as products of matrices; the values
+# are the same.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _cpu_convolve(images, kernel, strides, padding):
-    return _raw_convolve(images, kernel, strides, padding)
+    return _forward(images, kernel, strides, padding)[0]
 
 
 def _forward(images, kernel, strides, padding):
-    return _raw_convolve(images, kernel, strides, padding), (images, kernel)
+    if _is_larger(kernel, images):
+        dense = _dense_kernel(kernel, images.shape[1:3], strides, padding)
+        count, shape = len(images), dense.shape[3:]
+        product = images.reshape(count, -1) @ dense.reshape(-1, math.prod(shape))
+        convolved = product.reshape(count, *shape)
+    else:
+        convolved = _raw_convolve(images, kernel, strides, padding)
+    return convolved, (images, kernel)
 
 
 def _backward(strides, padding, residuals, gradient):
@@ -79,13 +120,19 @@ def _backward(strides, padding, residuals, gradient):
             strict=True,
         )
     ]
-    images_gradient = _raw_convolve(
-        gradient,
-        kernel[::-1, ::-1].swapaxes(2, 3),
-        (1, 1),
-        [(k - 1 - low, size - span + low) for size, k, span, low in spans],
-        lhs_dilation=strides,
-    )
+    if _is_larger(kernel, gradient):
+        dense = _dense_kernel(kernel, images.shape[1:3], strides, padding)
+        gradients = gradient.reshape(len(gradient), -1)
+        product = gradients @ dense.reshape(-1, gradients.shape[1]).T
+        images_gradient = product.reshape(images.shape)
+    else:
+        images_gradient = _raw_convolve(
+            gradient,
+            kernel[::-1, ::-1].swapaxes(2, 3),
+            (1, 1),
+            [(k - 1 - low, size - span + low) for size, k, span, low in spans],
+            lhs_dilation=strides,
+        )
     pads = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
     if compilation.tracing_for_onednn():
         # oneDNN takes 2 to 5 times as long where a kernel is as large as the images. A

@@ -222,9 +222,13 @@ def test_signal_while_starting_is_not_said_to_save(capsys):
                 time.sleep(0.01)
             super()._watch()
 
-    with pytest.raises(preemption.StoppedError, match="while starting"), Late():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)  # until the signal's handler ends it
+    def signalled() -> None:
+        with Late():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)  # until the signal's handler ends it
+
+    with pytest.raises(preemption.StoppedError, match="while starting"):
+        signalled()
     assert capsys.readouterr().err == ""
 
 

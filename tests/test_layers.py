@@ -77,6 +77,16 @@ def derivatives(convolution, strides, padding):
         ((7, 5), (3, 3), (3, 1), ((0, 2), (3, 1))),
         ((7, 5), (3, 1), (2, 1), "VALID"),
         ((7, 5), (2, 4), (1, 2), "SAME"),
+        # Fewer pixels than the kernel has: of the images, or of their convolution.
+        ((1, 1), (3, 3), (1, 1), "SAME"),
+        ((2, 2), (3, 3), (1, 1), "SAME"),
+        ((2, 2), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((4, 4), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((4, 3), (3, 3), (2, 2), "SAME"),
+        ((2, 3), (3, 3), (1, 2), ((2, 1), (0, 3))),
+        ((1, 6), (2, 4), (1, 3), ((3, 0), (0, 1))),
+        ((5, 6), (7, 7), (2, 2), ((3, 3), (3, 3))),
+        ((2, 2), (2, 3), (1, 1), ((0, 1), (4, 2))),
     ],
     ids=str,
 )
@@ -87,6 +97,25 @@ def test_values_and_derivatives_are_those_of_lax(size, kernel_size, strides, pad
     expected = derivatives(reference, strides, padding)(arguments, direction)
     assert all(np.abs(part).max() > 0.1 for part in jax.tree.leaves(expected))
     assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "left"),
+    [(1, 1, 0), (2, 1, 0), (4, 2, 1), (3, 1, 2), (5, 2, 2)],
+)
+def test_xla_sees_no_convolution_whose_kernel_has_more_pixels(size, stride, left):
+    """It would take the two for each other; `left` are the others of both ways."""
+
+    def image_gradient(images, kernel):
+        def loss(images):
+            padding = ((1, 1), (1, 1))
+            return (project(images, kernel, (stride, stride), padding) ** 2).sum()
+
+        return jax.grad(loss)(images)
+
+    arguments = draw(0, 2, size, size, 4), draw(1, 3, 3, 4, 4)
+    program = quick_jit(image_gradient).lower(*arguments).as_text()
+    assert program.count("stablehlo.convolution(") == left
 
 
 def scanned(convolution, strides, padding):
