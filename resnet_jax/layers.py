@@ -98,7 +98,7 @@ def _cpu_convolve(images, kernel, strides, padding):
 def _forward(images, kernel, strides, padding):
     if _is_larger(kernel, images):
         dense = _dense_kernel(kernel, images.shape[1:3], strides, padding)
-        count, shape = len(images), dense.shape[3:]
+        count, shape = images.shape[0], dense.shape[3:]  # of an export: any count
         product = images.reshape(count, -1) @ dense.reshape(-1, math.prod(shape))
         convolved = product.reshape(count, *shape)
     else:
@@ -122,7 +122,7 @@ def _backward(strides, padding, residuals, gradient):
     ]
     if _is_larger(kernel, gradient):
         dense = _dense_kernel(kernel, images.shape[1:3], strides, padding)
-        gradients = gradient.reshape(len(gradient), -1)
+        gradients = gradient.reshape(gradient.shape[0], -1)
         product = gradients @ dense.reshape(-1, gradients.shape[1]).T
         images_gradient = product.reshape(images.shape)
     else:
