@@ -9,18 +9,18 @@ depth does no harm (He et al. 2015, arXiv 1512.03385, section 4.2 and figure 6).
 Method. Version 1 with and without shortcuts, 20, 32, 44 and 56 layers, otherwise
 equal. Training errors are means over an epoch, on augmented images.
 
-Cost. Smoke: digits, width 8, ten epochs at rate 0.1; nine minutes from nothing on two
+Cost. Smoke: digits, width 8, ten epochs at rate 0.1; three minutes from nothing on two
 cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe of 164 epochs, 24
 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
-- Plain, 20, 32, 44, 56 layers: training error 10.3 (8.0-11.6), 38.3 (38.1-39.5), 69.2
-  (66.5-74.4), 79.8 (76.6-86.1); test error 7.5 (6.1-8.9), 35.8 (29.2-38.1), 67.2
-  (63.9-70.0), 80.3 (76.4-83.6).
-- Residual: training error 1.9 (1.5-2.2), 1.9 (1.6-2.4), 2.2 (2.1-3.3), 3.9 (2.8-7.0);
-  test error 2.2 (2.2-3.1), 1.9 (1.7-2.2), 2.8 (1.9-2.8), 4.2 (3.6-4.4).
+- Plain, 20, 32, 44, 56 layers: training error 10.2 (9.7-10.3), 38.1 (34.6-51.7), 66.5
+  (62.6-69.0), 78.9 (76.7-81.5); test error 6.4 (6.1-7.5), 29.7 (26.9-44.4), 60.8
+  (60.3-66.9), 78.1 (73.6-78.3).
+- Residual: training error 1.9 (1.3-2.2), 2.6 (1.7-2.6), 3.1 (1.7-4.6), 3.5 (3.1-4.0);
+  test error 3.3 (1.7-3.9), 2.8 (1.9-3.3), 2.8 (1.9-4.7), 4.4 (2.2-4.4).
 - So the degradation is there in every seed, and shortcuts remove nearly all of it: with
-  56 layers a little is left, 3.9 against 1.9 with 20, and the ranges do not overlap. A
+  56 layers a little is left, 3.5 against 1.9 with 20, and the ranges do not overlap. A
   benefit of depth does not show at this scale: 20 layers are enough for the digits, and
   one test image is 0.3 points.
 """
