@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from resnet_jax import layers, models
 from resnet_jax.blocks import Branch, Images, Output
 from resnet_jax.config import build_network
+from resnet_jax.convolution import convolve
 
 # Figure 4. The convolutions of a branch before its last one, the last one, and what
 # follows the addition; C is a convolution, B a BatchNorm, R a ReLU.
@@ -133,7 +134,7 @@ class ShortcutBlock(Block):
                 strides=stride,
                 kernel_init=layers.he_normal,
                 bias_init=nn.initializers.constant(numbers[0]),
-                conv_general_dilated=layers.convolve,
+                conv_general_dilated=convolve,
                 name="gate",
             )(x)
             gate = nn.sigmoid(gate)

@@ -189,7 +189,7 @@ def _uncached() -> Iterator[None]:
             jax.config.update(name, _saved_thresholds.pop())
 
 
-# No argument, since it is read where Flax calls `layers.convolve`.
+# No argument, since it is read where Flax calls `convolve`.
 _calls_onednn = contextvars.ContextVar("calls_onednn", default=False)
 
 

@@ -46,7 +46,9 @@ def main(argv: list[str]) -> None:
     place = values.workdir or workdir.default(config_flag, config)
     parallel.add_cpu()
     hosts.join(values.coordinator, values.num_processes, values.process_id)
-    parallel.split_cpu(config.batch_size, hosts.count())  # `from_first` takes devices
+    image_size = data.known_size(config.dataset)
+    # Now, since `from_first` takes devices.
+    parallel.split_cpu(config.batch_size, hosts.count(), image_size)
     hosts.run_on_first(lambda: data.check(config.dataset))
     directory = hosts.run_on_first(lambda: bucket.local(place))
     if config.seeds == 1:

@@ -27,6 +27,7 @@ from resnet_jax.blocks import (
     default_block,
     require_choice,
 )
+from resnet_jax.convolution import convolve
 from resnet_jax.stacking import stack as stack
 from resnet_jax.stacking import unstack
 
@@ -111,7 +112,7 @@ class ResNet(nn.Module):
                 use_bias=self.keras,
                 dtype=self.dtype,
                 kernel_init=kernel_init,
-                conv_general_dilated=layers.convolve,
+                conv_general_dilated=convolve,
                 name=name,
             )
 

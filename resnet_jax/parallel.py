@@ -21,6 +21,9 @@ from resnet_jax import UserError, compilation
 _AXIS = "data"
 # oneDNN gains 13 to 16% of a step on images of 12 to 24 pixels a side, nothing on 8.
 _ONEDNN_PIXELS = 12
+# One device is 1.1 to 1.45 times as fast as two on images of 8 and 12 pixels a side, as
+# fast on 16 and 24, and 5% slower on 32 (v1-20, v2-29, v2-56; two cores, jax 0.12).
+_ONE_DEVICE_PIXELS = 16
 
 
 def add_cpu() -> None:
@@ -54,21 +57,27 @@ def require_devices() -> None:
         )
 
 
-def split_cpu(batch_size: int, processes: int = 1) -> None:
+def split_cpu(batch_size: int, processes: int = 1, image_size: int = 0) -> None:
     """Makes JAX see a CPU as one device a core; call before JAX looks for devices.
 
     XLA leaves reductions and elementwise work on one core of a device. Takes the
-    largest divisor of a process's part of the batch up to the number of cores; but one
-    before jax 0.12, where one is as fast with our options, and several are wrong with
-    them (`compilation.OPTIONS_SPAN_DEVICES`). Does nothing where
-    `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already. Adds a CPU
-    where there would be none, see `add_cpu`.
+    largest divisor of a process's part of the batch up to the number of cores. It is
+    one device for small images, and before jax 0.12, where one is as fast with our
+    options, and several are wrong with them (`compilation.OPTIONS_SPAN_DEVICES`). Does
+    nothing where `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already.
+    Adds a CPU where there would be none, see `add_cpu`.
+
+    Args:
+      batch_size: over all processes.
+      processes: how many share the batch.
+      image_size: pixels a side, 0 where not known: then not small.
     """
     add_cpu()
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    cores = 1
-    if compilation.OPTIONS_SPAN_DEVICES and hasattr(os, "sched_getaffinity"):
+    cores, small = 1, 0 < image_size < _ONE_DEVICE_PIXELS
+    spans = compilation.OPTIONS_SPAN_DEVICES and not small
+    if spans and hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     part = max(1, batch_size // processes)
     devices = max(n for n in range(1, cores + 1) if part % n == 0)

@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     if values.roofline:
         from resnet_jax import parallel, roofline
 
-        parallel.split_cpu(config.batch_size)
+        parallel.split_cpu(config.batch_size, image_size=size)
         macs = cost.totals(rows)["macs"]
         step = roofline.compile_step_cost(config, num_classes, shape, macs)
         kind = jax.devices()[0].device_kind

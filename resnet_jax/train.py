@@ -66,7 +66,8 @@ def train_and_evaluate(
         raise UserError(
             f"config.seeds={config.seeds}: give 1 here; seeds.run_all trains several"
         )
-    parallel.split_cpu(config.batch_size, hosts.count())
+    image_size = data.known_size(config.dataset)
+    parallel.split_cpu(config.batch_size, hosts.count(), image_size)
     parallel.require_devices()
     compilation.use_compilation_cache()
     hosts.print_once(f"workdir   {bucket.display_path(directory)}")

@@ -121,7 +121,7 @@ def load(
     directory = bucket.local(directory)
     config = workdir.read_config(directory)
     validate(config)  # its file can have been edited
-    parallel.split_cpu(config.batch_size)
+    parallel.split_cpu(config.batch_size, image_size=data.known_size(config.dataset))
     parallel.require_devices()
     compilation.use_compilation_cache()
     best = checkpoint == "best"

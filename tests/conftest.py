@@ -17,6 +17,15 @@ install_import_hook("resnet_jax", "beartype.beartype")
 
 
 @pytest.fixture
+def float64():
+    """JAX computes in float64 where it is given float64."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
 def quick_training():
     """Trainings on one device that compile fast, where they are not what is tested."""
     from tests import quick

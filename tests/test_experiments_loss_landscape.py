@@ -9,7 +9,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from experiments import loss_landscape, study, trained
-from resnet_jax import layers, models
+from resnet_jax import models
 from tests.quick import quick_jit, random_variables
 
 
@@ -30,7 +30,7 @@ def test_the_extreme_eigenvalues_are_those_of_a_dense_hessian(monkeypatch):
     product, length = loss_landscape.make_hessian_product(loss, variables["params"])
     rng = np.random.default_rng(1)
     largest, smallest = loss_landscape.extremes(product, length, rng)
-    monkeypatch.setattr(layers, "convolve", lax.conv_general_dilated)
+    monkeypatch.setattr(models, "convolve", lax.conv_general_dilated)
     loss, *_ = small_loss()
     flat, unravel = ravel_pytree(variables["params"])
     dense = quick_jit(jax.hessian(lambda flat: loss(unravel(flat))))(flat)

@@ -173,12 +173,6 @@ def assert_close(actual, expected, tolerance):
     jax.tree.map(check, actual, expected)
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 # Counts
 
 

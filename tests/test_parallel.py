@@ -231,21 +231,29 @@ def test_batch_that_does_not_divide_is_refused():
         Parallel.over(devices_of(8), "pmap", 3)
 
 
-@pytest.mark.parametrize(("batch_size", "most"), [(128, 2), (127, 1)])
-def test_cpu_is_one_device_a_core(batch_size, most):
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [
+        ("128", 2),
+        ("127", 1),
+        ("128, 2", 2),
+        ("2, 2", 1),
+        ("64, image_size=8", 1),
+        ("64, image_size=32", 2),
+    ],
+)
+def test_cpu_is_one_device_a_core_unless_images_are_small(given, most):
     script = (
-        "import jax, os\n"
+        "import os\n"
         "del os.environ['JAX_NUM_CPU_DEVICES']\n"
         "os.sched_getaffinity = lambda _: {0, 1}\n"
+        "import jax\n"
         "from resnet_jax import parallel\n"
-        f"parallel.split_cpu({batch_size})\n"
         "from resnet_jax.compilation import OPTIONS_SPAN_DEVICES\n"
+        f"parallel.split_cpu({given})\n"
         f"most = {most} if OPTIONS_SPAN_DEVICES else 1\n"
         "assert len(jax.devices()) == most, jax.devices()\n"
-        f"parallel.split_cpu(1)\n"
-    )
-    script = script.replace("import jax, os\n", "import os\n").replace(
-        "from resnet_jax", "import jax\nfrom resnet_jax"
+        "parallel.split_cpu(1)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -102,18 +102,13 @@ NETWORKS = {
         lambda: nets.KerasResNet(2, 2),
     ),
 }
+pytestmark = pytest.mark.usefixtures("float64")
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow)
     if name == "v2-164" or name.endswith("-imagenet")
     else name
     for name in NETWORKS
 ]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def pair(name: str) -> tuple:

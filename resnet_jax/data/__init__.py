@@ -31,6 +31,12 @@ def base_name(name: str) -> str:
     return re.split("[/:]", name)[0]
 
 
+def known_size(config: ConfigDict) -> int:
+    """Pixels a side of the images of `config.dataset`; 0: reading them would tell."""
+    known = KNOWN.get(base_name(config.name))
+    return config.image_size or (known[1][0] if known else 0)
+
+
 def check(config: ConfigDict) -> None:
     """Checks `config.dataset` without reading data.
 

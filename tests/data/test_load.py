@@ -201,6 +201,20 @@ def test_what_is_known_is_what_can_be_read():
     assert {*prepare.NAMES, *data._BUNDLED, "image_folder"} == set(data.KNOWN)
 
 
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"name": "digits"}, 8),
+        ({"name": "cifar10:3.0.2"}, 32),
+        ({"name": "image_folder"}, 0),
+        ({"name": "image_folder", "image_size": 64}, 64),
+        ({"name": "eurosat/rgb"}, 0),
+    ],
+)
+def test_size_of_images_is_known_before_they_are_read(config, fields, size):
+    assert data.known_size(config(**fields)) == size
+
+
 def test_check_of_the_environment(config, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/does/not/exist")
     with pytest.raises(UserError, match="TFDS_DATA_DIR=/does/not/exist is not a dir"):
