@@ -12,8 +12,7 @@ compilation cache, the second with what the first left there; in turn, five time
 command before these, which does not count, has the files of the packages read.
 
 Found (smoke; medians of five, ranges in brackets; two cores of a shared x86 machine):
-- The medians meet both; one of five runs exceeds each: 11.44 seconds (10.91 to 12.04)
-  and 5.61 (5.13 to 6.11).
+- All five runs meet both: 10.31 seconds (9.35 to 10.52) and 5.49 (5.32 to 5.62).
 
 Cost. Smoke: two minutes on two cores. Full: 56 layers on CIFAR-10.
 """
