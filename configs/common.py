@@ -107,8 +107,8 @@ def default() -> ConfigDict:
     config.optimizer.backbone_factor = 1.0  # of the rate, for all but the classifier
     # Of the rate, for BatchNorm's biases; their decay stays.
     config.optimizer.bn_bias_factor = 1.0
-    # Decay of the mean of weights that is used, at most (1+t)/(10+t) after t updates;
-    # 0: off.
+    # Decay of the exponential moving average (EMA) of the weights, which is then what
+    # is evaluated; at most (1+t)/(10+t) after t updates. 0: off.
     config.optimizer.ema = 0.0
     # Gradients of this many parts of a batch are added; BatchNorm sees one at a time.
     config.optimizer.accumulate = 1

@@ -42,8 +42,6 @@ Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two c
 Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
 """
 
-import json
-
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
@@ -51,7 +49,7 @@ from scipy import stats
 from configs import common
 from experiments import curves, study
 from experiments.study import STYLES, Study
-from resnet_jax import command_line
+from resnet_jax import command_line, workdir
 from resnet_jax.config import get
 from resnet_jax.seeds import mean_and_interval
 
@@ -123,7 +121,7 @@ def run_config(scale: str, recipe: str, changes: dict) -> dict:
     config.eval_every = settings["epochs"]
     config.checkpoint.keep = 1
     config.dataset.update(settings["dataset"])
-    return json.loads(config.to_json())
+    return workdir.as_json(config)
 
 
 def run(experiment: Study) -> dict[tuple[str, str], list[dict]]:

@@ -113,7 +113,7 @@ def compare(config, names: list[str], rounds: int) -> dict:
     """Measures contenders on one network and batch size."""
     with tempfile.TemporaryDirectory() as directory:
         directory = Path(directory)
-        workdir.write_json(directory / "config.json", json.loads(config.to_json()))
+        workdir.write_json(directory / "config.json", workdir.as_json(config))
         command = [sys.executable, "-m", "experiments.peers.prepare", str(directory)]
         prepared = json.loads(study.run_process(command).splitlines()[-1])
         if not prepared["update_error"] < _UPDATE_TOLERANCE:

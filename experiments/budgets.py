@@ -28,8 +28,6 @@ Cost. Smoke: 2,000 images, 5 and 15 epochs, 30 runs; 40 minutes on two cores of 
 x86 machine. Full: 45,000 images.
 """
 
-import json
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -37,7 +35,7 @@ from configs import common
 from experiments import curves, study
 from experiments.published import TABLES
 from experiments.study import STYLES, Study
-from resnet_jax import command_line
+from resnet_jax import command_line, workdir
 from resnet_jax.seeds import mean_and_interval
 
 SCALES = {
@@ -69,7 +67,7 @@ def run_config(scale: str, recipe: str, epochs: int) -> dict:
     config.eval_every = epochs
     config.checkpoint.keep = 1
     config.dataset.update(SCALES[scale])
-    return json.loads(config.to_json())
+    return workdir.as_json(config)
 
 
 def run(experiment: Study) -> dict[tuple[int, str], list[dict]]:

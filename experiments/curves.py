@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from experiments import study
-from resnet_jax import models, train
+from resnet_jax import models, train, workdir
 from resnet_jax.config import build_network
 from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
@@ -36,7 +36,7 @@ def run_config(scale: str, version: int, depth: int, epochs: int, **model) -> di
         config.model.width = 8  # 16 in the papers
         config.schedule.warmup_epochs = config.epochs / 10
     config.model.update(model)
-    return json.loads(config.to_json())
+    return workdir.as_json(config)
 
 
 class Run(NamedTuple):

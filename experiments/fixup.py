@@ -112,7 +112,7 @@ class FixupResNet(models.ResNet):
                 return 0 * leaf
             return smaller * leaf if names[-2].startswith("conv") else leaf
 
-        return jax.tree_util.tree_map_with_path(scaled, super().init(*args, **kwargs))
+        return jax.tree.map_with_path(scaled, super().init(*args, **kwargs))
 
 
 def without_norm(kind: str, config: ConfigDict, num_classes: int) -> models.ResNet:

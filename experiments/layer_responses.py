@@ -16,11 +16,11 @@ Cost. Smoke: digits, nine trainings; two minutes on two cores of a shared x86 ma
 
 Found. As in the paper. Sorted by size, the responses of a residual network are below
 those of a plain one of the same depth, most of all the large ones: the plain network's
-last layer responds about twice as strongly as any residual layer. With 32 layers instead of
-20 most responses are smaller again. The network's order shows how: of a residual
-block's two layers the second, which is added to the shortcut, keeps its response, and
-the first, which BatchNorm rescales anyway, falls to 0.6 of it. Among the smallest
-responses plain and residual are alike.
+last layer responds about twice as strongly as any residual layer. With 32 layers
+instead of 20 most responses are smaller again. The network's order shows how: of a
+residual block's two layers the second, which is added to the shortcut, keeps its
+response, and the first, which BatchNorm rescales anyway, falls to 0.6 of it. Among the
+smallest responses plain and residual are alike.
 
 Numbers (smoke, seeds 0, 1, 2).
 - Mean over layers: plain-20 0.23, 0.23, 0.23; residual-20 0.18, 0.18, 0.18; residual-32

@@ -1,6 +1,5 @@
 """Runs of `resnet_jax.main` spread over the devices, one at a time on each."""
 
-import json
 import os
 import signal
 import socket
@@ -47,7 +46,7 @@ def _has_its_config(job: Job) -> bool:
     if not workdir.is_run(job.directory):
         return False
     stored, wanted = workdir.read_config(job.directory), job.config
-    return json.loads(stored.to_json()) == json.loads(wanted.to_json())
+    return workdir.as_json(stored) == workdir.as_json(wanted)
 
 
 def devices() -> list[dict[str, str]]:

@@ -51,7 +51,7 @@ def run_config(
     if epochs:
         curves.shorten(config, epochs)
     config.checkpoint.keep = 1
-    return json.loads(config.to_json())
+    return workdir.as_json(config)
 
 
 def measure(config: dict) -> dict:

@@ -66,7 +66,7 @@ def measure_here(version, depth, batch_size, devices, mode, dataset, seconds) ->
     config = common.get_config("paper", version, depth, scan=True)
     config.update(batch_size=batch_size, steps=10**6, parallel=mode)
     config.dataset.name = dataset
-    parallel.split_cpu(batch_size)
+    parallel.split_cpu(batch_size, image_size=data.known_size(config.dataset))
     loaded = replace(data.load(config.dataset), eval=None)  # compiles training alone
     trainer = Trainer(config, loaded, devices=jax.devices()[: devices or None])
     state = trainer.place(trainer.new_state())

@@ -206,7 +206,7 @@ def _key(settings: dict) -> str:
     """A key; equal for settings that differ only in config fields added later."""
     if "config" in settings:
         completed = common.completed(settings["config"])
-        settings = settings | {"config": json.loads(completed.to_json())}
+        settings = settings | {"config": workdir.as_json(completed)}
     return json.dumps(settings, sort_keys=True)
 
 

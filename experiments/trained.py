@@ -1,6 +1,5 @@
 """Trained networks for experiments that look inside: ordinary runs, each made once."""
 
-import json
 from typing import NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from experiments.curves import run_directory
-from resnet_jax import data, models, train, trained
+from resnet_jax import data, models, train, trained, workdir
 from resnet_jax.augment import normalize, statistics
 
 
@@ -49,7 +48,7 @@ def run_config(
         settings.model.width = width
         settings.optimizer.learning_rate = 0.02
         settings.schedule.warmup_epochs = epochs / 10
-    return json.loads(settings.to_json())
+    return workdir.as_json(settings)
 
 
 def subject(settings: dict) -> Subject:

@@ -15,6 +15,11 @@ class UserError(Exception):
     label = "error"  # what the printed line begins with
 
 
+def one_line(error: Exception, length: int = 200) -> str:
+    """What an error says, as a part of a sentence."""
+    return " ".join(str(error).split())[:length]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question with the known name that is nearest, to begin a fix; '': none is."""
     near = difflib.get_close_matches(name, known, n=1)

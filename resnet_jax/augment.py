@@ -85,7 +85,7 @@ def augment(
     height, width = images.shape[1:3]
     scale = size / min(height, width) if size else 1
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-    vertical, horizontal, drawn = jax.vmap(
+    vertical, horizontal, flip_draw = jax.vmap(
         lambda key: jax.random.uniform(key, (3,)), out_axes=1
     )(keys)
     rows, columns = (
@@ -93,7 +93,7 @@ def augment(
         for length in (height, width)
     )
     if config.flip:
-        mirrored = drawn < 0.5 if mirrored is None else mirrored
+        mirrored = flip_draw < 0.5 if mirrored is None else mirrored
         columns = columns.mirrored(mirrored)
     if config.random_resized_crop:
         (tops, heights), (lefts, widths) = _boxes(

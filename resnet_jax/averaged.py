@@ -26,8 +26,8 @@ def make_statistics_call(
     """Builds `statistics_call(params, batch_stats, split, positions, seed)`.
 
     It returns the statistics of BatchNorm that averaged params need, over plain
-    training images; `batch_stats`, those of the steps' params, or their mean would not
-    fit (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
+    training images. Neither those of the steps' own params (`batch_stats`) nor their
+    mean fits (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
     """
     net = net.clone(stochastic_depth=0.0)
     momentum = net.norm_momentum

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resnet_jax import UserError, bucket, workdir
+from resnet_jax import UserError, bucket, one_line, workdir
 
 # Orbax logs the tracebacks of what WriteError and the line on damage tell.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -151,18 +151,23 @@ class Checkpoints:
             )
         return record
 
-    def save(self, step: int, trees: dict[str, Any], record: dict) -> None:
+    def save(
+        self, step: int, trees: dict[str, Any], record: dict
+    ) -> tuple[int, int, float] | None:
         """Saves in the background; the arrays must stay unchanged meanwhile.
+
+        Waits for the one before, and returns what `wait` does of it.
 
         Raises:
           WriteError: this one or the one before could not be written.
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave({"format": FORMAT, **record})
-        self.wait()
+        ended = self.wait()
         with self._errors_as_write_error():
             self._saving = step, time.perf_counter()
             self._manager.save(step, args=ocp.args.Composite(**items))
+        return ended
 
     def _done(self) -> None:
         """Called in the background, before a checkpoint gets its final name."""
@@ -193,11 +198,11 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
                 f"{self._directory / str(step)} cannot be read "
-                f"({' '.join(str(error).split())[:200]}): restore it, or move it away "
+                f"({one_line(error)}): restore it, or move it away "
                 "to resume from the one before"
             ) from None
         restored = {name: restored[name] for name in like}
-        expected = jax.tree_util.tree_leaves_with_path(like)
+        expected = jax.tree.leaves_with_path(like)
         for (path, array), found in zip(
             expected, jax.tree.leaves(restored), strict=True
         ):
@@ -251,11 +256,10 @@ class Checkpoints:
 
 
 def _cause(error: Exception) -> str:
-    text = " ".join(str(error).split())
     for told in ("No space left on device", "File too large", "Read-only file system"):
-        if told in text:
+        if told in str(error):
             return told
-    return text[:200]
+    return one_line(error)
 
 
 def read_record(checkpoint: Path) -> dict:

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnet_jax import one_line
+
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 OPTIONS = {
@@ -47,7 +49,7 @@ OPTIONS = {
 # even an empty one, is wrong from some iteration of a loop on: about the 25th or the
 # 52nd evaluated batch, or between the 20th and 80th update. Without options, on one
 # device, or on 0.12.0.1 it is right.
-OPTIONS_SPAN_DEVICES = jax.version.__version_info__ >= (0, 12)
+OPTIONS_SPAN_DEVICES = jax.__version_info__ >= (0, 12)
 
 
 def use_compilation_cache() -> None:
@@ -160,15 +162,18 @@ def _compile_once(
     """Compiles what the compilation cache cannot keep, or finds it in this process."""
     program = hashlib.sha256(lowered.as_text().encode()).digest()
     key = (program, lowered.in_tree, lowered.out_tree, *options.items(), devices)
-    if key not in _compiled:
+    compiled = _compiled.get(key)
+    if compiled is None:
         with _uncached():
-            _compiled[key] = _compile(lowered, options)
-        if len(_compiled) > 8:
-            del _compiled[next(iter(_compiled))]
-    return _compiled[key]
+            compiled = _compile(lowered, options)
+        with _lock:
+            _compiled[key] = compiled
+            if len(_compiled) > 8:
+                del _compiled[next(iter(_compiled))]
+    return compiled
 
 
-_uncached_lock, _saved_thresholds = threading.Lock(), []
+_lock, _saved_thresholds = threading.Lock(), []
 
 
 @contextlib.contextmanager
@@ -178,13 +183,13 @@ def _uncached() -> Iterator[None]:
     XLA cannot save calls of oneDNN.
     """
     name = "jax_persistent_cache_min_compile_time_secs"
-    with _uncached_lock:
+    with _lock:
         _saved_thresholds.append(getattr(jax.config, name))
         jax.config.update(name, math.inf)
     try:
         yield
     finally:
-        with _uncached_lock:
+        with _lock:
             # The last to leave takes what the first found.
             jax.config.update(name, _saved_thresholds.pop())
 
@@ -229,13 +234,9 @@ def _compile(lowered: jax.stages.Lowered, options: dict) -> Callable:
         if not unknown:
             raise
         names = ", ".join(sorted(unknown))
-        print(f"note      slower without {names} ({_brief(error)})")
+        print(f"note      slower without {names} ({one_line(error, 100)})")
     known = {name: options[name] for name in options.keys() - unknown}
     return _compile(lowered, known)
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
 
 
 def _warmed_up(
@@ -259,6 +260,6 @@ def _warmed_up(
     try:
         run(graph)
     except jax.errors.JaxRuntimeError as error:
-        print(f"note      no CUDA graph here, which is slower ({_brief(error)})")
+        print(f"note      no CUDA graph here, which is slower ({one_line(error, 100)})")
         return plain
     return graph

@@ -24,6 +24,7 @@ from resnet_jax import (
     cost,
     keras_example,
     models,
+    one_line,
     pytorch,
     trained,
     weights,
@@ -57,7 +58,7 @@ def read(path: Path) -> tuple[Weights, list[Peer]]:
         try:
             model = keras_example.load_model(path)
         except (ImportError, TypeError, ValueError, OSError) as error:
-            cause = " ".join(str(error).split())[:200]
+            cause = one_line(error)
             print(f"skipped   comparison with Keras ({cause})")
             return loaded, []
         shape = model.input_shape[1:]
@@ -167,7 +168,7 @@ def main(argv: list[str]) -> None:
     out = Path(values.out)
     if values.source:
         origin = values.source
-        loaded, readers = read(Path(origin))
+        loaded, readers = read(Path(origin).expanduser())
     else:
         origin = values.workdir
         loaded = weights.from_run(trained.load(origin, values.checkpoint))

@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+from jax.tree_util import keystr
 
 from resnet_jax import UserError
 from resnet_jax.step import TrainState
@@ -39,9 +40,10 @@ def require_finite_state(state: TrainState, step: int, saved: int | None) -> Non
 
     A last update can overflow where the loss before it did not.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    for path, leaf in jax.tree.leaves_with_path(state):
         if not np.isfinite(leaf).all():
-            raise _diverged(jax.tree_util.keystr(path), f"at step {step:,}", saved)
+            name = keystr(path, simple=True, separator="/")
+            raise _diverged(name, f"at step {step:,}", saved)
 
 
 def _diverged(what: str, where: str, saved: int | None) -> DivergedError:

@@ -7,12 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, UInt8
 
 from resnet_jax import data, models
 from resnet_jax.augment import averaged_over_flip, normalize
 from resnet_jax.compilation import Program
-from resnet_jax.feed import Feed
+from resnet_jax.feed import Feed, Resident
 from resnet_jax.parallel import Parallel
+
+
+def logits(
+    net: models.ResNet,
+    variables: dict,
+    images: UInt8[Array, "batch height width channels"],
+    normalization: tuple[np.ndarray, np.ndarray],
+    test_time_flip: bool,
+) -> Float[Array, "batch classes"]:
+    """What a network says in evaluation of images as they are stored."""
+    forward = partial(net.apply, variables, train=False)
+    if test_time_flip:
+        forward = averaged_over_flip(forward)
+    return forward(normalize(images, *normalization))
 
 
 class Evaluator:
@@ -37,15 +52,12 @@ class Evaluator:
 
         def add(variables, sums, images, labels, counts):
             """Adds a batch's sums, without the examples that do not count."""
-            forward = partial(net.apply, variables, train=False)
-            if test_time_flip:
-                forward = averaged_over_flip(forward)
-            logits = forward(normalize(images, *normalization))
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            score = jnp.take_along_axis(logits, labels[:, None], axis=1)
+            scores = logits(net, variables, images, normalization, test_time_flip)
+            loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+            score = jnp.take_along_axis(scores, labels[:, None], axis=1)
             known = counts & jnp.isfinite(score[:, 0])  # NaN is above nothing
-            correct = known & (logits.argmax(-1) == labels)
-            top5 = known & ((logits > score).sum(-1) < 5)
+            correct = known & (scores.argmax(-1) == labels)
+            top5 = known & ((scores > score).sum(-1) < 5)
             batch = {
                 "loss": jnp.where(counts, loss, 0).sum(),
                 "top5": top5.sum(),
@@ -66,22 +78,20 @@ class Evaluator:
 
         last = self._examples - 1
         self._positions = parallel.shard(np.arange(batch_size, dtype=np.int32))
-        if isinstance(split.images, data.StreamedImages):
-            feed = Feed(
+        if split.streams:
+            self._feed = Feed(
                 split,
                 lambda place: min(place, last),
                 batch_size,
                 self._batches_per_call,
                 parallel,
             )
-            self._block, self._blocks = feed.empty_block(), feed.blocks
 
             def rows(place, column):
                 return slice(None), column
 
         else:
-            self._block = block = parallel.replicate(split)
-            self._blocks = lambda start, stop, end: [(start, stop, *block)]
+            self._feed = Resident(split, parallel)
 
             def rows(place, column):
                 return jnp.minimum(place, last)
@@ -102,7 +112,7 @@ class Evaluator:
         self._program = self._parallel.compile(
             self._function,
             variables,
-            *self._block,
+            *self._feed.empty_block(),
             self._positions,
             *map(self._parallel.replicate, (np.int32(0), np.int32(1))),
             inference=True,
@@ -111,7 +121,7 @@ class Evaluator:
 
     def _run(self, variables, start: int, stop: int) -> list[dict]:
         place, parts, before = self._parallel.replicate, [], None
-        for first, last, *block in self._blocks(start, stop, end=self._batches):
+        for first, last, *block in self._feed.blocks(start, stop, end=self._batches):
             bounds = place(np.int32(first)), place(np.int32(last))
             parts.append(self._program(variables, *block, self._positions, *bounds))
             jax.block_until_ready(before)  # few blocks wait in memory

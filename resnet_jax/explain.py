@@ -7,11 +7,11 @@ explanations.json. It also checks them: maps that do not change when the weights
 drawn at random explain nothing of what the network has learned.
 """
 
-import dataclasses
 import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import matplotlib
@@ -41,8 +41,7 @@ _NAME_LENGTH = 50  # characters of a picture's name that are shown
 _PIXELS = 224  # of an overlay's shorter side, at least
 
 
-@dataclasses.dataclass(frozen=True)
-class Explanations:
+class Explanations(NamedTuple):
     """Explanations of a batch of images, in input order.
 
     Attributes:
@@ -54,6 +53,15 @@ class Explanations:
     grad_cam: np.ndarray
     integrated_gradients: np.ndarray
     completeness_errors: np.ndarray
+
+    def overlays(self, number: int, image: np.ndarray) -> dict[str, Image.Image]:
+        """'grad_cam' and 'integrated_gradients' of an image, drawn over it."""
+        return {
+            "grad_cam": overlay(image, self.grad_cam[number], signed=False),
+            "integrated_gradients": overlay(
+                image, self.integrated_gradients[number], signed=True
+            ),
+        }
 
 
 class Explainer:
@@ -202,23 +210,15 @@ def explain(
     explanations = explainer(images, labels)
     rows, entries = [], []
     for number, (name, image) in enumerate(pictures):
-        overlays = {
-            "grad_cam": overlay(image, explanations.grad_cam[number], signed=False),
-            "integrated_gradients": overlay(
-                image, explanations.integrated_gradients[number], signed=True
-            ),
-        }
+        overlays = explanations.overlays(number, image)
         origin = Path(name).stem if name != predict.STDIN else "stdin"
         stem = f"{number + 1:03}_{origin[:_NAME_LENGTH]}"
         for kind, picture in overlays.items():
             save = partial(picture.save, format="png")
             _write(out / f"{stem}_{kind}.png", save)
-        row = probabilities[number]
-        best, chosen = likeliest[number], labels[number]
-        shown = Path(name).name
-        if len(shown) > _NAME_LENGTH:
-            shown = f"{shown[:_NAME_LENGTH]}…"
-        caption = f"{shown}: {classes[best]} {row[best]:.1%}"
+        row, chosen = probabilities[number], labels[number]
+        best = likeliest[number]
+        caption = f"{_shortened(name)}: {classes[best]} {row[best]:.1%}"
         if chosen != best:
             caption += f", explained: {classes[chosen]} {row[chosen]:.1%}"
         print(caption)
@@ -236,9 +236,7 @@ def explain(
     sheet = contact_sheet(rows)
     _write(out / "contact_sheet.png", partial(sheet.savefig, format="png", dpi=110))
     first = slice(min(len(images), _CHECKED))
-    explanations = Explanations(
-        *(array[first] for array in vars(explanations).values())
-    )
+    explanations = Explanations(*(array[first] for array in explanations))
     check = explainer.check(images[first], labels[first], explanations)
     errors = [entry["completeness_error"] for entry in entries]
     content = {"layer": layer, "pictures": entries, "sanity_check": check}
@@ -250,6 +248,12 @@ def explain(
     )
     print(f"written   {bucket.display_path(out)}/")
     predict.require_all_read(len(pictures), len(names))
+
+
+def _shortened(name: str) -> str:
+    """A file's name, cut off where a caption would be too long."""
+    name = Path(name).name
+    return name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}…"
 
 
 def _check_table(check: list[dict]) -> str:

@@ -121,7 +121,7 @@ def model_card(run: Trained) -> str:
         else ""
     )
     changed = workdir.differences(
-        json.loads(common.default().to_json()), json.loads(config.to_json())
+        workdir.as_json(common.default()), workdir.as_json(config)
     )
     return f"""---
 library_name: jax

@@ -101,8 +101,23 @@ class Feed:
         )
 
 
+class Resident:
+    """A split that is whole on every device: one block, given as `Feed` gives its."""
+
+    def __init__(self, split: data.Split, parallel: Parallel):
+        self.split = parallel.replicate(split)
+
+    def empty_block(self) -> data.Split:
+        """Images and labels as `blocks` gives them: here those of the split."""
+        return self.split
+
+    def blocks(self, start: int, stop: int, end: int) -> Iterator[tuple]:
+        """Yields (start, stop, images, labels)."""
+        yield start, stop, *self.split
+
+
 def train_feed(split: data.Split, plan: Plan, seed: int, parallel: Parallel) -> Feed:
-    """The batches of training, in the order of `step.make_train_call`."""
+    """The batches of training, in the order of `step.resident_batches`."""
     cpu, lock = jax.local_devices(backend="cpu")[0], threading.Lock()
 
     @functools.lru_cache(maxsize=3)

@@ -81,7 +81,7 @@ def begin_with(
 
 
 def _read(init_from: str) -> Weights:
-    path = Path(init_from)
+    path = Path(init_from).expanduser()
     if path.is_dir() or "://" in init_from:
         try:
             return weights.from_run(trained.load(init_from))

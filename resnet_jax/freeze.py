@@ -38,12 +38,11 @@ def stop_gradients(config: ConfigDict, params: dict) -> dict:
     """Frozen parameters as constants: nothing is computed to change them."""
     if not config.freeze:
         return params
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            jax.lax.stop_gradient(leaf) if is_frozen(config, joined(path)) else leaf
-        ),
-        params,
-    )
+
+    def stop(path, leaf):
+        return jax.lax.stop_gradient(leaf) if is_frozen(config, joined(path)) else leaf
+
+    return jax.tree.map_with_path(stop, params)
 
 
 def kept_statistics(config: ConfigDict) -> AbstractContextManager:
@@ -64,4 +63,5 @@ def kept_statistics(config: ConfigDict) -> AbstractContextManager:
 
 
 def joined(path) -> str:
-    return "/".join(part.key for part in path)
+    """A parameter's path as `is_frozen` takes it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

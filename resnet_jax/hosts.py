@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from absl import flags
 from jax.experimental import multihost_utils
 
-from resnet_jax import UserError, compilation
+from resnet_jax import UserError, compilation, one_line
 from resnet_jax.preemption import Interrupt
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def join(
     except (RuntimeError, ValueError) as error:
         if alone and num_processes == 1 and isinstance(error, ValueError):
             return  # one TPU VM that no cluster knows of
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"{who} cannot meet {where} ({reason}): give --coordinator=HOST:PORT, the "
             "address of process 0 with a port that is free there"

@@ -43,7 +43,8 @@ class ResNet(nn.Module):
     `net.clone(block_class=..., norm_class=...)` has other blocks, and other modules in
     place of BatchNorm. `block_class` is called as `PostActivationBlock` is with its
     first four fields, and what it returns with the block's arguments; with it,
-    `zero_init` has no effect. `norm_class` is called with a `name` alone.
+    `zero_init` has no effect. `norm_class` is called with a `name`, and
+    with a `scale_init` where `zero_init` asks a post-activation block for it.
     """
 
     block: str
@@ -307,9 +308,13 @@ def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> di
     Returns:
       {'params': ..., 'batch_stats': ...} of float32 NumPy arrays, named as `net` does.
     """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with _on_cpu():
         variables = jax.device_get(_init(net.clone(scan=True), key, tuple(image_shape)))
     return variables if net.scan else unstack(variables)
+
+
+def _on_cpu():
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 @partial(
@@ -319,7 +324,8 @@ def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> di
     compiler_options={"xla_backend_optimization_level": 0},
 )
 def _init(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
-    return net.init(key, jnp.zeros((1, *image_shape), net.dtype))
+    variables = net.init(key, jnp.zeros((1, *image_shape), net.dtype))
+    return {"batch_stats": {}, **variables}  # without BatchNorm there are none
 
 
 def zeros(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
@@ -328,5 +334,6 @@ def zeros(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
     They serve as shapes too, at any size: memory that is not written takes no place.
     """
     stacked = net.clone(scan=True)  # traces equal blocks once
-    shapes = _init.eval_shape(stacked, jax.random.key(0), tuple(image_shape))
+    with _on_cpu():  # as in `initialize`, which then need not trace again
+        shapes = _init.eval_shape(stacked, jax.random.key(0), tuple(image_shape))
     return unstack(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))

@@ -13,7 +13,7 @@ from resnet_jax import freeze, stacking
 
 def _by_path(change: Callable) -> optax.GradientTransformation:
     """Turns each update into `change(path, update, param)`."""
-    return optax.stateless(partial(jax.tree_util.tree_map_with_path, change))
+    return optax.stateless(partial(jax.tree.map_with_path, change))
 
 
 def _sgd(config: ConfigDict) -> optax.GradientTransformation:
@@ -84,7 +84,7 @@ def _mask(decay_on: str):
         convolution = leaf.ndim - _is_stacked(path) == 4
         return kernel and (decay_on == "kernels" or convolution)
 
-    return lambda params: jax.tree_util.tree_map_with_path(chosen, params)
+    return lambda params: jax.tree.map_with_path(chosen, params)
 
 
 def optimizer(

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from resnet_jax import UserError, compilation
+from resnet_jax import UserError, compilation, one_line
 
 _AXIS = "data"
 # oneDNN gains 13 to 16% of a step on images of 12 to 24 pixels a side, nothing on 8.
@@ -46,9 +46,8 @@ def require_devices() -> None:
     try:
         platform = jax.devices()[0].platform
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"JAX finds no devices ({reason}): see JAX_PLATFORMS={wanted}"
+            f"JAX finds no devices ({one_line(error)}): see JAX_PLATFORMS={wanted}"
         ) from None
     # `add_cpu` named the CPU too, which JAX takes where it finds none of the others.
     if platform == "cpu" and wanted and "cpu" not in wanted.split(","):

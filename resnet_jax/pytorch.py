@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax import UserError, weights
+from resnet_jax import UserError, one_line, weights
 from resnet_jax.weights import Weights
 
 SUFFIXES = (".pt", ".pth", ".th")
@@ -150,7 +150,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of any kind, as pickle's are
-        cause = " ".join(str(error).split())[:200]
+        cause = one_line(error)
         raise UserError(
             f"{path} cannot be read as weights of PyTorch ({cause}): give a file of "
             "torch.save(model.state_dict(), FILE)"

@@ -25,7 +25,7 @@ def print_start(
     changed: list[str],
     newest: tuple[int, dict] | None,
 ) -> None:
-    """Prints the run's banner, what changed in its config, and where it resumes."""
+    """Prints the run's banner, warnings, what changed, and where it resumes."""
     print(_banner(config, dataset, trainer))
     for warning in (
         *unreached_settings(config, trainer.plan),

@@ -44,8 +44,8 @@ class Saver:
         if self._checkpoints:
             self._recorder.write()
             self._checkpoints.best_step = self._recorder.best_step
-            self._report(self._checkpoints.wait())
-            self._checkpoints.save(step, saved.split(), self._record())
+            trees = saved.split()
+            self._report(self._checkpoints.save(step, trees, self._record()))
 
     def poll(self) -> None:
         """Reports a save that has ended."""

@@ -41,18 +41,18 @@ def run_all(
         one = configs[seed] = config.copy_and_resolve_references()
         one.update(seed=seed, seeds=1)
     hosts.run_on_first(lambda: _check(parent, configs))
-    accuracies, diverged = [], []
+    accuracies = {}
     for seed, one in configs.items():
         try:
-            summary = run(one, _directory(parent, seed))
+            accuracies[seed] = run(one, _directory(parent, seed))["test_accuracy"]
         except DivergedError as error:
             hosts.print_once(f"seed {seed}: {error}")
-            diverged.append(seed)
-        accuracies.append(None if seed in diverged else summary["test_accuracy"])
-    finished = [accuracy for accuracy in accuracies if accuracy is not None]
+            accuracies[seed] = None
+    finished = [each for each in accuracies.values() if each is not None]
+    diverged = [seed for seed, each in accuracies.items() if each is None]
     result = {
-        "seeds": list(configs),
-        "test_accuracy": accuracies,
+        "seeds": list(accuracies),
+        "test_accuracy": list(accuracies.values()),
         **accuracy_interval(finished),
     }
     hosts.run_on_first(lambda: workdir.write_json(parent / "seeds.json", result))

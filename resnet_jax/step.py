@@ -75,7 +75,7 @@ def create_state(
 ) -> TrainState:
     """A new run's state, as NumPy arrays on the host."""
     variables = models.initialize(net, jax.random.key(seed), image_shape)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    params, batch_stats = variables["params"], variables["batch_stats"]
     opt_state = jax.device_get(jax.jit(tx.init)(params))
     state = TrainState(np.zeros((), np.int32), params, batch_stats, opt_state)
     return state.replace(ema=state.trained) if with_ema else state
@@ -111,7 +111,7 @@ def make_train_step(
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         accuracy = (logits.argmax(-1) == targets.argmax(-1)).mean()
         metrics = {"loss": loss, "accuracy": accuracy}
-        return loss, (changed.get("batch_stats", {}), metrics)
+        return loss, (changed["batch_stats"], metrics)
 
     def gradients(params, batch_stats, images, targets, rng):
         """Of one part of the batch: gradients, new statistics, metrics."""

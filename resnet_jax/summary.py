@@ -77,13 +77,14 @@ def main(argv: list[str]) -> None:
         f"{num_classes} classes, {'x'.join(map(str, shape))} pixels, "
         f"{examples:,} examples\n"
     )
+    if values.roofline:
+        from resnet_jax import parallel, roofline
+
+        parallel.split_cpu(config.batch_size, image_size=size)  # before JAX is used
     net = build_network(config, num_classes)
     rows = cost.layers(net, shape)
     print(table(config, net, rows, shape, examples))
     if values.roofline:
-        from resnet_jax import parallel, roofline
-
-        parallel.split_cpu(config.batch_size, image_size=size)
         macs = cost.totals(rows)["macs"]
         step = roofline.compile_step_cost(config, num_classes, shape, macs)
         kind = jax.devices()[0].device_kind

@@ -20,6 +20,7 @@ from resnet_jax import (
     finetune,
     hosts,
     models,
+    one_line,
     parallel,
     profile,
     provenance,
@@ -82,7 +83,7 @@ def train_and_evaluate(
             if hosts.count() == 1:
                 raise
             raise hosts.LostError(
-                f"another process was lost ({' '.join(str(error).split())[:100]}): "
+                f"another process was lost ({one_line(error, 100)}): "
                 "start all of them again to resume from the newest checkpoint"
             ) from None
 
@@ -138,8 +139,9 @@ def _run(
         hosts.run_on_first(
             lambda: _require_resumable(config, directory, trainer, opened)
         )
-        if _is_finished(opened, trainer):
-            return _finished(config, directory, opened.summary)
+        done, total = opened.summary, trainer.plan.total_steps
+        if done and done["steps"] == step == total:
+            return _finished(config, directory, done)
     trainer.begin_compiling()  # while the state is made
     made_by = {
         "device": jax.devices()[0].device_kind,
@@ -229,11 +231,6 @@ def _require_resumable(
             f"config.steps ends the run at {plan.total_steps:,}: give more, or "
             "another --workdir"
         )
-
-
-def _is_finished(opened: _Opened, trainer: Trainer) -> bool:
-    done, total = opened.summary, trainer.plan.total_steps
-    return bool(done) and done.get("steps") == opened.newest[0] == total
 
 
 def _finished(config: ConfigDict, directory: Path, summary: dict) -> dict:

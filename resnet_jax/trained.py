@@ -9,7 +9,6 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from resnet_jax import (
     bucket,
     compilation,
     data,
+    evaluator,
     models,
     parallel,
     workdir,
 )
-from resnet_jax.augment import averaged_over_flip, normalize
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import build_network, validate
 from resnet_jax.metrics import best_step, read_rows
@@ -80,10 +79,10 @@ class Trained:
         self, variables: dict, images: UInt8[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
         """What evaluation computes of images as they are stored, for use inside jit."""
-        forward = partial(self.net.apply, variables, train=False)
-        if self.config.test_time_flip:
-            forward = averaged_over_flip(forward)
-        return forward(normalize(images, *self.inputs.normalization))
+        flip = self.config.test_time_flip
+        return evaluator.logits(
+            self.net, variables, images, self.inputs.normalization, flip
+        )
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -141,8 +140,7 @@ def load(
     inputs = read_inputs(directory)
     net = build(config, len(inputs.class_names))
     require_same_network(directory, inputs.network, own_network(net, config))
-    # A network without BatchNorm has none, and its checkpoint an empty group.
-    like = {"batch_stats": {}, **models.zeros(net, inputs.image_shape)}
+    like = models.zeros(net, inputs.image_shape)
     checkpoints.require_intact(step)
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()

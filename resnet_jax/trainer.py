@@ -14,7 +14,7 @@ from resnet_jax.averaged import make_statistics_call
 from resnet_jax.compilation import Program
 from resnet_jax.config import build_network, get
 from resnet_jax.evaluator import Evaluator
-from resnet_jax.feed import train_feed
+from resnet_jax.feed import Resident, train_feed
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
 from resnet_jax.step import (
@@ -55,7 +55,6 @@ class Trainer:
         """
         self._config = config
         self._dataset = dataset
-        self._streams = isinstance(dataset.train.images, data.StreamedImages)
         self.plan = Plan.of(config, len(dataset.train.labels))
         self.parallel = Parallel.over(
             devices or jax.devices(),
@@ -89,7 +88,7 @@ class Trainer:
     def _blank_state(self) -> TrainState:
         """A state of zeros, in the form of `new_state`."""
         variables = models.zeros(self.net, self._dataset.image_shape)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        params, batch_stats = variables["params"], variables["batch_stats"]
         opt_state = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype),
             jax.eval_shape(self._tx.init, params),
@@ -123,8 +122,18 @@ class Trainer:
         config, dataset, parallel = self._config, self._dataset, self.parallel
         state = self.place(self._blank_state())
         plain_steps = config.augment.plain_epochs * self.plan.steps_per_epoch
-        train_steps = {
-            size: make_train_step(
+        self._positions = parallel.shard(np.arange(config.batch_size, dtype=np.int32))
+        self._seed = parallel.replicate(np.uint32(config.seed))
+        self._no_sums = parallel.replicate(dict.fromkeys(METRICS, np.float32(0)))
+        if dataset.train.streams:
+            self._feed = train_feed(dataset.train, self.plan, config.seed, parallel)
+            batches = streamed_batches
+        else:
+            self._feed = Resident(dataset.train, parallel)
+            batches = resident_batches(self.plan, config.augment.alternating_flip)
+        self.programs = {}
+        for size in (*self.plan.sizes, 0):
+            train_step = make_train_step(
                 self.net,
                 self._tx,
                 config,
@@ -132,32 +141,16 @@ class Trainer:
                 size,
                 unmixed_from_step=self.plan.total_steps - plain_steps,
             )
-            for size in (*self.plan.sizes, 0)
-        }
-        self._positions = parallel.shard(np.arange(config.batch_size, dtype=np.int32))
-        self._seed = parallel.replicate(np.uint32(config.seed))
-        self._no_sums = parallel.replicate(dict.fromkeys(METRICS, np.float32(0)))
-        if self._streams:
-            feed = train_feed(dataset.train, self.plan, config.seed, parallel)
-            block, self._blocks = feed.empty_block(), feed.blocks
-            batches = streamed_batches
-        else:
-            self._split = block = parallel.replicate(dataset.train)
-            self._blocks = lambda start, stop, end: [(start, stop, *block)]
-            batches = resident_batches(self.plan, config.augment.alternating_flip)
-        self.programs = {
-            size: parallel.compile(
+            self.programs[size] = parallel.compile(
                 make_train_call(train_step, batches, parallel.axis_name),
                 state,
                 self._no_sums,
-                *block,
+                *self._feed.empty_block(),
                 self._positions,
                 self._seed,
                 parallel.replicate(np.int32(1)),
                 donated=(0,),
             )
-            for size, train_step in train_steps.items()
-        }
         self._evaluators = {
             name: Evaluator(
                 self.net,
@@ -193,7 +186,7 @@ class Trainer:
             ),
             state.ema["params"],
             state.batch_stats,
-            self._split,
+            self._feed.split,
             self._positions,
             self._seed,
         )
@@ -204,7 +197,7 @@ class Trainer:
             return state
         params = state.ema["params"]
         found = self._statistics(
-            params, state.batch_stats, self._split, self._positions, self._seed
+            params, state.batch_stats, self._feed.split, self._positions, self._seed
         )
         return state.replace(ema={"params": params, "batch_stats": found})
 
@@ -215,12 +208,10 @@ class Trainer:
 
         `state` is used up. Returns the new one, and the means of the steps' metrics.
         """
-        call, place = (
-            self.programs[self.plan.image_size(start)],
-            self.parallel.replicate,
-        )
-        sums, before = self._no_sums, None
-        for _, last, *block in self._blocks(start, stop, end=self.plan.total_steps):
+        call = self.programs[self.plan.image_size(start)]
+        place = self.parallel.replicate
+        end, sums, before = self.plan.total_steps, self._no_sums, None
+        for _, last, *block in self._feed.blocks(start, stop, end):
             last = place(np.int32(last))
             state, sums = call(state, sums, *block, self._positions, self._seed, last)
             # The host is one block ahead, so that few wait in memory.
@@ -237,7 +228,7 @@ class Trainer:
         every_split: bool,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """Evaluates, on validation alone where there is any unless on `every_split`.
+        """Evaluates on every split, or on validation alone, where there is any.
 
         Returns:
           What `Evaluator` does, named as 'validation_loss' and 'test_loss'; None if
@@ -255,9 +246,8 @@ class Trainer:
 
 def _check(config: ConfigDict, dataset: data.Dataset, device_count: int) -> None:
     """Raises UserError where the config does not suit the data or the devices."""
-    streams = isinstance(dataset.train.images, data.StreamedImages)
     for field in ("augment.alternating_flip", "optimizer.ema"):
-        if streams and (value := get(config, field)):
+        if dataset.train.streams and (value := get(config, field)):
             raise UserError(
                 f"config.{field}={value}: is not for images that are streamed: "
                 f"set it to {type(value)()}, or dataset.stream to 'never'"

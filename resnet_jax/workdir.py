@@ -192,7 +192,9 @@ def read_config(workdir: Path) -> ConfigDict:
       UserError: there is no run, or its config cannot be read.
     """
     if not is_run(workdir):
-        for record in sorted((workdir / "checkpoints").glob("[0-9]*/record/metadata")):
+        records = (workdir / "checkpoints").glob("[0-9]*/record/metadata")
+        newest_first = sorted(records, key=lambda path: -int(path.parts[-3]))
+        for record in newest_first:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 return common.completed(json.loads(record.read_text())["config"])
         near = ""

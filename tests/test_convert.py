@@ -175,15 +175,15 @@ def test_names_are_the_repositories(tmp_path):
             assert torch.load(out, weights_only=True).keys() == expected
 
 
-def test_training_checkpoints_of_data_parallel(tmp_path):
+def test_training_checkpoints_of_data_parallel(tmp_path, monkeypatch):
     torch.manual_seed(1)
     net = nets.ResNet(nets.BasicBlock, 1, "A").eval()
     names = their_names(net, "akamaster")
     state = {f"module.{names[name]}": value for name, value in net.state_dict().items()}
     state["module.linear.bias"] = torch.nn.Parameter(net.fc.bias.detach())
     torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "model.th")
-    argv = f"--source={tmp_path}/model.th", f"--out={tmp_path}/ours.safetensors"
-    assert run(*argv) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("--source=~/model.th", f"--out={tmp_path}/ours.safetensors") == 0
     found = weights.read(tmp_path / "ours.safetensors")
     np.testing.assert_allclose(
         weights.logits(found, images()), torch_logits(net), atol=1e-5

@@ -218,20 +218,20 @@ def test_frozen_layers_need_unrolled_blocks():
 
 
 @pytest.mark.slow
-def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
+def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path, monkeypatch):
     net, variables, _ = network
     opt_state = optax.EmptyState()
     state = TrainState(np.int32(0), **variables, opt_state=opt_state)
+
+    def begin_with(origin: str) -> None:
+        names, model = tuple("0123456789"), small().model
+        finetune.begin_with(origin, state, names, model, scale=np.ones(1))
 
     def sentence(name: str, content: bytes | None = None) -> str:
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as error:
-            finetune.begin_with(
-                *(str(tmp_path / name), state, tuple("0123456789")),
-                small().model,
-                scale=np.ones(1),
-            )
+            begin_with(str(tmp_path / name))
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -242,6 +242,9 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path):
     assert "convert --source" in sentence("x.pt", b"")
     assert "convert --source" in sentence("x.h5", b"")
     assert "cannot be read as safetensors" in sentence("x.safetensors", b"text")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        begin_with("~/x.safetensors")
     for model, shape, named in (
         (
             {"version": 1, "depth": 8, "width": 4},

@@ -1,6 +1,7 @@
 import re
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -1001,3 +1002,20 @@ def test_blocks_begin_as_the_identity_and_learn(kind, scan):
     for name, tree in gradient.items():
         if "_block" in name:
             assert np.abs(tree[last][leaf]).max() > 0
+
+
+def test_shapes_and_values_are_traced_once():
+    traced = []
+
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x, use_running_average):
+            traced.append(self.path)
+            return x
+
+    net = models.resnet(1, 8, 10, width=1).clone(norm_class=Norm)
+    models.zeros(net, (8, 8, 1))
+    once = len(traced)
+    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
+    assert variables["batch_stats"] == {}
+    assert once == len(traced) == 7

@@ -81,6 +81,23 @@ def test_share_of_the_peak():
     assert told == "1,000.0 GFLOP, 2.00 GB: 10 ms and 2 ms alone on TPU v4"
 
 
+def test_summary_divides_the_cpu_before_jax_looks_for_devices(monkeypatch):
+    class ReachedError(Exception):
+        pass
+
+    def split_cpu(*given, **more):
+        raise ReachedError(given, more)
+
+    def layers(*_):
+        raise AssertionError("JAX is used before")
+
+    monkeypatch.setattr(parallel, "split_cpu", split_cpu)
+    monkeypatch.setattr(cost, "layers", layers)
+    argv = ["summary", "--config=configs/v1_20.py", "--image_size=8", "--roofline"]
+    with pytest.raises(ReachedError, match=r"\(128,\), {'image_size': 8}"):
+        summary.main(argv)
+
+
 @pytest.mark.slow
 def test_summary_tells_it(capsys):
     argv = ["summary", "--config=configs/digits.py", "--config.model.depth=11"]

@@ -243,6 +243,15 @@ def test_read_config_gives_the_run_s_config(tmp_path):
     assert read.model.depth == 32
 
 
+def test_config_that_was_deleted_is_that_of_the_newest_checkpoint(tmp_path):
+    for step in (20, 100, 3):
+        record = tmp_path / "checkpoints" / str(step) / "record" / "metadata"
+        record.parent.mkdir(parents=True)
+        content = {"config": workdir.as_json(config_of(steps=step))}
+        record.write_text(json.dumps(content))
+    assert workdir.read_config(tmp_path).steps == 100
+
+
 def test_directory_of_no_run_is_told_with_the_nearest(tmp_path):
     start_run(tmp_path / "seed0", config_of())
     (tmp_path / "seed_").mkdir()

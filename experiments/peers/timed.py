@@ -10,7 +10,7 @@ from pathlib import Path
 
 from configs import common
 from experiments.peers import Task
-from resnet_jax import data
+from resnet_jax import data, workdir
 from resnet_jax.augment import statistics
 
 
@@ -22,7 +22,7 @@ def task_of(recipe: str, settings: dict) -> Task:
     arrays = {"mean": statistics("pixel_mean", dataset.train.images)[0]}
     for name, split in (("train", dataset.train), ("eval", dataset.eval)):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
-    return Task(Path(), json.loads(config.to_json()), arrays)
+    return Task(Path(), workdir.as_json(config), arrays)
 
 
 def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:

@@ -19,7 +19,7 @@ from resnet_jax.data.dataset import Split as Split
 from resnet_jax.data.picture import fit
 from resnet_jax.data.source import KNOWN as KNOWN
 from resnet_jax.data.source import Source
-from resnet_jax.data.stream import StreamedImages
+from resnet_jax.data.stream import StreamedImages as StreamedImages
 
 # Decoded images up to this many bytes live on the device; more of them are streamed.
 RESIDENT_BYTES = 2 * 2**30
@@ -122,9 +122,8 @@ def reopen(loaded: Dataset, config: ConfigDict) -> None:
     Raises:
       UserError: they are not here, or not the same.
     """
-    splits = (loaded.train, loaded.validation, loaded.eval)
-    parts = [split.images for split in splits if split]
-    streamed = [images for images in parts if isinstance(images, StreamedImages)]
+    parts = [loaded.train, loaded.validation, loaded.eval]
+    streamed = [part.images for part in parts if part and part.streams]
     if streamed:
         source = _source(config)
         for images in streamed:

@@ -84,8 +84,8 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
     url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
     path = downloads / archive.name
     print(
-        f"Downloading {url} ({archive.size / 1e6:.0f} MB) to {downloads}; if it is "
-        "stopped, the next run resumes it.",
+        f"download  {url} ({archive.size / 1e6:.0f} MB) to {downloads}; if it is "
+        "stopped, the next run resumes it",
         file=sys.stderr,
     )
     try:
@@ -93,7 +93,7 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
     except DownloadError as error:
         raise UserError(
             f"{name} is not prepared in {data_dir}, {archive.name} is neither there "
-            f"nor in its downloads/, and {url} failed: {error}. Ways out:\n"
+            f"nor in its downloads/, and {url} failed ({error}):\n"
             f"  put {archive.name} ({archive.size} bytes, SHA-256 {archive.sha256}) "
             f"into {downloads}, or give --config.dataset.mirror=URL;\n"
             "  give --config.dataset.data_dir or TFDS_DATA_DIR, a directory that has "
@@ -148,8 +148,8 @@ def download(url: str, path: Path, *, size: int, digest: str) -> None:
     if sha256(part) != digest:
         part.unlink()
         raise UserError(
-            f"The file from {url} is not {path.name}: its SHA-256 is wrong. It is "
-            "deleted; run again, or give another config.dataset.mirror"
+            f"{url} gave another file than {path.name} (its SHA-256 is wrong), which "
+            "is deleted: run again, or give another config.dataset.mirror"
         )
     part.rename(path)
 

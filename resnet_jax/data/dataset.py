@@ -27,6 +27,11 @@ class Split(NamedTuple):
     images: np.ndarray | StreamedImages
     labels: np.ndarray  # int32 [examples]
 
+    @property
+    def streams(self) -> bool:
+        """Whether the images are read from the disk batch by batch."""
+        return isinstance(self.images, StreamedImages)
+
     def __repr__(self) -> str:
         count, *shape = self.images.shape
         return f"Split({count:,} images of {'x'.join(map(str, shape))})"

@@ -57,11 +57,11 @@ def prepare(name: str, data_dir: Path, mirror: str) -> Path:
                     file.name: archive.obtain(file, name, data_dir, mirror)
                     for file in files
                 }
-                print(f"Preparing {name} in {target} (once).", file=sys.stderr)
+                print(f"prepare   {name} in {target}, once", file=sys.stderr)
                 _build(parent, name, data_dir, paths)
     except OSError as error:
         raise UserError(
-            f"Cannot prepare {name} in {data_dir}: {error}. Make room or give "
+            f"{name} cannot be prepared in {data_dir} ({error}): make room, or give "
             "--config.dataset.data_dir=DIR, a directory that you can write to"
         ) from None
     return target

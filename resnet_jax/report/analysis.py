@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import keystr
 from scipy.special import softmax
 from scipy.stats import binomtest
 
@@ -94,16 +95,9 @@ def _mistakes(
             "probability": probabilities[number, predicted[number]],
             "true_probability": probabilities[number, labels[number]],
             "image": explain.enlarge(image),
-            "grad_cam": explain.overlay(image, heat, signed=False),
-            "integrated_gradients": explain.overlay(image, parts, signed=True),
+            **explanations.overlays(place, image),
         }
-        for number, image, heat, parts in zip(
-            chosen,
-            shown,
-            explanations.grad_cam,
-            explanations.integrated_gradients,
-            strict=True,
-        )
+        for place, (number, image) in enumerate(zip(chosen, shown, strict=True))
     ]
 
 
@@ -161,8 +155,8 @@ def gradient_norms(
 
         gradients = models.unstack(jax.grad(loss)(variables["params"]))
         return {
-            "/".join(entry.key for entry in path[:-1]): jnp.linalg.norm(leaf.ravel())
-            for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
+            keystr(path[:-1], simple=True, separator="/"): jnp.linalg.norm(leaf.ravel())
+            for path, leaf in jax.tree.leaves_with_path(gradients)
             if path[-1].key == "kernel"
         }
 

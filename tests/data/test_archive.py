@@ -68,7 +68,7 @@ def test_server_without_range(fetch, server):
 
 def test_wrong_checksum_is_deleted(fetch, tmp_path):
     with pytest.raises(
-        UserError, match=r"is not a.tar.gz: its SHA-256 is wrong. It is"
+        UserError, match=r"than a.tar.gz \(its SHA-256 is wrong\), which is deleted"
     ):
         fetch(digest="0" * 64)
     assert not list(tmp_path.iterdir())

@@ -37,7 +37,7 @@ def test_from_the_archive_in_the_data_directory(config, tiny, tmp_path, capsys, 
     assert pairs(*dataset.eval) == pairs(*tiny.test)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"Preparing {name} in {tmp_path / name}")
+    assert err.startswith(f"prepare   {name} in {tmp_path / name}")
     assert err.count("\n") == 1
 
     # The second time the archive is not needed, and nothing is said.
@@ -97,7 +97,7 @@ def test_downloaded_from_a_mirror(config, tiny, server, tmp_path, capsys):
     assert pairs(*dataset.eval) == pairs(*tiny.test)
     downloads = tmp_path / "home" / "tensorflow_datasets" / "downloads"
     assert set(tiny.files) <= {path.name for path in downloads.iterdir()}
-    assert f"Downloading {server.url}/mirror/train-images" in capsys.readouterr().err
+    assert f"download  {server.url}/mirror/train-images" in capsys.readouterr().err
 
 
 def test_only_what_is_missing_is_downloaded(config, tiny, server, tmp_path):
@@ -116,8 +116,8 @@ def test_ways_out_when_nothing_works(config, tiny, server, tmp_path):
     first, *ways = str(error.value).splitlines()
     assert first == (
         f"cifar10 is not prepared in {tmp_path}, cifar-10-binary.tar.gz is neither "
-        f"there nor in its downloads/, and {server.url}/cifar-10-binary.tar.gz failed: "
-        "HTTP 404 Not Found. Ways out:"
+        f"there nor in its downloads/, and {server.url}/cifar-10-binary.tar.gz failed "
+        "(HTTP 404 Not Found):"
     )
     assert len(ways) == 3
     assert "put cifar-10-binary.tar.gz (" in ways[0]
@@ -152,7 +152,7 @@ def test_preparation_is_whole_or_not_there(config, tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Image, "fromarray", fail_later)
         with pytest.raises(
-            UserError, match=r"No space left on device.*Make room or give"
+            UserError, match=r"No space left on device.*: make room, or give"
         ):
             data.load(config("cifar10"))
     assert not list((tmp_path / "cifar10").iterdir())
@@ -164,7 +164,7 @@ def test_preparation_is_whole_or_not_there(config, tiny, tmp_path, monkeypatch):
 def test_data_directory_that_cannot_be_written_to(config, tiny, tmp_path):
     tiny("cifar10")
     (tmp_path / "downloads").write_text("a file in the way")
-    with pytest.raises(UserError, match=r"Cannot prepare cifar10 in .*: .*exists"):
+    with pytest.raises(UserError, match=r"cifar10 cannot be prepared .*\(.*exists"):
         data.load(config("cifar10"))
 
 
