@@ -8,7 +8,6 @@ import math
 import sys
 
 import jax
-import numpy as np
 from absl import flags
 
 from resnet_jax import UserError, bucket, command_line, data, trained
@@ -46,12 +45,8 @@ def _as_json(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
         "dataset": dataset.name,
         "split": run.config.dataset.eval_split,
         **metrics,
-        # JSON has no NaN.
         "loss": metrics["loss"] if math.isfinite(metrics["loss"]) else None,
-        "class_accuracy": {
-            name: None if np.isnan(accuracy) else float(accuracy)
-            for name, accuracy in classes
-        },
+        "class_accuracy": dict(classes),
     }
     return json.dumps(content, indent=2, ensure_ascii=False)
 
@@ -64,7 +59,7 @@ def _as_table(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
         rows += [("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")]
     classes = zip(dataset.class_names, metrics["class_accuracy"], strict=True)
     rows += [
-        (name, "none" if np.isnan(accuracy) else f"{accuracy:.2%}")
+        (name, "none" if accuracy is None else f"{accuracy:.2%}")
         for name, accuracy in classes
     ]
     width = max(map(len, ("top-5 accuracy", *dataset.class_names)))

@@ -48,7 +48,8 @@ class Evaluator:
         self._examples = len(split.labels)
         self._batches = -(-self._examples // batch_size)
         self._batches_per_call = batches_per_call or self._batches
-        self._class_sizes = np.bincount(split.labels, minlength=net.num_classes)
+        sizes = np.bincount(split.labels, minlength=net.num_classes)
+        self._class_sizes = sizes.tolist()
 
         def add(variables, sums, images, labels, counts):
             """Adds a batch's sums, without the examples that do not count."""
@@ -133,8 +134,9 @@ class Evaluator:
     ) -> dict | None:
         """Returns accuracy, loss, the number of examples, and each class's accuracy.
 
-        A class without examples has NaN. With more than ten classes, the accuracy of
-        the five highest logits too. None if `stop`, asked between calls, says so.
+        That of a class without examples is None. With more than ten classes, the
+        accuracy of the five highest logits too. None if `stop`, asked between calls,
+        says so.
         """
         parts = []
         for start in range(0, self._batches, self._batches_per_call):
@@ -143,13 +145,15 @@ class Evaluator:
             end = min(start + self._batches_per_call, self._batches)
             parts += self._run(variables, start, end)
         sums = jax.tree.map(lambda *values: sum(values), *parts)
-        correct, sizes = sums["correct"], self._class_sizes
+        classes = list(zip(sums["correct"].tolist(), self._class_sizes, strict=True))
         metrics = {
-            "accuracy": int(correct.sum()) / self._examples,
+            "accuracy": sum(correct for correct, _ in classes) / self._examples,
             "loss": float(sums["loss"]) / self._examples,
             "examples": self._examples,
-            "class_accuracy": np.where(sizes, correct / np.maximum(sizes, 1), np.nan),
+            "class_accuracy": [
+                correct / size if size else None for correct, size in classes
+            ],
         }
-        if len(correct) > 10:
+        if len(classes) > 10:
             metrics["top5_accuracy"] = int(sums["top5"]) / self._examples
         return metrics

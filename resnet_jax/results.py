@@ -5,7 +5,6 @@ import resource
 import sys
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import cost, data, hosts, models, optimizers, roofline
@@ -172,8 +171,7 @@ def summarize(
     results = {}
     for name, value in metrics.items():
         if name.endswith("_class_accuracy"):
-            # None where there is no example of a class; JSON has no NaN.
-            shares = (None if np.isnan(share) else round(share, 6) for share in value)
+            shares = (share and round(share, 6) for share in value)  # None: no example
             results[name] = dict(zip(dataset.class_names, shares, strict=True))
         else:
             results[name] = value if math.isfinite(value) else None

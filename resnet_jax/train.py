@@ -193,10 +193,14 @@ def _run(
             "config": workdir.as_json(config),
         }
 
+    def received() -> int:
+        """The signal that came to any of the processes; 0: none."""
+        return hosts.max_over_processes(preemption.received or 0)
+
     saver = Saver(trainer, checkpoints, recorder, record, step)
     try:
         metrics = _loop(
-            config, directory, trainer, state, step, recorder, saver, preemption, clock
+            config, directory, trainer, state, step, recorder, saver, received, clock
         )
     except DivergedError:
         saver.wait()
@@ -209,7 +213,7 @@ def _run(
     recorder.print_line(
         f"finished  in {clock.total:,.0f} s: {results.sentence(result)}"
     )
-    if number := hosts.max_over_processes(preemption.received or 0):
+    if number := received():
         raise StoppedError(signal.Signals(number), "at the end, which is saved")
     return result
 
@@ -270,16 +274,11 @@ def _loop(
     step: int,
     recorder: Recorder,
     saver: Saver,
-    preemption: Preemption,
+    received: Callable[[], int],
     clock: Clock,
 ) -> dict:
     """Trains to the end; returns the last evaluation, on every split."""
     plan, metrics, resumed = trainer.plan, {}, step
-
-    def received() -> int:
-        """The signal that came to any of the processes; 0: none."""
-        return hosts.max_over_processes(preemption.received or 0)
-
     while True:
         saver.poll()
         epoch = plan.epoch(step)
