@@ -19,7 +19,8 @@ class Ours:
         self._task = task
         self._config = common.completed(task.config)
         self._config.model.dtype = dtype
-        parallel.split_cpu(task.batch_size)
+        size = data.known_size(self._config.dataset)
+        parallel.split_cpu(task.batch_size, image_size=size)
         self._trainer = Trainer(self._config, data.load(self._config.dataset))
         variables = unflatten_dict(task.weights("ours"), sep="/")
         self._start = self._trainer.new_state().replace(**variables)
