@@ -14,26 +14,25 @@ Memory is XLA's count for the program of one update on one device (state, batch 
 temporaries), time the median of three updates; remat keeps only the blocks' inputs for
 the backward pass.
 
-Cost. Smoke: digits, width 8, five epochs at rate 0.1; seven minutes, the sum of its
-cells, on two cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24
-runs.
+Cost. Smoke: digits, width 8, five epochs at rate 0.1; four minutes from nothing on two
+cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
-- v1, 20, 56, 110 layers: training error 4.8 (4.7-5.9), 21.8 (10.9-32.9), 76.0
-  (69.2-78.0); test error 3.6 (3.1-5.8), 12.8 (8.1-22.8), 68.6 (56.1-76.7).
-- v2: training error 8.9 (8.2-10.5), 13.9 (13.9-18.5), 16.7 (15.1-18.9); test error 5.6
-  (5.3-5.8), 9.7 (9.7-12.5), 12.5 (11.9-14.7).
+- v1, 20, 56, 110 layers: training error 6.3 (6.1-6.3), 12.6 (10.5-33.7), 77.8
+  (73.5-79.9); test error 4.7 (3.9-5.0), 6.7 (6.4-24.7), 75.8 (64.4-76.4).
+- v2: training error 9.2 (8.1-9.3), 15.4 (13.0-15.7), 15.0 (13.8-15.1); test error 4.4
+  (4.4-6.4), 8.1 (6.7-10.8), 8.3 (6.1-10.8).
 - So the benefit of depth does not show: 20 layers are enough for the digits. What shows
   is which version tolerates depth: with 110 layers v1 has learnt little after five
   epochs, in any seed, and v2 most of the digits.
-- Memory, MiB, at 20, 56, 110 layers: v1 275, 715, 1375, v2 402, 1440, 2883: it grows
+- Memory, MiB, at 20, 56, 110 layers: v1 270, 701, 1346, v2 399, 1430, 2866: it grows
   with depth, and v2 takes 1.5 to 2.1 times as much, with 0.8 to 0.65 of the parameters
   and MACs, since its blocks' ends have four times the channels. With remat less than a
-  third remains at 110 layers: v1 392, v2 810.
-- Time of an update on two cores, s: v1 0.46, 1.37, 2.77, v2 0.42, 1.79, 4.23: from 56
-  layers on v2 is slower, with two thirds of the MACs. Remat, which computes more, takes
-  about as long (v1-110 2.66, v2-110 3.87), which suggests that memory is this CPU's
-  bottleneck.
+  third remains at 110 layers: v1 339, v2 789.
+- Time of an update on two cores, s: v1 0.36, 1.07, 2.13, v2 0.39, 1.59, 2.81: v2 is
+  slower, with two thirds to three quarters of the MACs. Remat, which computes more,
+  takes about as long (v1-110 2.13, v2-110 2.45), which suggests that memory is this
+  CPU's bottleneck.
 """
 
 import itertools

@@ -177,9 +177,11 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
         study.name_rows(errors, [LABELS.get(kind, kind) for kind in KINDS])
         marks = zip(rates, ("filled", "open"), strict=False)
         shown = ", ".join(f"rate {rate:g} {mark}" for rate, mark in marks)
-        errors.set_title(shown if len(rates) > 1 else f"rate {rates[0]:g}", loc="left")
+        shown = shown if len(rates) > 1 else f"rate {rates[0]:g}"
+        errors.set_title(f"{depth} layers, {shown}", loc="left")
     axes[0, 0].set_ylabel("training error (%)")
-    axes[0, 0].legend()
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=len(KINDS))
     return figure
 
 

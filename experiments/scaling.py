@@ -18,20 +18,19 @@ Memory is what the compiler reserves on each device (`memory_analysis`: argument
 results and temporaries, the data set included); the table also has the process's peak,
 on a CPU everything that it holds.
 
-Found (smoke, each cell once; two cores of a shared machine). The memory is linear in
-the depth: 0.37 and 0.35 MiB per layer of versions 1 and 2, within 1% and 8% of a line
-from 20 to 1202 and 1001 layers. For the time these data do not decide: about 1.5 and
-1.0 ms per layer, but up to 10.4% and 11.4% off the line, where 10% counts as linear,
-and the noise is larger. v1-20 with batch 128, jit and two devices is in both (a) and
-(c), and reached 1,616 and 1,875 images per second; one device reached 1,550 with jit
-and 1,949 with pmap, which compute the same there. From batch 32 to 512, v1-20 becomes
-1.5 times as fast and v1-56 1.6 times; where the gain ends, the noise hides. Eight
-simulated devices hold 7 MiB each where one holds 21. They share two cores, so they
-cannot be faster than one: here they were a quarter slower in both modes, little more
-than the noise. Compilation takes 4 to 7 s at any depth.
+Found (smoke, each cell once; two cores of a shared machine). Memory and time are linear
+in the depth: 0.46 and 0.57 MiB per layer of versions 1 and 2, within 1% and 7% of a
+line from 20 to 1202 and 1001 layers, and 0.46 and 0.42 ms per layer, within 8%, where
+10% counts as linear. From batch 32 to 256, v1-20 becomes 1.6 times as fast and v1-56
+1.5 times; 512 gains nothing more. v1-20 with batch 128, jit and one device is in both
+(a) and (c), and reached 5,763 and 6,011 images per second; one device with pmap, which
+computes the same, 5,326: so much is noise. Eight simulated devices hold 7 MiB each
+where one holds 22. They share two cores, so they cannot be faster than one: eight reach
+0.4 of its images per second with jit, and 0.6 with pmap. Compilation takes 3 to 7 s at
+any depth.
 
-Cost. Smoke: digits, batch 32, 28 cells; two CPU cores that nothing else uses. Full:
-random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
+Cost. Smoke: digits, batch 32, 28 cells; six minutes on two CPU cores that nothing else
+uses. Full: random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
 """
 
 import json

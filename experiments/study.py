@@ -107,8 +107,9 @@ class Study:
                 if not isinstance(value, dict | list)
             )
             if self.redraw:
+                lacks = shown or ("a training" if self._cells else "all results")
                 raise UserError(
-                    f"{self._file} lacks {shown or key}: measure it, without --redraw"
+                    f"{self._file} lacks {lacks}: leave --redraw out to measure it"
                 )
             print(f"measuring {shown}".strip(), flush=True)
             start = time.perf_counter()

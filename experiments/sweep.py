@@ -1,4 +1,4 @@
-"""Tries every combination of a grid's values, over seeds: which is best on validation?
+r"""Tries every combination of a grid's values, over seeds: which is best on validation?
 
     python -m experiments.sweep --config=configs/v1_20.py --seeds=3 \
         --grid='optimizer.learning_rate=.05,.1,.2;model.depth=20,56' [--config.x=y]
@@ -12,7 +12,8 @@ another. (Several devices are tested only with stand-ins.)
 Cells are compared by the last epoch's accuracy on `dataset.validation_split`, by
 default a tenth held back from 'train'; the test split plays no part in the choice.
 Writes OUT/sweep.json, .md, .png and .svg, prints the command that trains the best on
-all of the training split, and warns where its value is an end of an axis.
+all of the training split, and warns where its value is an end of an axis of three or
+more, and where other cells are within the interval of its mean.
 """
 
 import difflib
@@ -211,6 +212,13 @@ def at_the_ends(grid: dict[str, list[str]], cell: dict[str, str]) -> list[str]:
     return sentences
 
 
+def as_good(cells: list[dict], chosen: dict) -> int:
+    """How many others have a mean within the interval of the chosen one's."""
+    means = [cell["mean"] for cell in cells if cell is not chosen]
+    low = (chosen["interval"] or [np.inf])[0]
+    return sum(mean is not None and mean >= low for mean in means)
+
+
 def table(cells: list[dict]) -> str:
     """Markdown: a row for each cell."""
     names = [*cells[0]["cell"], "validation accuracy", "deviation", "95% interval"]
@@ -243,18 +251,21 @@ def draw(grid: dict[str, list[str]], cells: list[dict]) -> Figure:
             label = ", ".join(f"{name}={cell['cell'][name]}" for name in others)
             lines.setdefault(label, []).append(cell)
     for number, (label, members) in enumerate(lines.items()):
-        low = [100 * (cell["interval"] or [cell["mean"]])[0] for cell in members]
         mean = [100 * cell["mean"] for cell in members]
+        intervals = [cell["interval"] or [cell["mean"]] * 2 for cell in members]
+        low, high = 100 * np.transpose(intervals)
         axes.errorbar(
             # Side by side, so that their bars do not overlap.
             [values.index(cell["cell"][first]) + 0.04 * number for cell in members],
             mean,
-            yerr=np.subtract(mean, low),
+            yerr=(mean - low, high - mean),
             capsize=2,
             label=label,
             **study.STYLES[number % len(study.STYLES)],
         )
     axes.set_xticks(range(len(values)), values)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, 0), min(top, 100))
     axes.set(xlabel=first, ylabel="validation accuracy (%)")
     if others:
         axes.legend()
@@ -285,6 +296,11 @@ def main(argv: list[str]) -> None:
     print(shlex.join([*sweep.command, *_changes(chosen["cell"]), *changes]))
     for sentence in at_the_ends(sweep.grid, chosen["cell"]):
         print(f"warning   {sentence}")
+    if others := as_good(cells, chosen):
+        print(
+            f"warning   {others} of {len(cells) - 1} other cells are within its 95% "
+            "interval: more --seeds tell them apart"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.stats import spearmanr
 
-from resnet_jax import models
+from resnet_jax import layers, models
 from resnet_jax.blocks import Images
 
 LAYERS = ("features", "stage4", "stage3", "stage2", "stage1")
@@ -57,7 +57,7 @@ def grad_cam(
     _, shape = jax.eval_shape(lambda: score(None))
     zeros = jnp.zeros(shape.shape, shape.dtype)
     gradients, maps = jax.grad(score, has_aux=True)(zeros)
-    weights = gradients.mean((1, 2), keepdims=True)
+    weights = layers.spatial_mean(gradients)[:, None, None]
     heat = nn.relu((weights * maps).sum(-1)).astype(jnp.float32)
     return jax.image.resize(heat, images.shape[:3], "bilinear")
 

@@ -90,10 +90,10 @@ def parse(
     """
     values, arguments = parse_with_arguments(argv, doc, define)
     if arguments:
-        raise UserError(
-            f"{arguments[0]!r} belongs to no flag: write --FLAG=VALUE, with an equals "
-            "sign"
-        )
+        fix = "write --FLAG=VALUE, with an equals sign"
+        if "workdir" in values and Path(arguments[0]).is_dir():
+            fix = f"did you mean --workdir={arguments[0]}?"
+        raise UserError(f"{arguments[0]!r} belongs to no flag: {fix}")
     return values
 
 

@@ -181,6 +181,7 @@ def main(argv: list[str]) -> None:
     )
     content, writers = encode(loaded, out, values.naming)
     compare(loaded, readers + writers)
+    workdir.make(out.parent)
     workdir.write(out, content, "give another --out=FILE")
     print(f"written   {out}: {len(content):,} bytes")
 

@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     run = trained.load(values.workdir, values.checkpoint)
     splits = run.config.dataset
     if values.split == "validation" and splits.validation_split:
-        splits.eval_split = splits.validation_split
+        splits.eval_split, splits.validation_split = splits.validation_split, ""
     elif values.split:
         splits.eval_split = values.split
     try:

@@ -154,17 +154,20 @@ def overlay(image: np.ndarray, values: np.ndarray, signed: bool) -> Image.Image:
 def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Figure:
     """Draws rows of a caption with image, Grad-CAM and integrated gradients."""
     titles = ("what the network sees", "Grad-CAM", "integrated gradients")
-    figure = Figure(figsize=(6.6, 2.45 * len(rows) + 0.3), layout="constrained")
-    axes = figure.subplots(len(rows), 3, squeeze=False)
-    for line, (caption, images) in zip(axes, rows, strict=True):
-        for cell, image in zip(line, images, strict=True):
+    figure = Figure(figsize=(6.6, 2.5 * len(rows) + 0.4), layout="constrained")
+    lines = np.ravel(figure.subfigures(len(rows), 1))
+    for line, (caption, images) in zip(lines, rows, strict=True):
+        line.suptitle(caption, fontsize=8, x=0.01, ha="left", parse_math=False)
+        for cell, image, title in zip(line.subplots(1, 3), images, titles, strict=True):
             cell.imshow(image)
             cell.axis("off")
-        line[0].set_title(caption, fontsize=8, loc="left", parse_math=False)
-    for cell, title in zip(axes[0], titles, strict=True):
-        before = cell.get_title(loc="left")
-        text = f"{title}\n{before}"
-        cell.set_title(text, fontsize=8, loc="left", parse_math=False)
+            if line is lines[0]:
+                cell.set_title(title, fontsize=8, loc="left")
+    figure.supxlabel(
+        "Grad-CAM: the brighter, the more it speaks for the class. Integrated "
+        "gradients: red for the class, blue against it.",
+        fontsize=7,
+    )
     return figure
 
 

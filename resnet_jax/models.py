@@ -43,8 +43,8 @@ class ResNet(nn.Module):
     `net.clone(block_class=..., norm_class=...)` has other blocks, and other modules in
     place of BatchNorm. `block_class` is called as `PostActivationBlock` is with its
     first four fields, and what it returns with the block's arguments; with it,
-    `zero_init` has no effect. `norm_class` is called with a `name`, and
-    with a `scale_init` where `zero_init` asks a post-activation block for it.
+    `zero_init` has no effect. `norm_class` is called with a `name`, and with a
+    `scale_init` where `zero_init` asks a post-activation block for it.
     """
 
     block: str

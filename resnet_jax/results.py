@@ -131,7 +131,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
             f"{total['params']:,} parameters, {total['macs'] / 1e6:,.2f} million "
             "multiply-accumulates per image",
             f"data      {dataset.name}: {', '.join(sizes)}; {shape} pixels, "
-            f"{dataset.num_classes} classes",
+            f"{dataset.num_classes} classes{', streamed' * dataset.train.streams}",
             f"devices   {count} x {device.device_kind}{shared}, {config.parallel}; "
             f"{config.batch_size} images a batch, {config.batch_size // count} each; "
             f"{model.dtype}",

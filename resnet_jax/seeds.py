@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, divergence, hosts, workdir
+from resnet_jax import UserError, bucket, divergence, hosts, workdir
 from resnet_jax.divergence import DivergedError
 
 
@@ -42,7 +42,8 @@ def run_all(
         one.update(seed=seed, seeds=1)
     hosts.run_on_first(lambda: _check(parent, configs))
     accuracies = {}
-    for seed, one in configs.items():
+    for number, (seed, one) in enumerate(configs.items(), start=1):
+        hosts.print_once(f"seed      {seed}, {number} of {len(configs)}")
         try:
             accuracies[seed] = run(one, _directory(parent, seed))["test_accuracy"]
         except DivergedError as error:
@@ -57,6 +58,7 @@ def run_all(
     }
     hosts.run_on_first(lambda: workdir.write_json(parent / "seeds.json", result))
     hosts.print_once(_table(result))
+    hosts.print_once(f"written   {bucket.display_path(parent / 'seeds.json')}")
     if diverged:
         raise DivergedError(
             f"of {len(configs)} seeds {', '.join(map(str, diverged))} diverged: "

@@ -13,6 +13,10 @@ from ml_collections import ConfigDict
 from resnet_jax import command_line, cost, data, models
 from resnet_jax.config import build_network
 
+_NOT_LOOKED_AT = (
+    " is not looked at (give --num_classes, --image_size, --channels, --examples)"
+)
+
 
 def table(
     config: ConfigDict,
@@ -73,7 +77,7 @@ def main(argv: list[str]) -> None:
     shape = (size, size, values.channels or channels)
     examples = values.examples or examples
     print(
-        f"{config.dataset.name}{'' if known else ', not looked at'}: "
+        f"{config.dataset.name}{'' if known else _NOT_LOOKED_AT}: "
         f"{num_classes} classes, {'x'.join(map(str, shape))} pixels, "
         f"{examples:,} examples\n"
     )

@@ -237,9 +237,11 @@ def require_same_data(
 def _differing(inputs: Inputs, dataset: data.Dataset) -> str:
     """What a network cannot read of a data set; '': it can."""
     if inputs.class_names != tuple(dataset.class_names):
-        pairs = itertools.zip_longest(inputs.class_names, dataset.class_names)
-        differing = next((old, new) for old, new in pairs if old != new)
-        return "class {!r} then, {!r} now".format(*differing)
+        pairs = itertools.zip_longest(
+            map(repr, inputs.class_names), map(repr, dataset.class_names)
+        )
+        old, new = next((old, new) for old, new in pairs if old != new)
+        return f"class {old or 'none'} then, {new or 'none'} now"
     if inputs.image_shape != tuple(dataset.image_shape):
         return f"image shape {inputs.image_shape} then, {dataset.image_shape} now"
     return ""

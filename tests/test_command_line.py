@@ -249,7 +249,8 @@ def test_summary_needs_no_data(capsys):
     config = f"--config={ROOT}/configs/image_folder.py"
     assert command_line.call(summary.main, ["summary", config]) == 0
     told = capsys.readouterr().out
-    assert "image_folder, not looked at: 10 classes, 32x32x3 pixels, 60,000" in told
+    assert "image_folder is not looked at (give --num_classes" in told
+    assert "): 10 classes, 32x32x3 pixels, 60,000" in told
     assert "269,722" in told
 
 

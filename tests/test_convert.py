@@ -366,6 +366,7 @@ def test_bad_use_is_a_sentence(tmp_path, capsys):
     check("cannot be read as weights of PyTorch", file("x.pt"), out)
     check("cannot be read as safetensors", file("x.safetensors"), out)
     check("end it in .safetensors", theirs(), f"--out={tmp_path}/x.onnx")
+    check("/x.pt is a file", theirs(), f"--out={tmp_path}/x.pt/y.pt")
     check("no ending is not known", theirs(), f"--out={tmp_path}/x")
     check("holds no state dict", theirs("epoch", 3), out)
     check("has no conv1", theirs("conv1.weight"), out)

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -203,6 +204,25 @@ def test_the_best_is_of_those_that_train_surely():
     assert "| 14 | 90.00% | - | - | 1, 1 diverged | 1 |" in sweep.table(found)
     with pytest.raises(UserError, match="all runs diverged"):
         sweep.best([cell("8", [], 2)])
+
+
+def test_cells_that_are_as_good_are_counted():
+    chosen = cell("8", [0.8, 0.9])
+    others = [cell("14", [0.8]), cell("20", [0.2, 0.3]), cell("26", [], 2)]
+    assert sweep.as_good([chosen, *others], chosen) == 1
+    alone = cell("8", [0.9])
+    assert sweep.as_good([alone, *others], alone) == 0
+
+
+def test_bars_are_the_intervals_and_end_with_the_axis():
+    found = [cell("8", [0.9, 1.0]), cell("14", [0.1, 0.9]), cell("20", [0.5])]
+    (axes,) = sweep.draw({"model.depth": ["8", "14", "20"]}, found).axes
+    (bars,) = axes.collections
+    ends = [segment[:, 1] for segment in bars.get_segments()]
+    expected = [found[0]["interval"], found[1]["interval"], (0.5, 0.5)]
+    np.testing.assert_allclose(ends, 100 * np.array(expected))
+    assert axes.get_ylim()[0] >= 0
+    assert axes.get_ylim()[1] <= 100
 
 
 def test_best_values_at_the_ends_of_their_axes_are_told():

@@ -124,6 +124,18 @@ def test_overlay_is_coloured_where_the_map_is():
     np.testing.assert_array_equal(rest, [100, 100, 100])
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_long_caption_leaves_the_columns_as_they_are(count):
+    pictures = [Image.new("RGB", (8, 8))] * 3
+
+    def places(caption: str) -> np.ndarray:
+        figure = explain.contact_sheet([(caption, pictures)] * count)
+        figure.draw_without_rendering()
+        return np.array([cell.get_window_extent().bounds for cell in figure.axes])
+
+    np.testing.assert_allclose(places("x" * 80), places("x"))
+
+
 def test_mistakes_are_sentences(run, tmp_path, capsys):
     def error(status, *arguments) -> str:
         assert call(run, *arguments) == status

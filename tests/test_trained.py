@@ -102,7 +102,7 @@ def test_other_data_are_refused(run):
     more = (*dataset.class_names, "x")
     for names, what in (
         (renamed, "class '9' then, 'x' now"),
-        (more, "class None then, 'x' now"),
+        (more, "class none then, 'x' now"),
     ):
         other = dataclasses.replace(dataset, class_names=names)
         assert what in told(other)

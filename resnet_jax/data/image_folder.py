@@ -105,6 +105,11 @@ def source(path: str, size: int, split_seed: int) -> Source:
     }
     if len(ordered) == 1:
         ordered = _hold_out_test(ordered["train"])
+        if not any(ordered["test"]):
+            raise UserError(
+                f"config.dataset.path={path} has one picture of each class, and none "
+                "to test on: give more pictures, or train/ and test/ folders"
+            )
         notes.append(
             f"split     {TEST_FRACTION:.0%} of each class for the test, by seed "
             f"{split_seed}, since there is no test folder"

@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
     if not directories:
         raise UserError("--workdir is missing: give the directory of a run")
     out = None if values.out is None else Path(values.out)
+    if out:
+        workdir.make(out.parent)
     if out and (not out.name or out.is_dir()):
         raise UserError(f"--out={values.out} is no file: give the page's name")
     if len(directories) == 1:

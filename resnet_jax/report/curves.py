@@ -1,6 +1,7 @@
 """A picture of a run: curves.png."""
 
 import io
+import itertools
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -23,14 +24,15 @@ def draw_curves(workdir: Path) -> None:
             ("test", "C1", "-."),
         ):
             style = {"color": color, "linestyle": line, "label": split}
-            _plot(axes, rows, f"{split}_{quantity}", style)
+            _plot(axes, by_epoch(rows, f"{split}_{quantity}"), style)
         axes.set_ylabel(quantity)
         axes.legend()
     loss.set_yscale("log")
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter(LogFormatter())  # none where there are many
     accuracy.yaxis.set_major_formatter(percent_tick)
-    _plot(rate, rows, "learning_rate", {"color": "C0"})
+    style = {"color": "C0", "drawstyle": "steps-pre"}
+    _plot(rate, by_epoch(rows, "learning_rate"), style)
     rate.set_ylabel("learning rate")
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
@@ -41,8 +43,27 @@ def draw_curves(workdir: Path) -> None:
     write(workdir / "curves.png", picture.getvalue())
 
 
-def _plot(axes, rows: list[dict], name: str, style: dict) -> None:
-    points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-    if points:
-        marker = "o" if len(points) < 5 else None  # a line through one is not seen
-        axes.plot(*zip(*points, strict=True), linewidth=1.2, marker=marker, **style)
+def by_epoch(rows: list[dict], name: str) -> list[tuple[float, float]]:
+    """The values of a metric, such as 'train_loss', each with its epoch.
+
+    A call of few updates, as the last of an epoch, has noisier means than others: those
+    of training are added to the call before.
+    """
+    rows = [row for row in rows if row.get(name) is not None]
+    steps = [row["step"] for row in rows]
+    counts = [after - before for before, after in itertools.pairwise([0, *steps])]
+    merged = []
+    for row, count in zip(rows, counts, strict=True):
+        point = count, row["epoch"], row[name]
+        if name.startswith("train_") and merged and count < max(counts) / 2:
+            before, _, value = merged.pop()
+            value = (before * value + count * row[name]) / (before + count)
+            point = before + count, row["epoch"], value
+        merged.append(point)
+    return [(epoch, value) for _, epoch, value in merged]
+
+
+def _plot(axes, line: list[tuple[float, float]], style: dict) -> None:
+    if line:
+        marker = "o" if len(line) < 5 else None  # a line through one is not seen
+        axes.plot(*zip(*line, strict=True), linewidth=1.2, marker=marker, **style)

@@ -28,6 +28,7 @@ from resnet_jax.config import flat
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
 from resnet_jax.report.command import training_command
+from resnet_jax.report.curves import by_epoch
 
 _CLASSES_SHOWN = 20  # in a table; of more classes the worst
 # Fields in which the runs of one row may differ.
@@ -221,8 +222,7 @@ def _finished(directory: Path) -> dict:
 
 
 def _points(rows: list[dict], name: str) -> tuple[list, list] | None:
-    points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-    return tuple(map(list, zip(*points, strict=True))) if points else None
+    return tuple(map(list, zip(*by_epoch(rows, name), strict=True))) or None
 
 
 def _curves(rows: list[dict]) -> list[Markup]:

@@ -114,6 +114,12 @@ def test_one_folder_is_split_by_class_and_seed(load, root):
     assert np.bincount(other.eval.labels).tolist() == [10, 4, 1]
 
 
+def test_single_pictures_leave_none_to_test(load, root):
+    write(root, **{"": {"a": 1, "b": 1}})
+    with pytest.raises(UserError, match=r"one picture of each class, and none to test"):
+        load()
+
+
 def test_split_outlives_a_move_and_another_file(load, root):
     write(root / "x", **{"": {"a": 40, "b": 40}})
     before = set(names(load(path=str(root / "x"))[0].eval, root, "x"))

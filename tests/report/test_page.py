@@ -14,7 +14,7 @@ import pytest
 from configs import digits
 from resnet_jax import UserError, command_line, main, models, report, train, trained
 from resnet_jax.report import __main__ as command
-from resnet_jax.report import analysis, page
+from resnet_jax.report import analysis, curves, page
 from tests.test_train import digits_config
 
 SECTIONS = ("curves", "classes", "confusion", "mistakes", "calibration", "gradients")
@@ -260,6 +260,24 @@ def test_opens_in_a_browser(runs, tmp_path, width):
     assert min(found["images"]) >= 200
 
 
+def test_a_short_call_is_drawn_with_the_one_before():
+    rows = [
+        {"step": 10, "epoch": 0.4, "train_loss": 3.0, "learning_rate": 0.1},
+        {"step": 20, "epoch": 0.8, "train_loss": 2.0, "learning_rate": 0.2},
+        {"step": 22, "epoch": 0.9, "train_loss": 8.0, "learning_rate": 0.3},
+        {"step": 22, "epoch": 0.9, "test_loss": 1.0},
+        {"step": 32, "epoch": 1.3, "train_loss": 1.0, "learning_rate": 0.4},
+    ]
+    points = curves.by_epoch(rows, "train_loss")
+    assert points == [(0.4, 3.0), (0.9, pytest.approx(3.0)), (1.3, 1.0)]
+    rates = curves.by_epoch(rows, "learning_rate")
+    assert rates == [(0.4, 0.1), (0.8, 0.2), (0.9, 0.3), (1.3, 0.4)]
+    tested = [row | {"test_loss": 1.0} for row in rows]
+    assert [epoch for epoch, _ in curves.by_epoch(tested, "test_loss")] == (
+        [0.4, 0.8, 0.9, 0.9, 1.3]
+    )
+
+
 def test_ticks_of_a_short_axis_differ():
     figure = page.figures.lines(
         [("test", [1, 2], [0.971, 0.984])], ("epoch", "accuracy"), percent=True
@@ -318,5 +336,10 @@ def test_mistakes_are_sentences(runs, tmp_path, capsys):
     two = [f"--workdir={runs / name}" for name in "ab"]
     for out in (tmp_path / "folder", ""):
         assert f"--out={out} is no file" in error(2, *two, f"--out={out}")
-    assert "cannot be written" in error(1, *two, f"--out={tmp_path}/no/page.html")
+    (tmp_path / "file").write_text("mine")
+    assert f"--out={tmp_path}/file is a file" in error(
+        2, *two, f"--out={tmp_path}/file/page.html"
+    )
     assert "belongs to no flag" in error(2, "page.html")
+    run = str(runs / "a")
+    assert f"did you mean --workdir={run}?" in error(2, run)
