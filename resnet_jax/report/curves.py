@@ -52,14 +52,15 @@ def by_epoch(rows: list[dict], name: str) -> list[tuple[float, float]]:
     rows = [row for row in rows if row.get(name) is not None]
     steps = [row["step"] for row in rows]
     counts = [after - before for before, after in itertools.pairwise([0, *steps])]
+    few = max(counts, default=0) / 2 if name.startswith("train_") else 0
     merged = []
     for row, count in zip(rows, counts, strict=True):
-        point = count, row["epoch"], row[name]
-        if name.startswith("train_") and merged and count < max(counts) / 2:
-            before, _, value = merged.pop()
-            value = (before * value + count * row[name]) / (before + count)
-            point = before + count, row["epoch"], value
-        merged.append(point)
+        value = row[name]
+        if merged and count < few:
+            earlier, _, mean = merged.pop()
+            value = (earlier * mean + count * value) / (earlier + count)
+            count += earlier
+        merged.append((count, row["epoch"], value))
     return [(epoch, value) for _, epoch, value in merged]
 
 
