@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.stats import spearmanr
 
-from resnet_jax import layers, models
+from resnet_jax import models
 from resnet_jax.blocks import Images
 
 LAYERS = ("features", "stage4", "stage3", "stage2", "stage1")
@@ -32,13 +32,14 @@ def grad_cam(
     (equation 2), and scaled to the images' size.
 
     Args:
-      net: the network.
+      net: the network, which computes in float32 here.
       variables: the network's.
       images: normalised.
       labels: the class to explain in each image.
       layer: 'features', the maps that are pooled for the classifier, or the output of a
         stage, such as 'stage2': earlier ones are finer and know less of the class.
     """
+    net = models.in_float32(net)
 
     def score(change):
         outputs = []
@@ -57,8 +58,8 @@ def grad_cam(
     _, shape = jax.eval_shape(lambda: score(None))
     zeros = jnp.zeros(shape.shape, shape.dtype)
     gradients, maps = jax.grad(score, has_aux=True)(zeros)
-    weights = layers.spatial_mean(gradients)[:, None, None]
-    heat = nn.relu((weights * maps).sum(-1)).astype(jnp.float32)
+    weights = gradients.mean((1, 2), keepdims=True)
+    heat = nn.relu((weights * maps).sum(-1))
     return jax.image.resize(heat, images.shape[:3], "bilinear")
 
 
@@ -79,6 +80,7 @@ def integrated_gradients(
       is from the difference of the logit at both ends (proposition 1), by that
       difference.
     """
+    net = models.in_float32(net)
 
     def score(images):
         scores = _class_scores(net.apply(variables, images, train=False), labels)

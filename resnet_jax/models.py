@@ -278,6 +278,15 @@ def resnet(
     )
 
 
+def in_float32(net: ResNet) -> ResNet:
+    """The network, computing in float32 at least.
+
+    For gradients in programs that `compilation` does not compile: where these are in
+    bfloat16, XLA for CPU can give NaN (jaxlib 0.12).
+    """
+    return net.clone(dtype=jnp.promote_types(jnp.float32, net.dtype))
+
+
 def describe(net: ResNet) -> str:
     """A network in a few words: 'bottleneck blocks, pre-activation, shortcut B'."""
     variant = ", Keras variant" if net.keras else ""

@@ -138,7 +138,7 @@ def gradient_norms(
       'at the end': of each convolution and the classifier the norm of its kernel's
       gradient.
     """
-    config, net = run.config, run.net.clone(stochastic_depth=0.0)
+    config, net = run.config, models.in_float32(run.net.clone(stochastic_depth=0.0))
 
     @jax.jit
     def norms(variables, images, labels):
