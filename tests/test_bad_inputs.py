@@ -528,7 +528,9 @@ COMMANDS = {
         before=write("run/config.json", "{}"),
     ),
     "evaluate: no workdir": judge(named=["--workdir is missing", "directory of a run"]),
-    "evaluate: workdir a word": judge("run", named=["'run'", "--FLAG=VALUE"]),
+    "evaluate: workdir a word": judge(
+        "run", named=["'run' belongs to no flag", "did you mean --workdir=run?"]
+    ),
     "evaluate: not a run": judge(
         "--workdir=thesis", named=["--workdir=thesis holds no run", "directory of one"]
     ),

@@ -397,8 +397,9 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
     state = {names[name]: value for name, value in net.state_dict().items()}
     torch.save(state, tmp_path / "theirs.pt")
     out = tmp_path / "none" / "out.safetensors"
+    out.mkdir(parents=True)
     assert run(f"--source={tmp_path}/theirs.pt", f"--out={out}") == 1
-    assert "cannot be written (No such file or directory)" in capsys.readouterr().err
+    assert "cannot be written (Is a directory)" in capsys.readouterr().err
 
 
 def test_without_pytorch_its_files_are_refused(tmp_path, capsys, monkeypatch):

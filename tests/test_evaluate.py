@@ -121,7 +121,10 @@ def test_command_repeats_what_the_run_reported(tmp_path, capsys, monkeypatch):
         summary["validation_accuracy"]
     )
     assert json.loads(told.out)["split"] == "train[1200:]"
-    assert "--split shares 237 examples with config.dataset.valid" in told.err
+    assert told.err == ""
+    assert command_line.call(evaluate.main, [*own[:3], "--split=train[1200:]"]) == 0
+    told = capsys.readouterr().err
+    assert "--split shares 237 examples with config.dataset.valid" in told
 
 
 @pytest.mark.slow

@@ -207,8 +207,8 @@ def test_the_best_is_of_those_that_train_surely():
 
 
 def test_cells_that_are_as_good_are_counted():
-    chosen = cell("8", [0.8, 0.9])
-    others = [cell("14", [0.8]), cell("20", [0.2, 0.3]), cell("26", [], 2)]
+    chosen = cell("8", [0.84, 0.85, 0.86])
+    others = [cell("14", [0.84]), cell("20", [0.7, 0.8]), cell("26", [], 2)]
     assert sweep.as_good([chosen, *others], chosen) == 1
     alone = cell("8", [0.9])
     assert sweep.as_good([alone, *others], alone) == 0
