@@ -1,4 +1,4 @@
-"""Batches of streamed images, on their way from the disk to the devices."""
+"""Images on the devices: a whole split, or batches that are streamed from the disk."""
 
 import functools
 import math
