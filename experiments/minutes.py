@@ -20,8 +20,8 @@ the ten minutes. They need `pip install -r requirements-bench.txt`.
 Found (smoke, one seed, on a copy of CIFAR-10 whose images were coded as JPEG). 83.6%
 after 573 seconds and 424,576 images of `fast`, 70.3% after 250,512 images of the
 PyTorch script and 72.5% after 207,776 of the Keras example's recipe, both in 600
-seconds: 741, 418 and 346 images per second. Small images raise the pace of `fast`; the
-rest of its gain comes from the recipe.
+seconds: 741, 418 and 346 images per second. Small images raise the pace of `fast`; how
+much of the gain is theirs, and how much the rest of the recipe's, was not measured.
 
 Cost. Smoke: one seed, half an hour. Full: three seeds.
 """

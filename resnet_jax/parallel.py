@@ -21,8 +21,9 @@ from resnet_jax import UserError, compilation, one_line
 _AXIS = "data"
 # oneDNN gains 13 to 16% of a step on images of 12 to 24 pixels a side, nothing on 8.
 _ONEDNN_PIXELS = 12
-# One device is 1.1 to 1.45 times as fast as two on images of 8 and 12 pixels a side, as
-# fast on 16 and 24, and 5% slower on 32 (v1-20, v2-29, v2-56; two cores, jax 0.12).
+# One device is 1.1 to 1.45 times as fast as two on images of 8 and 12 pixels a side and
+# about as fast on 16. On 24 pixels v1-20 is 1.4 times as fast on two, v2-29 a little
+# slower, and on 32 two gain 2 to 6% (but v2-29, -3%; two cores, jax 0.12).
 _ONE_DEVICE_PIXELS = 16
 
 

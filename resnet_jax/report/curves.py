@@ -31,8 +31,7 @@ def draw_curves(workdir: Path) -> None:
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter(LogFormatter())  # none where there are many
     accuracy.yaxis.set_major_formatter(percent_tick)
-    style = {"color": "C0", "drawstyle": "steps-pre"}
-    _plot(rate, by_epoch(rows, "learning_rate"), style)
+    _plot(rate, by_epoch(rows, "learning_rate"), {"color": "C0"})
     rate.set_ylabel("learning rate")
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
