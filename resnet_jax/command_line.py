@@ -175,10 +175,16 @@ def _require_config_file(argv: list[str]) -> None:
     name, colon, recipe = file.partition(":")
     own = Path("configs")
     place = own if own.is_dir() else Path(common.__file__).parent
-    there = [path.stem for path in place.glob("[!_]*.py")]
+    there, stem = [path.stem for path in place.glob("[!_]*.py")], Path(name).stem
     hint = f"give one of {place}/"
-    if close := difflib.get_close_matches(Path(name).stem, there, n=1):
+    if close := difflib.get_close_matches(stem, there, n=1):
         hint = f"did you mean {place / close[0]}.py{colon}{recipe}?"
+    other = re.fullmatch(r"(v[12])_(\d+)", stem)
+    if other and stem not in there and (base := f"{other[1]}_20") in there:
+        hint = (
+            f"for another depth give --config={place / base}.py{colon}{recipe} "
+            f"--config.model.depth={other[2]}"
+        )
     raise UserError(f"--config={file}: there is no such file: {hint}")
 
 
@@ -257,7 +263,11 @@ def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
     name = found[2] if found else name[1]
     given = [arg.partition("=")[0] for arg in argv if arg.startswith("--config.")]
     field = next((arg for arg in given if name in arg.split(".")), f"--config.{name}")
-    ending = f"did you mean {found[1]!r}?" if found else "see configs/common.py"
+    group = common.default().get(field.split(".")[1])
+    has = field.count(".") == 2 and isinstance(group, ConfigDict)
+    ending = f"that group has {', '.join(group)}" if has else "see configs/common.py"
+    if found:
+        ending = f"did you mean {found[1]!r}?"
     known = config.find_field(name)
     if known and f"--config.{known}" != field:
         ending = f"did you mean --config.{known}?"

@@ -404,6 +404,11 @@ COMMANDS = {
     "field like no other": train(
         DIGITS, "--config.zzz=8", named=["--config.zzz", "see configs/common.py"]
     ),
+    "field like no other of a group": train(
+        DIGITS,
+        "--config.dataset.test_split=test",
+        named=["--config.dataset.test_split", "that group has", "eval_split"],
+    ),
     "field of a field": train(
         DIGITS, "--config.epochs.x=8", named=["--config.epochs.x", "configs/common.py"]
     ),

@@ -131,7 +131,7 @@ def test_field_by_another_path_or_its_initials_is_found(refused, flag, meant):
     [
         ("v1_20", "configs/v1_20.py"),
         ("configs/v1_20:keras", "configs/v1_20.py:keras"),
-        ("configs/v2_65.py", "configs/v2_56.py"),
+        ("configs/digts.py", "configs/digits.py"),
         ("configs/resnet.py", ""),
     ],
 )
@@ -139,6 +139,14 @@ def test_config_file_that_is_nearly_there_is_found(refused, place, given, meant)
     (place / "configs").symlink_to(ROOT / "configs")
     hint = f"did you mean {meant}?" if meant else "give one of configs/"
     assert refused(f"--config={given}").endswith(f"no such file: {hint}\n")
+
+
+def test_config_file_of_another_depth_is_told_of_the_field(refused, place):
+    (place / "configs").symlink_to(ROOT / "configs")
+    assert refused("--config=configs/v2_65.py:keras").endswith(
+        "for another depth give --config=configs/v2_20.py:keras "
+        "--config.model.depth=65\n"
+    )
 
 
 @pytest.mark.parametrize("field", ["batch_size", "lr"])

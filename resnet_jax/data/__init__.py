@@ -135,7 +135,7 @@ def _source(config: ConfigDict) -> Source:
         return image_folder.source(config.path, config.image_size, config.split_seed)
     if config.name in _BUNDLED:
         return _BUNDLED[config.name]()
-    return tfds.source(config.name, config.data_dir, config.mirror)
+    return tfds.source(config.name, config.data_dir, config.mirror, config.image_size)
 
 
 def _specs(config: ConfigDict) -> dict[str, str]:

@@ -3,9 +3,7 @@
 TFDS is imported inside the functions that need it, because `digits` and `fake` do not.
 """
 
-import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -14,22 +12,23 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax import UserError, did_you_mean
-from resnet_jax.data import picture, prepare
+from resnet_jax.data import prepare
 from resnet_jax.data.cache import cached
+from resnet_jax.data.examples import Examples, builder, damaged
 from resnet_jax.data.source import KNOWN, Source
 
-CHUNK = 1000  # examples read at once: one by one takes twice as long
 _NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def source(name: str, data_dir: str, mirror: str) -> Source:
+def source(name: str, data_dir: str, mirror: str, size: int) -> Source:
     """Opens a TFDS image-classification set, and prepares it first if need be.
 
     Args:
       name: TFDS's name for it: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
       data_dir: as in `data_directory`.
       mirror: as in `prepare.prepare`.
+      size: pixels a side of the images that are read; 0: as stored.
 
     Raises:
       UserError: there is no such set, it is damaged or not for image classification,
@@ -40,45 +39,13 @@ def source(name: str, data_dir: str, mirror: str) -> Source:
         directory = prepare.prepare(name, data_directory(data_dir), mirror)
     key = _key(directory)
     about = cached(f"{key} about", lambda: _about(name, directory))
-
-    channels = int(about["channels"])
-
-    @functools.cache
-    def opened(split):
-        import tensorflow_datasets as tfds
-
-        # TFDS would give the indices of a palette, and as many channels as a file has.
-        as_stored = {"image": tfds.decode.SkipDecoding()}
-        return _builder(directory).as_data_source(split, decoders=as_stored)
-
-    def examples(split, indices):
-        data = opened(split)
-        for start in range(0, len(indices), CHUNK):
-            try:
-                chunk = data.__getitems__(indices[start : start + CHUNK])
-            except RuntimeError as error:  # array_record found a wrong checksum.
-                raise _damaged(directory, str(error)) from None
-            for number, example in enumerate(chunk, start=start):
-                name = f"{split}[{indices[number]}]"
-                yield _decoded(example["image"], channels, name), example["label"]
-
     return Source(
         name=name,
         class_names=tuple(about["class_names"].tolist()),
         sizes=dict(zip(about["splits"].tolist(), about["sizes"].tolist(), strict=True)),
-        examples=examples,
+        examples=Examples(directory, int(about["channels"]), size),
         key=key,
     )
-
-
-def _decoded(
-    content: bytes, channels: int, name: str
-) -> np.ndarray | picture.UnreadableError:
-    """Pixels as `predict` reads them too: grey where the set is, else RGB."""
-    try:
-        return picture.decode(io.BytesIO(content), channels=1 if channels == 1 else 3)
-    except picture.UnreadableError as error:
-        return picture.UnreadableError(f"{name}: {error}")
 
 
 def _key(directory: Path) -> str:
@@ -87,15 +54,6 @@ def _key(directory: Path) -> str:
         stat = path.stat()
         digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _builder(directory: Path):
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder_from_directory(directory, file_format="array_record")
-    except Exception as error:  # Whatever TFDS's readers of JSON and protobuf raise.
-        raise _damaged(directory, f"TFDS cannot read it: {error}") from None
 
 
 def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
@@ -107,7 +65,7 @@ def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordReader
 
-    info = _builder(directory).info
+    info = builder(directory).info
     features, splits = dict(info.features.items()), info.splits
     image, label = features.get("image"), features.get("label")
     if not (
@@ -124,7 +82,7 @@ def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
         for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
             stored = ArrayRecordReader(str(path)).num_records()
             if stored != length:
-                raise _damaged(
+                raise damaged(
                     directory, f"{path.name} holds {stored} examples, not {length}"
                 )
     return {
@@ -213,13 +171,13 @@ def _check_readable(directory: Path, base: str) -> None:
     """Checks that the set is complete, and in a format that we can read."""
     for file in ("dataset_info.json", "features.json"):
         if not (directory / file).is_file():
-            raise _damaged(directory, f"there is no {file}")
+            raise damaged(directory, f"there is no {file}")
     try:
         info = json.loads((directory / "dataset_info.json").read_text())
         if not isinstance(info, dict):
             raise ValueError("it is no object")
     except ValueError as error:
-        raise _damaged(directory, f"dataset_info.json: {error}") from None
+        raise damaged(directory, f"dataset_info.json: {error}") from None
     # TFDS did not write the format down when there was only this one.
     formats = [info.get("fileFormat", "tfrecord")]
     formats += info.get("alternativeFileFormats", [])
@@ -234,10 +192,4 @@ def _elsewhere(base: str) -> str:
     return (
         f"run `tfds build {base} --file_format=array_record --data_dir=DIR` once where "
         "TensorFlow is installed, and give --config.dataset.data_dir=DIR"
-    )
-
-
-def _damaged(directory: Path, reason: str) -> UserError:
-    return UserError(
-        f"{directory} is damaged or half-written ({reason}): delete it and run again"
     )

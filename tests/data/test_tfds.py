@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -13,8 +14,9 @@ from PIL import Image
 
 from resnet_jax import UserError, data
 from resnet_jax.augment import statistics
-from resnet_jax.data import dataset
+from resnet_jax.data import dataset, examples
 from resnet_jax.data import tfds as sets
+from resnet_jax.data.picture import fit
 from resnet_jax.preemption import Preemption, StoppedError
 from tests.data.conftest import CIFAR10_NAMES
 
@@ -110,10 +112,10 @@ def test_files_of_any_mode_become_what_the_set_says():
         file = io.BytesIO()
         stored.save(file, "PNG")
         for channels in (3, 4, 0):  # 0: the set does not say
-            read = sets._decoded(file.getvalue(), channels, "train[0]")
+            read = examples.decoded(file.getvalue(), channels, "train[0]")
             np.testing.assert_array_equal(read, colours)
-        assert sets._decoded(file.getvalue(), 1, "train[0]").shape == (1, 2, 1)
-    assert str(sets._decoded(b"no", 3, "train[7]")).startswith("train[7]: ")
+        assert examples.decoded(file.getvalue(), 1, "train[0]").shape == (1, 2, 1)
+    assert str(examples.decoded(b"no", 3, "train[7]")).startswith("train[7]: ")
 
 
 def test_a_signal_is_no_damage(config, prepared, monkeypatch):
@@ -154,10 +156,69 @@ def test_a_missing_split(config, prepared):
 
 def test_parts_across_chunks_are_in_order(config, prepared, monkeypatch):
     whole = data.load(config("cifar10")).train
-    monkeypatch.setattr(sets, "CHUNK", 7)
+    monkeypatch.setattr(examples, "CHUNK", 7)
     part = data.load(config("cifar10", train_split="train[3:25]")).train
     np.testing.assert_array_equal(part.images, whole.images[3:25])
     np.testing.assert_array_equal(part.labels, whole.labels[3:25])
+
+
+@pytest.fixture
+def several_processes(monkeypatch):
+    """Reads in pieces of two images, in two processes."""
+    monkeypatch.setattr(examples, "WORTHWHILE", 0.0)
+    monkeypatch.setattr(examples, "_PROBE", 5)
+    monkeypatch.setattr(examples, "_PIECE", 2 * 32 * 32 * 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
+def test_several_processes_read_in_order(
+    config, prepared, several_processes, monkeypatch
+):
+    whole = data.load(config("cifar10")).train
+    source = sets.source("cifar10", str(prepared.parent.parent), "", 16)
+    indices = [*range(30, 40), *range(9)]
+    once = examples.Examples._read
+
+    def forbidden(self, split, indices):
+        assert len(indices) <= 5, "read in this process"
+        return once(self, split, indices)
+
+    monkeypatch.setattr(examples.Examples, "_read", forbidden)
+    images, labels = zip(*source.examples("train", indices), strict=True)
+    for image, index in zip(images, indices, strict=True):
+        np.testing.assert_array_equal(image, fit(whole.images[index], 16))
+    np.testing.assert_array_equal(labels, whole.labels[indices])
+
+
+def test_a_process_that_ends_loses_no_example(
+    config, prepared, several_processes, monkeypatch
+):
+    whole = data.load(config("cifar10")).train
+    source = sets.source("cifar10", str(prepared.parent.parent), "", 0)
+    started, start = [], examples._process
+
+    @contextlib.contextmanager
+    def killed(*task):
+        with start(*task) as process:
+            if started:
+                process.kill()
+            started.append(process)
+            yield process
+
+    monkeypatch.setattr(examples, "_process", killed)
+    _, labels = zip(*source.examples("train", range(40)), strict=True)
+    np.testing.assert_array_equal(labels, whole.labels)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    _, labels = zip(*source.examples("train", range(40)), strict=True)
+    np.testing.assert_array_equal(labels, whole.labels)
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+def test_damage_that_another_process_finds(config, prepared, several_processes):
+    overwrite_middle(train_file(prepared))
+    with pytest.raises(UserError, match=r"damaged or half-written \(.*Corrupted"):
+        data.load(config("cifar10"))
 
 
 def write_set(root, name, features, examples, config=None):
