@@ -55,13 +55,13 @@ def default() -> ConfigDict:
     config.model.activation = ""  # '': the version's own; else 'post', 'pre'
     config.model.shortcut = ""  # '': the version's own; 'A': zero-padded, 'B': 1x1
     config.model.residual = True  # False: the plain network, without shortcuts
-    config.model.stem = "cifar"  # 'imagenet': stride 4 and four stages, from 96 pixels
+    config.model.stem = "cifar"  # 'imagenet': stride 4, four stages; large images
     config.model.width = 0  # channels of the stem; 0: 16, or 64 with stem 'imagenet'
     config.model.stochastic_depth = 0.0  # chance to leave the last block out; 0: off
     config.model.zero_init = False  # True: blocks begin as the identity
-    config.model.dtype = "float32"  # of the computation; 'bfloat16' on GPU and TPU
+    config.model.dtype = "float32"  # of the computation; 'bfloat16' for GPU and TPU
     config.model.scan = False  # loop over equal blocks: compiles fast at any depth
-    # Less memory for a third more time; on a CPU together with `scan` alone.
+    # Less memory for one more forward pass; on a CPU together with `scan` alone.
     config.model.remat = False
 
     config.dataset = ConfigDict()

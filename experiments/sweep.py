@@ -11,9 +11,9 @@ another. (Several devices are tested only with stand-ins.)
 
 Cells are compared by the last epoch's accuracy on `dataset.validation_split`, by
 default a tenth held back from 'train'; the test split plays no part in the choice.
-Writes OUT/sweep.json, .md, .png and .svg, prints the command that trains the best on
-all of the training split, and warns where its value is an end of an axis of three or
-more, and where other cells are within the interval of its mean.
+Writes OUT/sweep.json, .md, .png and .svg, and prints the command that trains the best,
+which takes that tenth too. Warns where its value is an end of an axis of three or more,
+and where other cells are within the interval of its mean.
 """
 
 import difflib
@@ -85,6 +85,7 @@ class Sweep(NamedTuple):
     cells: list[tuple[dict[str, str], list[Job]]]  # values by field; a job a seed
     out: Path
     command: list[str]  # that trains what the grid changes
+    on_all: bool  # the command trains on what the sweep held back, too
 
     @property
     def jobs(self) -> list[Job]:
@@ -116,7 +117,7 @@ def parse(argv: list[str]) -> Sweep:
     if base.seeds > 1:
         raise UserError(f"config.seeds={base.seeds}: give --seeds instead")
     grid = parse_grid(values.grid, flat(base))
-    given = [arg for arg in argv[1:] if re.match("--?config[.=]", arg)]
+    given = [arg for arg in argv[1:] if re.match("--?(config[.=]|flagfile=)", arg)]
     shared = given.copy()
     if not base.dataset.validation_split:
         if base.dataset.train_split != "train" or "dataset.train_split" in grid:
@@ -141,7 +142,9 @@ def parse(argv: list[str]) -> Sweep:
             members.append(Job(directory, _config(arguments), arguments))
             workdir.check(directory, members[-1].config)
         cells.append((cell, members))
-    return Sweep(grid, cells, out, ["python", "-m", "resnet_jax.main", *given])
+    return Sweep(
+        grid, cells, out, ["python", "-m", "resnet_jax.main", *given], shared != given
+    )
 
 
 def _changes(fields: dict[str, str]) -> list[str]:
@@ -291,7 +294,8 @@ def main(argv: list[str]) -> None:
     title = sweep.cells[cells.index(chosen)][1][0].directory.parent.name
     if (seeds := len(sweep.cells[0][1])) > 1:
         changes = [f"--config.seeds={seeds}"]
-    print(f"\nbest: {chosen['mean']:.2%}; on all of the training split:")
+    where = "on all of the training split" if sweep.on_all else "on the same split"
+    print(f"\nbest: {chosen['mean']:.2%}; {where}:")
     changes += [f"--workdir={sweep.out / 'best' / title}"]
     print(shlex.join([*sweep.command, *_changes(chosen["cell"]), *changes]))
     for sentence in at_the_ends(sweep.grid, chosen["cell"]):

@@ -204,6 +204,7 @@ fetch() {
     case $workdir in
         gs://*) call storage cp --recursive "${workdir%/}" runs/ ;;
         /*) call "${scp[@]}" "$name:$workdir" runs/ ;;
+        \~/*) call "${scp[@]}" "$name:${workdir#\~/}" runs/ ;; # scp begins at home
         '' | runs | runs/*) call "${scp[@]}" "$name:resnet_jax/runs" . ;;
         *) call "${scp[@]}" "$name:resnet_jax/$workdir" runs/ ;;
     esac

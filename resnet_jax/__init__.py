@@ -1,7 +1,9 @@
 """ResNet versions 1 and 2 of any depth, for small images, in JAX and Flax."""
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -24,3 +26,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question with the known name that is nearest, to begin a fix; '': none is."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def expanded(place: str | Path, name: str) -> Path:
+    """A path as the shell would expand it. Raises UserError if it is of no user's home.
+
+    `name` is the flag's or field's that has it.
+    """
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{name}={place}: there is no such user: give another place"
+        ) from None
+
+
+def as_text(name: str) -> str:
+    """A file's name for pages and figures, which cannot show what is not UTF-8."""
+    return os.fsencode(name).decode(errors="replace")

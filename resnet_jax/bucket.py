@@ -23,7 +23,7 @@ from typing import Any
 
 import fsspec
 
-from resnet_jax import UserError, workdir
+from resnet_jax import UserError, as_text, expanded, workdir
 
 # It logs the tracebacks of what a sentence tells.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -126,12 +126,7 @@ def local(place: str | Path) -> Path:
       UserError: it is in a bucket that cannot be read, or holds no run but other files.
     """
     if not re.match(r"[a-z0-9]+:/", str(place)):
-        try:
-            return Path(place).expanduser()
-        except RuntimeError:
-            raise UserError(
-                f"--workdir={place}: there is no such user: give another directory"
-            ) from None
+        return expanded(place, "--workdir")
     url = str(place).rstrip("/")
     for copy in _copies:
         if copy.url == url:
@@ -185,7 +180,7 @@ def send(directory: Path, when_due: bool = False) -> None:
 
 def display_path(text: str | Path) -> str:
     """A path, or a text with paths, in which copies have their addresses' names."""
-    text = str(text)
+    text = as_text(str(text))
     for copy in _copies:
         text = text.replace(str(copy.directory), copy.url)
     return text

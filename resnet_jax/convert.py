@@ -22,6 +22,7 @@ from resnet_jax import (
     UserError,
     command_line,
     cost,
+    expanded,
     keras_example,
     models,
     one_line,
@@ -168,7 +169,7 @@ def main(argv: list[str]) -> None:
     out = Path(values.out)
     if values.source:
         origin = values.source
-        loaded, readers = read(Path(origin).expanduser())
+        loaded, readers = read(expanded(origin, "--source"))
     else:
         origin = values.workdir
         loaded = weights.from_run(trained.load(origin, values.checkpoint))

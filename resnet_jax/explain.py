@@ -23,6 +23,7 @@ from scipy.special import softmax
 
 from resnet_jax import (
     UserError,
+    as_text,
     attribution,
     bucket,
     command_line,
@@ -255,7 +256,7 @@ def explain(
 
 def _shortened(name: str) -> str:
     """A file's name, cut off where a caption would be too long."""
-    name = Path(name).name
+    name = as_text(Path(name).name)
     return name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}…"
 
 

@@ -120,6 +120,12 @@ def model_card(run: Trained) -> str:
         if config.init_from
         else ""
     )
+    for_torch, convert = "", ""
+    if not run.net.keras and run.net.shortcut:  # else PyTorch has no such network
+        for_torch = ", or for PyTorch"
+        convert = (
+            "\npython -m resnet_jax.convert --source=model.safetensors --out=model.pt"
+        )
     changed = workdir.differences(
         workdir.as_json(common.default()), workdir.as_json(config)
     )
@@ -154,11 +160,10 @@ print(classes[probabilities[0].argmax()])
 ```
 
 `model.safetensors` has the weights, the architecture, and the mean and scale of images.
-With `resnet_jax`, to continue training from them on other classes, or for PyTorch:
+With `resnet_jax`, to continue training from them on other classes{for_torch}:
 
 ```bash
-python -m resnet_jax.main --config=... --config.init_from=model.safetensors
-python -m resnet_jax.convert --source=model.safetensors --out=model.pt
+python -m resnet_jax.main --config=... --config.init_from=model.safetensors{convert}
 ```
 
 ## Limits

@@ -1,12 +1,10 @@
 """A new run that begins with the weights of another: `config.init_from`."""
 
-from pathlib import Path
-
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, keras_example, pytorch, trained, weights
+from resnet_jax import UserError, expanded, keras_example, pytorch, trained, weights
 from resnet_jax.step import TrainState
 from resnet_jax.weights import Weights
 
@@ -81,7 +79,7 @@ def begin_with(
 
 
 def _read(init_from: str) -> Weights:
-    path = Path(init_from).expanduser()
+    path = expanded(init_from, "config.init_from")
     if path.is_dir() or "://" in init_from:
         try:
             return weights.from_run(trained.load(init_from))

@@ -626,6 +626,9 @@ COMMANDS = {
     "data: data_dir not there": data(
         "dataset.data_dir=gone", "config.dataset.data_dir=gone", "mkdir -p"
     ),
+    "data: data_dir of no user": data(
+        "dataset.data_dir=~nobody-here/x", "data_dir=~nobody-here/x", "no such user"
+    ),
     "data: data_dir a file": data(
         "dataset.data_dir=file", "config.dataset.data_dir=file", "not a directory"
     ),

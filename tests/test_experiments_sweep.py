@@ -93,7 +93,19 @@ def test_a_tenth_is_held_back_by_default_and_the_command_trains_on_all(tmp_path)
         assert job.config.dataset.train_split == "train[:90%]"
         assert job.config.dataset.validation_split == "train[90%:]"
     assert not any("split" in word for word in asked.command)
+    assert asked.on_all
     assert len({job.directory for job in asked.jobs}) == 4
+
+
+def test_splits_that_were_given_and_a_flagfile_are_those_of_every_run(tmp_path):
+    (tmp_path / "flags").write_text("--config.epochs=3\n")
+    given = [*CONFIG, f"--flagfile={tmp_path}/flags"]
+    argv = ["sweep", *given, "--seeds=1", "--grid=model.width=4", f"--out={tmp_path}"]
+    asked = sweep.parse(argv)
+    assert not asked.on_all
+    assert asked.command[3:] == given
+    assert [job.config.epochs for job in asked.jobs] == [3]
+    assert asked.jobs[0].config.dataset.train_split == "train[:200]"
 
 
 STAND_IN = """
@@ -249,6 +261,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "2 runs in" in told
     assert "diverged" in told
+    assert "; on the same split:\n" in told
     content = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [cell["diverged"] for cell in content["cells"]] == [0, 1]
     for kind in ("md", "png", "svg"):

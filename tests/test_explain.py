@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 
@@ -134,6 +135,12 @@ def test_a_long_caption_leaves_the_columns_as_they_are(count):
         return np.array([cell.get_window_extent().bounds for cell in figure.axes])
 
     np.testing.assert_allclose(places("x" * 80), places("x"))
+
+
+def test_names_that_are_no_text_are_drawn():
+    caption = explain._shortened("holiday/caf\udce9.png")
+    figure = explain.contact_sheet([(caption, [Image.new("RGB", (8, 8))] * 3)])
+    figure.savefig(io.BytesIO())
 
 
 def test_mistakes_are_sentences(run, tmp_path, capsys):

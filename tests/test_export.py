@@ -139,6 +139,15 @@ def test_card_says_what_was_measured(run, exported):
     assert f"| parameters | {summary['params']:,} |" in card
     assert "optimizer.weight_decay 0.0001 -> 0.0005" in card
     assert "zipfile.ZipFile('model.zip')" in card
+    assert "resnet_jax.convert --source=model.safetensors --out=model.pt\n" in card
+
+
+@pytest.mark.parametrize("fields", [{"keras": True}, {"shortcut": ""}])
+def test_card_of_a_network_that_pytorch_has_not(run, fields):
+    done = trained.load(run[0])
+    card = export.model_card(dataclasses.replace(done, net=done.net.clone(**fields)))
+    assert "--config.init_from=model.safetensors\n```" in card
+    assert "PyTorch" not in card
 
 
 def test_card_of_another_step_claims_no_accuracy(run):

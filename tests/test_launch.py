@@ -600,6 +600,7 @@ def test_interrupt_leaves_the_training_running(cloud, long_command):
         (["--workdir=runs/a/b"], "resnet-jax:resnet_jax/runs", "."),
         (["--workdir=out/a"], "resnet-jax:resnet_jax/out/a", "runs/"),
         (["--workdir=/mnt/a"], "resnet-jax:/mnt/a", "runs/"),
+        (["--workdir=~/a"], "resnet-jax:a", "runs/"),
     ],
 )
 def test_results_are_fetched_from_where_they_are(cloud, workdir, source, destination):

@@ -101,7 +101,7 @@ def load(config: ConfigDict) -> Dataset:
     chosen, size = list(selections.values()), config.image_size
     streams = _streams(config, source, chosen)
     arrays = cached(
-        source.key and f"{source.key} {chosen} {size} streams={streams}",
+        source.key and f"{source.key} {chosen} {size} pixels, streams={streams}",
         lambda: dataset.read(source, chosen, size, streams=streams),
     )
     notes += dataset.notes_on_skipped(arrays["skipped"].tolist())
@@ -161,6 +161,6 @@ def _streams(
                 return {"bytes": np.array(fit(image, size).size)}
         return {"bytes": np.array(0)}
 
-    key = source.key and f"{source.key} {split} {rows[:16]} {size} bytes of an image"
+    key = source.key and f"{source.key} {split} {rows[:16]} {size} pixels, bytes"
     examples = sum(len(rows) for parts in selections for _, rows in parts)
     return examples * int(cached(key, probe)["bytes"]) > RESIDENT_BYTES

@@ -48,9 +48,10 @@ def cached(
             f"warning   what was read is not kept in {directory.parent}: {reason}",
             file=sys.stderr,
         )
-        if part:
-            shutil.rmtree(part, ignore_errors=True)
         return arrays
+    finally:
+        if part:
+            shutil.rmtree(part, ignore_errors=True)  # if it was not renamed
 
 
 def _load(directory: Path) -> dict[str, np.ndarray]:

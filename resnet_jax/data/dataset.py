@@ -1,6 +1,7 @@
 """A data set and its splits, read in one pass over what a config chooses."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -106,7 +107,7 @@ def read(
         image = fit(image, size)
         if not rows:
             shape = image.shape
-            images = None if streams else np.empty((examples, *shape), np.uint8)
+            images = None if streams else _empty((examples, *shape))
         if image.shape != shape:
             raise UserError(
                 f"The images of {source.name} differ in size ({shape}, "
@@ -144,6 +145,17 @@ def read(
         "sum": total,
         "squares": squares,
     }
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError:
+        raise UserError(
+            f"config.dataset.stream=never: {math.prod(shape) / 2**30:,.0f} GiB of "
+            "pixels do not fit in this machine's memory: leave it at auto, or give a "
+            "smaller image_size"
+        ) from None
 
 
 def _examples(

@@ -23,7 +23,8 @@ _PROBE = 200  # examples that tell how long the others take
 # Seconds of decoding that are worth the start of processes, which takes most of one.
 WORTHWHILE = 2.0
 _PROCESSES = 8  # at most: more would wait for the one that takes what they decode
-_PIECE = 2**20  # bytes of pixels that a process hands over at once
+_PIECE = 2**20  # bytes of pixels that a process hands over at once, at most
+_LOST = (OSError, EOFError, pickle.UnpicklingError)  # that a process is, or never was
 
 Example = tuple[np.ndarray | picture.UnreadableError, int]
 
@@ -37,7 +38,7 @@ class Examples:
         Args:
           directory: where it lies.
           channels: of its images; 0: it does not say.
-          size: pixels a side, as `picture.fit` takes it.
+          size: pixels a side, as `picture.decode` takes it.
         """
         self._directory, self._channels, self._size = directory, channels, size
         self._opened = {}
@@ -59,9 +60,13 @@ class Examples:
         if not rest:
             return
         done, seconds = 0, (time.perf_counter() - start) / number * len(rest)
-        if seconds > WORTHWHILE:
-            length = max(1, _PIECE // getattr(image, "nbytes", _PIECE))
-            for example in self._read_in_processes(split, rest, length):
+        count = min(_PROCESSES, _cores())
+        if seconds > WORTHWHILE and count > 1:
+            # Each has several pieces.
+            most = min(_PIECE // getattr(image, "nbytes", 1), len(rest) // 4 // count)
+            starts = range(0, len(rest), max(1, most))
+            pieces = [rest[start : start + starts.step] for start in starts]
+            for example in self._read_in_processes(split, pieces, count):
                 yield example
                 done += 1
         yield from self._read(split, rest[done:])
@@ -83,21 +88,15 @@ class Examples:
                 raise damaged(self._directory, str(error)) from None
             for number, example in enumerate(chunk, start=start):
                 name = f"{split}[{indices[number]}]"
-                image = decoded(example["image"], self._channels, name)
-                if isinstance(image, np.ndarray):
-                    image = picture.fit(image, self._size)
+                image = decoded(example["image"], self._size, self._channels, name)
                 yield image, example["label"]
 
     def _read_in_processes(
-        self, split: str, indices: Sequence[int], length: int
+        self, split: str, pieces: list[Sequence[int]], count: int
     ) -> Iterator[Example]:
-        """Reads as `_read`, `length` at a time; ends early where processes do."""
-        pieces = [
-            indices[start : start + length] for start in range(0, len(indices), length)
-        ]
-        count = min(_PROCESSES, os.cpu_count() or 1, len(pieces))
+        """Reads the pieces as `_read` does; ends early where one of `count` does."""
         # What goes wrong in a process goes wrong here, too, where it can be told.
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, EOFError):
+        with contextlib.ExitStack() as stack, contextlib.suppress(*_LOST):
             processes = [
                 stack.enter_context(_process(self, split, pieces[number::count]))
                 for number in range(count)
@@ -110,6 +109,13 @@ class Examples:
         for piece in pieces:
             pickle.dump(list(self._read(split, piece)), sys.stdout.buffer)
         sys.stdout.flush()
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -148,11 +154,11 @@ def builder(directory: Path):
 
 
 def decoded(
-    content: bytes, channels: int, name: str
+    content: bytes, size: int, channels: int, name: str
 ) -> np.ndarray | picture.UnreadableError:
     """Pixels as `predict` reads them too: grey where the set is, else RGB."""
     try:
-        return picture.decode(io.BytesIO(content), channels=1 if channels == 1 else 3)
+        return picture.decode(io.BytesIO(content), size, 1 if channels == 1 else 3)
     except picture.UnreadableError as error:
         return picture.UnreadableError(f"{name}: {error}")
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
-from resnet_jax import UserError
+from resnet_jax import UserError, as_text, expanded
 from resnet_jax.data import listing, picture
 from resnet_jax.data.source import Source
 
@@ -42,7 +42,7 @@ def check(path: str) -> Path:
             "config.dataset.path='': give the folder of your pictures, which has a "
             "folder for each class, or train/ and test/ with those in them"
         )
-    root = Path(path).expanduser()
+    root = expanded(path, "config.dataset.path")
     if not root.is_dir():
         problem = "is a file" if root.is_file() else "is not there"
         raise UserError(
@@ -126,8 +126,8 @@ def source(path: str, size: int, split_seed: int) -> Source:
     notes.append(_balance(names, [len(files) for files in ordered["train"]]))
     splits = {split: _interleave_classes(classes) for split, classes in ordered.items()}
     return Source(
-        name=f"image_folder ({root.resolve().name})",
-        class_names=tuple(os.fsencode(n).decode(errors="replace") for n in names),
+        name=f"image_folder ({as_text(root.resolve().name)})",
+        class_names=tuple(map(as_text, names)),
         sizes={split: len(files) for split, files in splits.items()},
         examples=lambda split, indices: _read(splits[split], indices, root, size),
         key=_key(splits, root),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax import UserError, did_you_mean
+from resnet_jax import UserError, did_you_mean, expanded
 from resnet_jax.data import prepare
 from resnet_jax.data.cache import cached
 from resnet_jax.data.examples import Examples, builder, damaged
@@ -57,7 +57,9 @@ def _key(directory: Path) -> str:
 
 
 def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
-    """The 'class_names', 'splits' and 'sizes' of a set that can be read.
+    """The 'class_names', 'channels', 'splits' and 'sizes' of a set that can be read.
+
+    No 'channels' (0) where the set does not say.
 
     Raises:
       UserError: as for `source`.
@@ -104,7 +106,7 @@ def data_directory(data_dir: str) -> Path:
         directory, origin = os.environ.get("TFDS_DATA_DIR", ""), "TFDS_DATA_DIR"
     if not directory:
         return Path("~/tensorflow_datasets").expanduser()
-    path = Path(directory).expanduser()
+    path = expanded(directory, origin)
     if not path.is_dir():
         raise UserError(
             f"{origin}={directory} is not a directory on this machine: create it "

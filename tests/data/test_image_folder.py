@@ -268,6 +268,38 @@ def test_cache_that_cannot_be_written_is_done_without(load, root, capsys):
     assert "warning   what was read is not kept" in told
 
 
+def test_signal_while_the_cache_is_written_leaves_nothing(load, root, monkeypatch):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    kept = Path.home() / ".cache" / "resnet_jax" / "data"
+    assert not list(kept.glob(".part-*"))
+
+
+def test_images_that_do_not_fit_in_memory(load, root, monkeypatch):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", full)
+    with pytest.raises(UserError, match=r"stream=never: .* leave it at auto"):
+        load()
+
+
+def test_folder_whose_name_is_no_text(load, root):
+    named = root.with_name("caf\udce9")
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+    root.rename(named)
+    name = load(path=str(named))[0].name
+    assert name == "image_folder (caf\N{REPLACEMENT CHARACTER})"
+
+
 def test_images_as_stored(load, root):
     write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
     assert load(image_size=0)[0].image_shape == (SIZE, SIZE, 3)

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from resnet_jax import UserError, data
 from resnet_jax.augment import statistics
 from resnet_jax.data import dataset, examples
 from resnet_jax.data import tfds as sets
-from resnet_jax.data.picture import fit
+from resnet_jax.data.picture import decode, fit
 from resnet_jax.preemption import Preemption, StoppedError
 from tests.data.conftest import CIFAR10_NAMES
 
@@ -112,10 +113,18 @@ def test_files_of_any_mode_become_what_the_set_says():
         file = io.BytesIO()
         stored.save(file, "PNG")
         for channels in (3, 4, 0):  # 0: the set does not say
-            read = examples.decoded(file.getvalue(), channels, "train[0]")
+            read = examples.decoded(file.getvalue(), 0, channels, "train[0]")
             np.testing.assert_array_equal(read, colours)
-        assert examples.decoded(file.getvalue(), 1, "train[0]").shape == (1, 2, 1)
-    assert str(examples.decoded(b"no", 3, "train[7]")).startswith("train[7]: ")
+        assert examples.decoded(file.getvalue(), 0, 1, "train[0]").shape == (1, 2, 1)
+    assert str(examples.decoded(b"no", 0, 3, "train[7]")).startswith("train[7]: ")
+
+
+def test_jpeg_pictures_are_decoded_small_as_predictions_do():
+    noise = np.random.default_rng(0).integers(0, 256, (400, 320, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG")
+    read = examples.decoded(file.getvalue(), 64, 3, "train[0]")
+    np.testing.assert_array_equal(read, decode(file, (64, 64)))
 
 
 def test_a_signal_is_no_damage(config, prepared, monkeypatch):
@@ -168,7 +177,7 @@ def several_processes(monkeypatch):
     monkeypatch.setattr(examples, "WORTHWHILE", 0.0)
     monkeypatch.setattr(examples, "_PROBE", 5)
     monkeypatch.setattr(examples, "_PIECE", 2 * 32 * 32 * 3)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(examples, "_cores", lambda: 2)
 
 
 def test_several_processes_read_in_order(
@@ -190,29 +199,37 @@ def test_several_processes_read_in_order(
     np.testing.assert_array_equal(labels, whole.labels[indices])
 
 
+@pytest.mark.parametrize("written", [b"", pickle.dumps([0] * 1000)[:500]])
 def test_a_process_that_ends_loses_no_example(
-    config, prepared, several_processes, monkeypatch
+    config, prepared, several_processes, monkeypatch, written
 ):
     whole = data.load(config("cifar10")).train
     source = sets.source("cifar10", str(prepared.parent.parent), "", 0)
     started, start = [], examples._process
 
     @contextlib.contextmanager
-    def killed(*task):
+    def second_ends(*task):
         with start(*task) as process:
             if started:
                 process.kill()
+                process.stdout.close()
+                process.stdout = io.BytesIO(written)
             started.append(process)
             yield process
 
-    monkeypatch.setattr(examples, "_process", killed)
-    _, labels = zip(*source.examples("train", range(40)), strict=True)
-    np.testing.assert_array_equal(labels, whole.labels)
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(examples, "_process", second_ends)
     _, labels = zip(*source.examples("train", range(40)), strict=True)
     np.testing.assert_array_equal(labels, whole.labels)
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
+
+
+def test_without_other_processes(config, prepared, several_processes, monkeypatch):
+    whole = data.load(config("cifar10")).train
+    source = sets.source("cifar10", str(prepared.parent.parent), "", 0)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    _, labels = zip(*source.examples("train", range(40)), strict=True)
+    np.testing.assert_array_equal(labels, whole.labels)
 
 
 def test_damage_that_another_process_finds(config, prepared, several_processes):
