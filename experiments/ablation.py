@@ -215,8 +215,9 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             f"v1-{settings['depth']}, CIFAR-10 `{data['train_split']}`, "
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
             f"(%): {accuracies}. Means of {len(study.SEEDS)} seeds with 95% intervals, "
-            "which are not widened for the number of comparisons. Times are ratios, on "
-            f"a shared machine to no better than a fifth; {made_by}.",
+            "which are not widened for the number of comparisons. Times are ratios, "
+            "with it to without, on a shared machine to no better than a third; "
+            f"{made_by}.",
         ]
     )
 

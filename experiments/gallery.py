@@ -19,11 +19,13 @@ _HEAD = """\
 # Experiments
 
 The famous figures about residual networks, one command each. `--scale=smoke`, the
-default, takes minutes on two CPU cores, and 'Found' says whether the effect shows at
-that scale; `--scale=full` is CIFAR-10 on one GPU, in the setting of the paper where
-there is one. Only experiments that have been run are shown. A run that was stopped
-resumes where it was, and a finished one only draws; `--out=DIR` measures again
-elsewhere, but does not repeat trainings that are in `runs/experiments`.
+default, takes minutes on two CPU cores (`budgets` and `ablation` most of an hour), and
+'Found' says whether the effect shows at that scale; `--scale=full` is CIFAR-10 on one
+GPU, in the setting of the paper where there is one. Only experiments that have been run
+are shown, and none without a `--scale`, such as `benchmark` and `reproduce`, which the
+main README has. A run that was stopped resumes where it was, and a finished one only
+draws; `--out=DIR` measures again elsewhere, but does not repeat trainings that are in
+`runs/experiments`.
 
 Made by `python -m experiments.gallery` from the stored results and the docstrings of
 the modules, which say more: change those, not this page.
@@ -59,6 +61,7 @@ def section(module: ModuleType, name: str, files: list[Path]) -> str:
         f"## {name}",
         f"**{doc.splitlines()[0]}**",
         paragraph(doc, "Claim"),
+        paragraph(doc, "Method"),
         *figures,
         paragraph(doc, "Found"),
         *commands,
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> None:
         directory.name: sorted(directory.glob("*.jsonl"), reverse=True)
         for directory in sorted(RESULTS.glob("*/"))
     }
-    sections = []
+    contents, sections = [], []
     for name, files in stored.items():
         if not files:
             continue
@@ -87,9 +90,11 @@ def main(argv: list[str]) -> None:
         for file in files:
             out = f"--out={file.parent}"
             module.main([name, f"--scale={file.stem}", "--redraw", out])
+        contents.append(f"- [{name}](#{name}): {module.__doc__.splitlines()[0]}")
         sections.append(section(module, name, files))
     page = RESULTS.parent / "README.md"
-    workdir.write(page, "\n".join([_HEAD, *sections]), "fix that, and run this again")
+    parts = [_HEAD, "\n".join(contents) + "\n", *sections]
+    workdir.write(page, "\n".join(parts), "fix that, and run this again")
     print("wrote", page)
 
 

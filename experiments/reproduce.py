@@ -115,8 +115,9 @@ def markdown(
     table: Table, rows: dict[str, dict], made_by: str, dtype: str = "float32"
 ) -> str:
     """The comparison as a table, with its conditions and what computed it."""
-    names = ["network", "parameters", "published", "ours", "deviation", "seeds"]
-    names += ["best epoch", "difference", "in standard errors", "seconds per run"]
+    names = ["network", "parameters", "published", "ours"]
+    names += ["standard deviation", "seeds", "best epoch"]
+    names += ["difference", "in standard errors", "seconds per run"]
     lines = [names, ["---", *["--:"] * (len(names) - 1)]]
     for network, row in rows.items():
         failed = f", {row['diverged']} diverged" if row["diverged"] else ""
@@ -247,6 +248,7 @@ def main(argv: list[str]) -> None:
     given = {flag: x for flag, x in given.items() if x and x != "float32"}
     words = [f"{x} epochs" if flag == "epochs" else x for flag, x in given.items()]
     name = "-".join([values.table, *words]).replace(" ", "")
+    words = [f"recipe {x}" if x == values.recipe else x for x in words]
     title = ", ".join([f"### Published table {values.table}", *words])
     experiment = Study(name, Path(values.out), values.redraw)
 

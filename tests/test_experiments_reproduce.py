@@ -142,7 +142,9 @@ def test_end_to_end(tmp_path, monkeypatch, capsys, quick_training):
         "--epochs=5 --dtype=bfloat16 --seeds=2"
     )
     page = file.with_suffix(".md").read_text()
-    assert page.startswith("### Published table he2015, keras, 5 epochs, bfloat16\n")
+    assert page.startswith(
+        "### Published table he2015, recipe keras, 5 epochs, bfloat16\n"
+    )
     assert "Published: elsewhere." in page
     assert "cpu, jax" in page
     assert file.with_suffix(".png").exists()
