@@ -9,20 +9,19 @@ convolutions (pre-activation), deep networks train and generalise better (He et 
 
 Method. The five orders of figure 4 (`arrangements.ORDERS`) in one network.
 
-Cost. Smoke: 56 layers of width 8, digits, ten epochs at rate 0.1; nine minutes from
+Cost. Smoke: 56 layers of width 8, digits, ten epochs at rate 0.1; three minutes from
 nothing on two cores of a shared x86 machine. Full: 110 layers of basic and 164 of
 bottleneck blocks, CIFAR-10, the paper's recipe, 30 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; test error in percent):
-- BN after addition 49.4 (36.7-60.0), ReLU before addition 33.6 (17.2-34.4): far worse
-  than the original order, 4.2 (3.6-4.4), in every seed, and so is their training error:
-  52 and 44 against 3.9.
-- Pre-activation learns faster: training errors of the last epoch are 1.4 (1.3-2.1)
-  ReLU-only and 2.3 (1.6-3.1) full, against 3.9 (2.8-7.0). The range of the full one
-  barely overlaps with the original's.
-- It generalises better here, too: 1.9 (0.8-1.9) and 2.5 (2.5-2.5), both apart from the
-  original's range. But that is a few of 360 test images, and when the same seeds ran
-  with an earlier version of the code, these ranges overlapped.
+- BN after addition 43 (41-45), ReLU before addition 46 (23-48): far worse than the
+  original order, 3.6 (2.5-5.3), in every seed, and so is their training error: 50 and
+  52 against 3.0.
+- Pre-activation learns faster: training errors of the last epoch are 2.1 (1.6-2.4)
+  ReLU-only and 1.9 (1.8-2.3) full, against 3.0 (2.8-3.0).
+- Whether it generalises better does not show: 3.3 (1.4-3.6) and 2.5 (0.8-2.5) overlap
+  with the original's range, or touch it. An earlier measurement of the same seeds had
+  both apart from it; that is a few of 360 test images.
 """
 
 from functools import partial

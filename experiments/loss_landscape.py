@@ -14,33 +14,42 @@ spectrum of the loss's Hessian at the middle, to a thousandth, by ARPACK. A conv
 has no negative eigenvalues; the paper measures by |smallest / largest| how far from
 convex it is. Surfaces are of seed 0; lines are medians over seeds, bands their range.
 
-Cost. Smoke: digits, width 8, ten epochs, twelve trainings; nineteen minutes from
-nothing on two cores of a shared x86 machine that did other work too.
+Cost. Smoke: digits, width 8, ten epochs, twelve trainings, nine of which are those of
+lesion; five minutes from nothing on two cores of a shared x86 machine.
 
-Found. In part. With 20 layers the loss around either network is a bowl with one
-minimum, and with shortcuts it stays one with 56. The plain network of 56 layers stands
-on ground of another kind: two to four minima, a flat middle, and walls that take the
-loss to 39,000 and more at a step as long as the network itself, where shortcuts have
-540 to 940. But it is not at a minimum: at this rate it reaches 18 to 31% of the digits,
-the others 80 to 98%. So this shows why it does not train, and does not compare two
-minima, as the paper does. The paper's |smallest / largest| separates nothing at the
-middle: it is 0.01 to 0.03 for all but two plain networks of 56 layers, which have 0.002
-and 0.003, the most convex by that measure, since one direction is so sharp. Apart are
-the ends themselves: plain networks have both larger largest eigenvalues and smaller
-smallest ones than residual ones of either depth, in all seeds, the smallest only just.
+Found. In part. With shortcuts the loss around the network is a bowl with one minimum,
+with 20 layers and with 56. So it is without them with 20, but for a shallow dent
+halfway out in one seed. The plain network of 56 layers stands on ground of another
+kind: a flat middle, and walls that take the loss to 30,000 and more at a step as long
+as the network itself, where shortcuts have 850 to 1,000. It has one to three minima, so
+that their number does not tell it from the others in every seed. But it is hardly
+trained: at this rate it gets 22 to 41% of the digits right, the others 82 to 98%. So
+this shows why it does not train, and does not compare two trained networks, as the
+paper does. The paper's |smallest / largest| separates nothing at the middle: it is 0.01
+to 0.04 for all but two plain networks of 56 layers, which have 0.008 and 0.006, the
+most convex by that measure, since one direction is so sharp. Apart are the ends
+themselves: plain networks of either depth have smaller smallest eigenvalues than
+residual ones, in all seeds. They have larger largest ones than the residual ones of
+their own seed, but not than those of every seed.
 
 Numbers (smoke, seeds 0, 1, 2; distances in lengths of the network's filters).
-- Largest eigenvalue: plain-20 340, 326, 394; residual-20 84, 152, 112; plain-56 5451,
-  18484, 349; residual-56 283, 142, 107. An earlier training with the same seeds had 149
-  to 217 in plain-20, so three seeds do not show how far trainings spread.
-- Smallest eigenvalue: plain-20 -4.7, -5.1, -4.5; residual-20 -2.4, -2.7, -1.3; plain-56
-  -11, -56, -6.7; residual-56 -4.5, -3.1, -1.5. The next four are close to it.
-- |smallest / largest|: plain-20 0.014, 0.016, 0.012; residual-20 0.028, 0.018, 0.012;
-  plain-56 0.002, 0.003, 0.019; residual-56 0.016, 0.022, 0.014.
-- Loss at the middle and at distance 1 (medians over directions): plain-20 0.3 to 0.8
-  and 250 to 380; residual-20 0.03 to 0.07 and 110 to 180; plain-56 1.9 to 2.1 and
-  39,000 to 830,000; residual-56 0.03 to 0.06 and 540 to 940.
-- Minima on the grid of 21 by 21 points: 4, 3, 2 in plain-56, and one in all others.
+- Largest eigenvalue: plain-20 157, 259, 260; residual-20 120, 138, 184; plain-56 785,
+  1439, 288; residual-56 138, 64, 84. Earlier trainings with the same seeds had 149 to
+  217 and 326 to 394 in plain-20. The second of them had 349 to 18,484 in plain-56, and
+  all plain networks above all residual ones. So three seeds do not show how far
+  trainings spread.
+- Smallest eigenvalue: plain-20 -5.2, -4.3, -4.2; residual-20 -2.6, -2.0, -2.5; plain-56
+  -6.0, -8.6, -6.1; residual-56 -2.8, -2.3, -1.4. An earlier training with the same
+  seeds had plain and residual ones apart only just. The next four are more than half of
+  it.
+- |smallest / largest|: plain-20 0.033, 0.017, 0.016; residual-20 0.022, 0.015, 0.013;
+  plain-56 0.008, 0.006, 0.021; residual-56 0.021, 0.036, 0.017.
+- Loss at the middle and at distance 1 (medians over directions): plain-20 0.3 to 0.6
+  and 200 to 400; residual-20 0.06 to 0.07 and 100 to 210; plain-56 1.7 to 2.0 and
+  30,000 to 690,000; residual-56 0.02 to 0.06 and 850 to 1,000.
+- Minima on the grid of 21 by 21 points: 2, 1, 3 in plain-56, 1, 1, 2 in plain-20, and
+  one in all others. An earlier training with the same seeds had 4, 3, 2 in plain-56,
+  and one in all others.
 """
 
 from collections.abc import Callable

@@ -15,23 +15,25 @@ a constant rate; loss and norm of the whole gradient are means over a few update
 augmented images, before each update.
 
 Cost. Smoke: digits, width 8, rate 0.1; 20 updates of 32 images of the deepest, five
-epochs of 218 layers; 25 minutes from nothing on two cores of a shared x86 machine.
-Full: CIFAR-10, 400 updates at 0.01 as the paper's
-warm-up, and the paper's recipe for the deepest, 18 runs.
+epochs of 218 layers; six minutes from nothing on two cores of a shared x86 machine.
+Full: CIFAR-10, 400 updates at 0.01 as the paper's warm-up, and the paper's recipe for
+the deepest, 18 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets):
 - As the paper says. Version 2 begins where an untrained network should, at a loss of
-  2.34 (2.31-2.41) over two updates (ln 10 is 2.30), and falls to 1.97 (1.91-2.24) in
+  2.34 (2.33-2.38) over two updates (ln 10 is 2.30), and falls to 2.16 (1.96-2.21) in
   20.
-- Version 1 begins at 115 (80-147) with basic blocks and 100 (69-174) with bottlenecks:
+- Version 1 begins at 115 (80-147) with basic blocks and 104 (64-192) with bottlenecks:
   there BatchNorm keeps each branch at the same size, but nothing limits the sum, which
   grows from block to block. It spends its first updates on coming back from losses of
-  up to 1090 (402-1375) and 255 (140-265) to those of a guess, 2.43 (2.40-2.80) and 2.27
-  (2.27-2.35).
-- The first gradients are large in all, 335 (284-350), 1.4 (1.3-1.8) million and 2180
-  (1990-2526), so that it is not a vanishing gradient that holds version 1 back.
-- 218 layers, five epochs: training error 87 (82-88) and 82 (80-87) percent of
-  version 1, 24 (20-36) of version 2, test error 87 (86-89), 82 (77-82), 17 (13-25).
+  up to 1409 and 352 (351-476) to those of a guess, with bottlenecks 2.35 (2.32-2.53).
+  With basic blocks one seed is there after 20 updates, one at 32, and one has gone to
+  640,000 and is at 76,000; in an earlier measurement of the same seeds all three were
+  there (2.40-2.80).
+- The first gradients are large in all, 337 (281-349), 1.5 (1.2-1.6) million and 2220
+  (2000-2475), so that it is not a vanishing gradient that holds version 1 back.
+- 218 layers, five epochs: training error 86 (81-90) and 87 (78-88) percent of
+  version 1, 26 (19-39) of version 2, test error 86 (81-93), 89 (77-90), 18 (14-36).
   In so few epochs version 1 learns next to nothing, in any seed. Whether it would also
   end worse, as in the paper, only the full scale can show.
 """
