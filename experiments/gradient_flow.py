@@ -4,7 +4,7 @@
 
 Claim. Through a plain network gradients shrink or grow geometrically with depth, at
 initialisation: without BatchNorm by the initial scale of the kernels (He et al. 2015,
-arXiv 1502.01852), with it always upward, by up to sqrt(pi / (pi - 1)) = 1.21 per layer
+arXiv 1502.01852), with it always upward, by about sqrt(pi / (pi - 1)) = 1.21 per layer
 (Yang et al. 2019, arXiv 1902.08129). Shortcuts with BatchNorm make that a power law.
 
 Method. Norms, over a batch of 32, of the loss's gradient with respect to what each
@@ -34,7 +34,7 @@ Numbers (smoke, ranges over seeds 0, 1, 2).
   the padding; at depth 1202 nothing of the gradient is left in float32.
 - Shortcuts, no BN, depth 56, the same scales: v2 0.002, 0.016, 0.10 to 0.11, 0.34;
   predicted 0.002, 0.018, 0.105, 0.345. v1 0.00, 0.03 to 0.05, 0.14 to 0.17, 0.35 to
-  0.38; predicted -0.02, 0.02, 0.13, 0.36, which is up to 0.03 low, since it takes the
+  0.38; predicted -0.01, 0.02, 0.13, 0.36, which is up to 0.03 low, since it takes the
   ReLUs after the sums to be active independently of each other. At scale 1 and 1001
   layers both leave the range of float32, and v1-56 diverges within two updates.
 - Plain, BN: 0.158 to 0.168 at depth 56, 0.135 to 0.150 at 1202 (mean-field: 0.19).

@@ -7,12 +7,13 @@ Claim. Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", arXiv
 shortcuts. Without them it turns to chaos as depth grows to 56; with them it stays a
 bowl.
 
-Method. The training loss on a plane through the trained network, along two random
-directions in which each filter is as long as the network's own, so that distance 1
-changes it by its own length. Below, medians over directions, and the ends of the
-spectrum of the loss's Hessian at the middle, to a thousandth, by ARPACK. A convex loss
-has no negative eigenvalues; the paper measures by |smallest / largest| how far from
-convex it is. Surfaces are of seed 0; lines are medians over seeds, bands their range.
+Method. The loss on the first 128 training examples (full: 10,240), as they are, on a
+plane through the trained network, along two random directions in which each filter is
+as long as the network's own, so that distance 1 changes it by its own length. Below,
+medians over directions, and the ends of the spectrum of the loss's Hessian at the
+middle, to a thousandth, by ARPACK. A convex loss has no negative eigenvalues; the paper
+measures by |smallest / largest| how far from convex it is. Surfaces are of seed 0;
+lines are medians over seeds, bands their range.
 
 Cost. Smoke: digits, width 8, ten epochs, twelve trainings, nine of which are those of
 lesion; five minutes from nothing on two cores of a shared x86 machine.

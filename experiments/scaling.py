@@ -21,13 +21,14 @@ on a CPU everything that it holds.
 Found (smoke, each cell once; two cores of a shared machine). Memory and time are linear
 in the depth: 0.46 and 0.57 MiB per layer of versions 1 and 2, within 1% and 7% of a
 line from 20 to 1202 and 1001 layers, and 0.46 and 0.42 ms per layer, within 8%, where
-10% counts as linear. From batch 32 to 256, v1-20 becomes 1.6 times as fast and v1-56
-1.5 times; 512 gains nothing more. v1-20 with batch 128, jit and one device is in both
-(a) and (c), and reached 5,763 and 6,011 images per second; one device with pmap, which
-computes the same, 5,326: so much is noise. Eight simulated devices hold 7 MiB each
-where one holds 22. They share two cores, so they cannot be faster than one: eight reach
-0.4 of its images per second with jit, and 0.6 with pmap. Compilation takes 3 to 7 s at
-any depth.
+10% counts as linear. They are linear in the batch, too, time within 7% and memory
+within 0.1%, but with a constant part: from batch 32 to 256, v1-20 becomes 1.6 times as
+fast and v1-56 1.5 times; 512 gains nothing more. v1-20 with batch 128, jit and one
+device is in both (a) and (c), and reached 5,763 and 6,011 images per second; one device
+with pmap, which computes the same, 5,326: so much is noise. Eight simulated devices
+hold 7 MiB each where one holds 22. They share two cores, so they cannot be faster than
+one: eight reach 0.4 of its images per second with jit, and 0.6 with pmap. Compilation
+takes 3 to 7 s at any depth.
 
 Cost. Smoke: digits, batch 32, 28 cells; six minutes on two CPU cores that nothing else
 uses. Full: random images in CIFAR-10's shape, batch 128; GPUs or TPUs with 40 GB each.
@@ -125,20 +126,20 @@ def line(x, y) -> tuple[float, float, np.ndarray]:
     return float(start), float(slope), (y - start - slope * x) / y
 
 
-def verdict(name: str, depths, values, unit: str) -> str:
-    """A sentence on whether values are linear in the depth."""
-    start, slope, residuals = line(depths, values)
+def verdict(name: str, by: str, at, values, unit: str) -> str:
+    """A sentence on whether values are linear in what they are `by`."""
+    start, slope, residuals = line(at, values)
     worst = int(np.abs(residuals).argmax())
     linear = "linear" if abs(residuals[worst]) <= LINEAR else "not linear"
     return (
-        f"{name}: {start:.4g} + {slope:.4g} x depth {unit}, residuals "
-        f"{residuals.min():+.1%} to {residuals.max():+.1%} (largest at depth "
-        f"{depths[worst]}): {linear} within {LINEAR:.0%}"
+        f"{name}: {start:.4g} + {slope:.4g} x {by} {unit}, residuals "
+        f"{residuals.min():+.1%} to {residuals.max():+.1%} (largest at {by} "
+        f"{at[worst]}): {linear} within {LINEAR:.0%}"
     )
 
 
 def table(cells: dict[str, list[tuple[dict, dict]]]) -> str:
-    """The cells of each axis, a line each, and verdicts on the fits by depth."""
+    """The cells of each axis, a line each, and verdicts by depth and by batch."""
     lines = [
         f"{'by':<8} {'network':<8} {'batch':>5} {'devices':>10} {'images/s':>9} "
         f"{'s/step':>9} {'compile s':>9} {'MiB/device':>10} {'peak MiB':>9}"
@@ -154,12 +155,17 @@ def table(cells: dict[str, list[tuple[dict, dict]]]) -> str:
                 f"{result['device_bytes'] / 2**20:>10.1f} "
                 f"{result['peak_bytes'] / 2**20:>9.0f}"
             )
-    for name, pairs in _by(cells["depth"], "version").items():
-        depths = [settings["depth"] for settings, _ in pairs]
-        steps = [result["step_seconds"] * 1000 for _, result in pairs]
-        memory = [result["device_bytes"] / 2**20 for _, result in pairs]
-        lines.append(verdict(f"time of v{name}", depths, steps, "ms"))
-        lines.append(verdict(f"memory of v{name}", depths, memory, "MiB"))
+    for axis, group, label in (
+        ("depth", "version", "v{}"),
+        ("batch_size", "depth", "v1-{}"),
+    ):
+        for value, pairs in _by(cells[axis], group).items():
+            at = [settings[axis] for settings, _ in pairs]
+            steps = [result["step_seconds"] * 1000 for _, result in pairs]
+            memory = [result["device_bytes"] / 2**20 for _, result in pairs]
+            name, by = label.format(value), axis.removesuffix("_size")
+            lines.append(verdict(f"time of {name}", by, at, steps, "ms"))
+            lines.append(verdict(f"memory of {name}", by, at, memory, "MiB"))
     return "\n".join(lines)
 
 

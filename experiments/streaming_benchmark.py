@@ -25,7 +25,7 @@ from absl import flags
 
 from configs import image_folder
 from experiments import study
-from experiments.peers import require
+from experiments.peers import report, require
 from resnet_jax import UserError, command_line, data, parallel, workdir
 from resnet_jax.feed import train_feed
 from resnet_jax.trainer import Trainer
@@ -156,8 +156,8 @@ def time_one(name: str, path: str, image_size: int) -> dict[str, float]:
     return rates
 
 
-def measure(path: str, image_size: int, rounds: int) -> dict[str, dict]:
-    """Times the contenders in turn; medians, and each contender's ratio to a step."""
+def measure(path: str, image_size: int, rounds: int) -> dict[str, list[dict]]:
+    """Times the contenders in turn; the rates of each round."""
     answers = {name: [] for name in CONTENDERS}
     for number in range(rounds):
         names = list(CONTENDERS)
@@ -171,22 +171,24 @@ def measure(path: str, image_size: int, rounds: int) -> dict[str, dict]:
             answer = study.run_process(command)
             answers[name].append(json.loads(answer.splitlines()[-1]))
             print(f"round {number + 1}: {name} {answers[name][-1]}", file=sys.stderr)
+    return answers
+
+
+def medians(answers: list[dict]) -> dict[str, float]:
+    """Of the rates of a contender's rounds."""
     return {
-        name: {
-            rate: round(statistics.median(answer[rate] for answer in of_contender), 1)
-            for rate in of_contender[0]
-        }
-        for name, of_contender in answers.items()
+        rate: round(statistics.median(answer[rate] for answer in answers), 1)
+        for rate in answers[0]
     }
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table, and writes the medians if asked."""
+    """Prints a table, and writes the rates if asked."""
 
     def define(values: flags.FlagValues) -> None:
         for name, default, text in (
             ("path", None, "A folder of pictures."),
-            ("out", None, "A JSON file to write the medians to."),
+            ("out", None, "A JSON file to write the rates to."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=values)
         flags.DEFINE_integer("image_size", 32, "Pixels on a side.", flag_values=values)
@@ -210,7 +212,8 @@ def main(argv: list[str]) -> None:
     require("torch")
     if values.out:
         workdir.make(Path(values.out).parent)
-    result = measure(values.path, values.image_size, values.rounds)
+    rounds = measure(values.path, values.image_size, values.rounds)
+    result = {name: medians(answers) for name, answers in rounds.items()}
     base = result["step"]
     print(f"{'':<15}{'images/s':>10}{'of a step':>11}{'per CPU second':>16}")
     for name, rates in result.items():
@@ -220,7 +223,8 @@ def main(argv: list[str]) -> None:
         per_cpu_second = format(per_cpu_second, ",.0f") if per_cpu_second else "-"
         print(f"{name:<15}{rate:>10,.0f}{ratio:>11.2f}{per_cpu_second:>16}")
     if values.out:
-        workdir.write_json(Path(values.out), result)
+        content = {"medians": result, "rounds": rounds, **report.conditions()}
+        workdir.write_json(Path(values.out), content)
 
 
 if __name__ == "__main__":

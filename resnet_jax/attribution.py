@@ -70,10 +70,11 @@ def integrated_gradients(
     labels: Labels,
     steps: int = 64,
 ) -> tuple[Images, Float[Array, "batch"]]:
-    """How much each pixel adds to the logits of `labels`, against the mean image.
+    """How much each pixel adds to the logits of `labels`, against the mean.
 
-    The path leads straight from zeros, the mean of the training images, to the image;
-    the integral is the trapezoid rule of `steps` intervals.
+    The path leads straight from zeros to the image. Zeros are the mean of the training
+    images, or, where they are normalised by channel, of their channels: an even colour.
+    The integral is the trapezoid rule of `steps` intervals.
 
     Returns:
       Attributions, and each image's completeness error: how far the attributions' sum

@@ -26,6 +26,7 @@ from resnet_jax import (
     keras_example,
     models,
     one_line,
+    parallel,
     pytorch,
     trained,
     weights,
@@ -168,6 +169,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--out is missing: give the file to write")
     out = Path(values.out)
     if values.source:
+        parallel.add_cpu()
+        parallel.require_devices()
         origin = values.source
         loaded, readers = read(expanded(origin, "--source"))
     else:

@@ -28,13 +28,19 @@ def convolve(images, kernel, strides, padding, **settings):
     size = kernel.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
-    padding = tuple(map(tuple, padding))
-    if size == (1, 1) and padding == ((0, 0), (0, 0)):
+    padding, onednn = tuple(map(tuple, padding)), compilation.tracing_for_onednn()
+    return _on_cpu(images, kernel, tuple(strides), padding, onednn)
+
+
+# Under jit of its own: equal layers are then traced once, with their gradients.
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _on_cpu(images, kernel, strides, padding, onednn):
+    if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
         chosen = images[:, :: strides[0], :: strides[1]]
         # Of two axes: XLA for CPU takes longer over products of more.
         product = chosen.reshape(-1, chosen.shape[-1]) @ kernel[0, 0]
         return product.reshape(*chosen.shape[:-1], kernel.shape[-1])
-    return _cpu_convolve(images, kernel, tuple(strides), padding)
+    return _cpu_convolve(images, kernel, strides, padding, onednn)
 
 
 def _is_larger(kernel, images) -> bool:
@@ -80,12 +86,12 @@ def _raw_convolve(images, kernel, strides, padding, **dilations):
 # gradients that JAX derives run 4 to 30 times slower. So the two gradients are written
 # here as ordinary convolutions, or, of few pixels, as products of matrices; the values
 # are the same.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _cpu_convolve(images, kernel, strides, padding):
-    return _forward(images, kernel, strides, padding)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _cpu_convolve(images, kernel, strides, padding, onednn):
+    return _forward(images, kernel, strides, padding, onednn)[0]
 
 
-def _forward(images, kernel, strides, padding):
+def _forward(images, kernel, strides, padding, onednn):
     if _is_larger(kernel, images):
         dense = _dense_kernel(kernel, images.shape[1:3], strides, padding)
         count, shape = images.shape[0], dense.shape[3:]  # of an export: any count
@@ -96,7 +102,7 @@ def _forward(images, kernel, strides, padding):
     return convolved, (images, kernel)
 
 
-def _backward(strides, padding, residuals, gradient):
+def _backward(strides, padding, onednn, residuals, gradient):
     images, kernel = residuals
     # One (size, kernel, gradient span, low padding) for height and for width.
     spans = [
@@ -124,8 +130,8 @@ def _backward(strides, padding, residuals, gradient):
             lhs_dilation=strides,
         )
     pads = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
-    if compilation.tracing_for_onednn():
-        # oneDNN takes 2 to 5 times as long where a kernel is as large as the images. A
+    if onednn:
+        # It takes 2 to 5 times as long where a kernel is as large as the images. A
         # negative padding, which XLA does not hand to it, cuts off a column added here:
         # first, since to add it and transpose in one loop is slower.
         low, high = pads[1]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,8 @@ from resnet_jax import data, models, optimizers
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution, BatchNorm or Dense layer, or as many equal ones.
+    """A convolution, BatchNorm or Dense layer, or another module with parameters of its
+    own; or as many equal ones.
 
     Attributes:
       name: path in the tree of parameters; `block2-6` stands for five blocks.
@@ -45,12 +47,15 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
     def record(call, args, kwargs, context):
         output = call(*args, **kwargs)
         module = context.module
-        if isinstance(module, nn.Conv | nn.BatchNorm | nn.Dense):
-            params = module.variables["params"]
-            kernel = params.get("kernel")
-            macs = (
-                kernel.size * math.prod(output.shape[1:-1]) if kernel is not None else 0
-            )
+        params = {
+            name: value
+            for name, value in module.variables.get("params", {}).items()
+            if not isinstance(value, Mapping)  # of a module inside
+        }
+        if params:
+            macs = 0
+            if isinstance(module, nn.Conv | nn.Dense):
+                macs = params["kernel"].size * math.prod(output.shape[1:-1])
             copies, name = 1, "/".join(module.path)
             if "_blocks" in name:
                 stage = int(name.removeprefix("stage").partition("_")[0])

@@ -32,7 +32,9 @@ _MAKE_SECONDS = 86400  # for process 0 to prepare what the others wait for
 _CHUNK = 2**28  # bytes sent at once: what counts them has 31 bits
 _SILENT_SECONDS = 30  # without a sign of life of another process
 # How Slurm's srun and Open MPI's mpirun tell a process that there are others.
+# How many processes, and which of them this is, as their launchers say.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_RANKS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 _count = 1
 _made = itertools.count()
@@ -81,7 +83,8 @@ def join(
     who = f"{num_processes} processes" if num_processes > 1 else "all processes"
     where = f"at {coordinator}" if coordinator else "where their launcher says"
     port = f"port {coordinator.rpartition(':')[2]}" if coordinator else "its port"
-    if not process_id:
+    ranks = (int(os.environ[n]) for n in _RANKS if n in os.environ)
+    if (next(ranks, 0) if alone else process_id) == 0:
         print(f"waiting   for {who} {where}", flush=True)
 
     def give_up() -> None:

@@ -9,12 +9,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+# What layers call is jitted here and below: JAX then traces it, and its gradients, once
+# for all layers of a shape, and not for each.
+_once_a_shape = partial(jax.jit, static_argnums=(1, 2))
 # Standard deviation sqrt(2 / (kernel height * kernel width * output channels)):
 # fb.resnet.torch's reading of He et al. 2015 (arXiv 1502.01852).
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_normal = _once_a_shape(nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
 # U(-1/sqrt(inputs), 1/sqrt(inputs)), Torch's default for a linear layer.
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-keras_he_normal = nn.initializers.he_normal()
+torch_uniform = _once_a_shape(
+    nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+)
+keras_he_normal = _once_a_shape(nn.initializers.he_normal())
 
 
 def zero_padded_shortcut(images, features, stride):
@@ -53,7 +58,7 @@ def stochastic_depth(
 
 def relu(x: Array) -> Array:
     """max(x, 0), in the form this backend is fastest at."""
-    return _cpu_relu(x) if jax.default_backend() == "cpu" else nn.relu(x)
+    return _relu_once(x) if jax.default_backend() == "cpu" else nn.relu(x)
 
 
 # The gradient that JAX derives reads the input, which XLA for CPU then has to write;
@@ -74,11 +79,17 @@ def _relu_backward(y, gradient):
 
 
 _cpu_relu.defvjp(_relu_forward, _relu_backward)
+_relu_once = jax.jit(_cpu_relu)
 
 
 def batch_norm() -> type[nn.BatchNorm]:
     """The BatchNorm that this backend is fastest at."""
     return nn.BatchNorm if jax.default_backend() == "tpu" else FusedBatchNorm
+
+
+@jax.jit
+def _normalize_by(x, mean, var, scale, bias):
+    return (x - mean) * (lax.rsqrt(var) * scale) + bias
 
 
 class FusedBatchNorm(nn.BatchNorm):
@@ -97,10 +108,10 @@ class FusedBatchNorm(nn.BatchNorm):
         scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype)
         if use_running_average:
-            factor = lax.rsqrt(var.value + self.epsilon) * scale
-            return ((x - mean.value) * factor + bias).astype(self.dtype)
+            y = _normalize_by(x, mean.value, var.value + self.epsilon, scale, bias)
+            return y.astype(self.dtype)
         x = x.astype(self.dtype)
-        y, batch_mean, batch_var = normalize_batch(x, scale, bias, self.epsilon)
+        y, batch_mean, batch_var = _normalize_once(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for kept, new in ((mean, batch_mean), (var, batch_var)):
                 kept.value = self.momentum * kept.value + (1 - self.momentum) * new
@@ -171,3 +182,4 @@ def _channel_sums(one, other):
 
 
 normalize_batch.defvjp(_normalize_forward, _normalize_backward)
+_normalize_once = jax.jit(normalize_batch, static_argnums=3)

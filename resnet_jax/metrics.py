@@ -188,14 +188,16 @@ class Recorder:
     def _epoch_mean(self, name: str, epoch: int) -> float | None:
         """The mean over the epoch's steps, from the rows of its calls.
 
-        None without any, as where metrics.jsonl was deleted.
+        Over those that there are where metrics.jsonl was deleted; None without any.
         """
-        total, before = 0.0, self._plan.epoch_end(epoch - 1)
-        start = before
-        for row in self._rows:
-            if name in row and row["step"] > before:
-                total += row[name] * (row["step"] - start)
-                start = row["step"]
+        before = self._plan.epoch_end(epoch - 1)
+        rows = [row for row in self._rows if name in row and row["step"] > before]
+        if rows and rows[0]["step"] > self._first_step:
+            before = max(before, self._first_step)
+        total, start = 0.0, before
+        for row in rows:
+            total += row[name] * (row["step"] - start)
+            start = row["step"]
         return total / (start - before) if start > before else None
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jax.profiler import ProfileData
 
-from resnet_jax import hosts
+from resnet_jax import bucket, hosts
 from resnet_jax.trainer import Trainer
 
 # Loops and calls, whose parts are traced themselves.
@@ -47,7 +47,8 @@ def traced(trainer: Trainer, directory: Path, start: int, stop: int) -> Iterator
         yield
     # Names of files begin with the time.
     file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
-    hosts.print_once(f"profile   of steps {start + 1:,} to {stop:,}: {directory}")
+    place = bucket.display_path(directory)
+    hosts.print_once(f"profile   of steps {start + 1:,} to {stop:,}: {place}")
     program = trainer.programs[trainer.plan.image_size(start)].result().as_text()
     hosts.print_once(table(operations(file), sources(program)))
 
@@ -101,6 +102,8 @@ def sources(program: str) -> dict[str, str]:
         _, network, inside = path.rpartition("ResNet")
         parts = (inside if network else path).strip(")/").split("/")
         kept = [part for part in parts if part not in ("while", "body")]
+        if network:  # not the functions that its layers call
+            kept = [part for part in kept if not part.startswith("jit(")]
         places[name] = "/".join(kept[-4:]) + backward
     return places
 

@@ -30,12 +30,12 @@ class Peak(NamedTuple):
 # float32 convolutions in bfloat16.
 _PEAKS = {
     r"NVIDIA H100 PCIe": Peak(756e12, 378e12, 2.0e12),
-    r"NVIDIA H100": Peak(989.4e12, 494.7e12, 3.35e12),
-    r"NVIDIA H200": Peak(989.4e12, 494.7e12, 4.8e12),
+    r"NVIDIA H100(?!.*NVL)": Peak(989.4e12, 494.7e12, 3.35e12),
+    r"NVIDIA H200(?!.*NVL)": Peak(989.4e12, 494.7e12, 4.8e12),
     r"NVIDIA A100.*80GB": Peak(312e12, 156e12, 2.039e12),
     r"NVIDIA A100": Peak(312e12, 156e12, 1.555e12),
     r".*V100": Peak(15.7e12, 15.7e12, 0.9e12),
-    r".*T4": Peak(8.1e12, 8.1e12, 0.32e12),
+    r".*\bT4$": Peak(8.1e12, 8.1e12, 0.32e12),
     r"TPU v4": Peak(275e12, 275e12, 1.228e12),
     r"TPU v5 lite|TPU v5e": Peak(197e12, 197e12, 0.819e12),
     r"TPU v5": Peak(459e12, 459e12, 2.765e12),

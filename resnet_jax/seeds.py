@@ -84,9 +84,9 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
         for change in workdir.check(directory, config):
             if new and change.startswith(("epochs ", "steps ")):
                 print(
-                    f"warning   {directory} began with another length ({change}): it "
-                    "is not the run that its seed would be alone, which another "
-                    "--workdir gives"
+                    f"warning   {bucket.display_path(directory)} began with another "
+                    f"length ({change}): it is not the run that its seed would be "
+                    "alone, which another --workdir gives"
                 )
 
 

@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnet_jax import command_line, cost, data, models
+from resnet_jax import command_line, cost, data, models, parallel
 from resnet_jax.config import build_network
 
 _NOT_LOOKED_AT = (
@@ -82,13 +82,15 @@ def main(argv: list[str]) -> None:
         f"{examples:,} examples\n"
     )
     if values.roofline:
-        from resnet_jax import parallel, roofline
-
         parallel.split_cpu(config.batch_size, image_size=size)  # before JAX is used
+    parallel.add_cpu()
+    parallel.require_devices()
     net = build_network(config, num_classes)
     rows = cost.layers(net, shape)
     print(table(config, net, rows, shape, examples))
     if values.roofline:
+        from resnet_jax import roofline
+
         macs = cost.totals(rows)["macs"]
         step = roofline.compile_step_cost(config, num_classes, shape, macs)
         kind = jax.devices()[0].device_kind

@@ -133,7 +133,11 @@ def load(
             rows = read_rows(directory)
             step = best_step([row for row in rows if row["step"] in saved])
     if step is None or checkpoints is None:
-        reason = "the run had no validation split" if best else "it has saved none yet"
+        reason = "it has saved none yet"
+        if best:
+            reason = "the run had no validation split"
+            if config.dataset.validation_split:
+                reason = "none of those it saved has been evaluated"
         raise UserError(
             f"--workdir={directory} has no {checkpoint} checkpoint: {reason}"
         )

@@ -180,6 +180,11 @@ class Trainer:
 
     def _compile_statistics(self, state: TrainState) -> Program:
         config, parallel = self._config, self.parallel
+        if self.net.norm_class and state.batch_stats:
+            raise UserError(
+                f"config.optimizer.ema={config.optimizer.ema}: is not for a norm_class "
+                "that keeps statistics: set it to 0"
+            )
         return parallel.compile(
             make_statistics_call(
                 self.net, self.plan, config, self.normalization, parallel.axis_name

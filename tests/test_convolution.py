@@ -138,6 +138,22 @@ def test_derivatives_do_not_depend_on_onednn(
     assert_close(actual, expected)
 
 
+def test_the_form_for_onednn_is_kept_apart_from_the_other():
+    images, kernel = draw(0, 2, 8, 8, 3), draw(1, 3, 3, 3, 4)
+
+    def loss(kernel):
+        return project(images, kernel, (1, 1), "SAME").sum()
+
+    def traced(onednn: bool) -> str:
+        with compilation._traced_for(onednn):
+            return jax.jit(jax.grad(loss)).lower(kernel).as_text()
+
+    found = [
+        "optimization_barrier" in traced(onednn) for onednn in (False, True, False)
+    ]
+    assert found == [False, True, False]
+
+
 def compiled_kernel_gradient(convolution, strides, *arguments):
     """As training compiles it, where no gradient of the images is asked for."""
 

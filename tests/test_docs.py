@@ -12,7 +12,8 @@ from resnet_jax import UserError, cost, models, train, trained
 from resnet_jax.config import build_network, validate
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GALLERY = ROOT / "experiments" / "README.md"
+PAGES = [ROOT / "README.md", GALLERY, *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -22,7 +23,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def page(request):
     return request.param
 
@@ -58,7 +59,7 @@ def test_commands_and_fields_exist(page):
 def test_every_page_is_linked_from_the_readme():
     text = (ROOT / "README.md").read_text()
     for page in PAGES[1:]:
-        assert f"](docs/{page.name})" in text
+        assert f"]({page.relative_to(ROOT)})" in text
 
 
 def test_the_list_of_files_is_complete():
@@ -144,6 +145,8 @@ def test_the_norm_of_your_own_takes_the_place_of_batch_norm():
     shapes = models.zeros(net, (8, 8, 1))
     assert shapes["batch_stats"] == {}
     assert set(shapes["params"]["stem_bn"]) == {"GroupNorm_0"}
+    counted = cost.totals(cost.layers(net, (8, 8, 1)))["params"]
+    assert counted == cost.count_parameters(shapes["params"])
 
 
 @pytest.mark.slow

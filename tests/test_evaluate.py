@@ -232,6 +232,9 @@ def test_command_without_a_run_is_a_sentence(tmp_path, capsys, quick_training):
     train.train_and_evaluate(config, tmp_path / "run")
     capsys.readouterr()
     assert f"as {tmp_path}/run" in error(f"--workdir={tmp_path}/rum")
-    assert "no validation split" in error(
-        f"--workdir={tmp_path}/run", "--checkpoint=best"
-    )
+    best = f"--workdir={tmp_path}/run", "--checkpoint=best"
+    assert "no validation split" in error(*best)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    content["dataset"]["validation_split"] = "train[90%:]"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    assert "none of those it saved has been evaluated" in error(*best)

@@ -101,6 +101,83 @@ def test_parameters_of_the_shortcuts():
         assert number == 269_722 + expected, kind
 
 
+def reference(variables, x):
+    """`conv(name, x)`, `bn(name, x)` and the original branch of a block, by hand."""
+    params, kept = (tree["stage1_block2"] for tree in map(variables.get, KINDS))
+
+    def conv(name, x):
+        kernel = params[name]["kernel"]
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=layout
+        )
+        return y + params[name].get("bias", 0)
+
+    def bn(name, x):
+        inverse = (kept[name]["var"] + 1e-5) ** -0.5
+        y = (x - kept[name]["mean"]) * inverse
+        return y * params[name]["scale"] + params[name]["bias"]
+
+    inner = jax.nn.relu(bn("bn1", conv("conv1", x)))
+    return conv, bn, inner
+
+
+def of_one_block(net, variables, images):
+    """What the second block of the first stage reads and gives."""
+    run = partial(net.apply, capture_intermediates=True, mutable="intermediates")
+    found = quick_jit(run)(variables, images)[1]["intermediates"]
+    return [found[f"stage1_block{n}"]["__call__"][0] for n in (1, 2)]
+
+
+KINDS = ("params", "batch_stats")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "order", ["BN after addition", "ReLU before addition", "ReLU-only pre-activation"]
+)
+def test_orders_are_those_of_figure_4(order):
+    net = of_order(models.resnet(1, 14, 10, width=4), order)
+    variables, images = drawn(net)
+    x, found = of_one_block(net, variables, images)
+    conv, bn, inner = reference(variables, x)
+    relu = jax.nn.relu
+    if order == "BN after addition":
+        expected = relu(bn("bn2", x + conv("conv2", inner)))
+    elif order == "ReLU before addition":
+        expected = x + relu(bn("bn2", conv("conv2", inner)))
+    else:
+        first = relu(bn("bn1", conv("conv1", relu(x))))
+        expected = x + bn("bn2", conv("conv2", first))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", arrangements.SHORTCUTS)
+def test_shortcuts_are_those_of_table_1(kind):
+    net = of_shortcut(models.resnet(1, 14, 10, width=4), arrangements.SHORTCUTS[kind])
+    variables, images = drawn(net)
+    x, found = of_one_block(net, variables, images)
+    conv, bn, inner = reference(variables, x)
+    y = bn("bn2", conv("conv2", inner))
+    if "gate" in kind:
+        bias = variables["params"]["stage1_block2"]["gate"]["bias"]
+        np.testing.assert_allclose(bias, float(kind.split()[-1]), atol=2)
+        gate = jax.nn.sigmoid(conv("gate", x))
+        total = (1 - gate) * x + (gate * y if "exclusive" in kind else y)
+    elif kind == "1x1 convolution":
+        total = bn("shortcut_bn", conv("shortcut_conv", x)) + y
+    else:
+        total = {
+            "identity": x + y,
+            "none (plain)": y,
+            "shortcut x 0.5": 0.5 * x + y,
+            "both x 0.5": 0.5 * x + 0.5 * y,
+            "dropout 0.5": x + y,  # in evaluation
+        }[kind]
+    np.testing.assert_allclose(found, jax.nn.relu(total), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_gate_that_is_shut_leaves_the_shortcut_and_an_open_one_the_branch():
     kinds = {bias: ("exclusive gate", bias) for bias in (-1e4, 1e4)}
@@ -128,6 +205,18 @@ def test_dropout_drops_half_of_the_shortcut_in_training_alone_and_in_a_loop():
 
     first, second = (logits(jax.random.key(seed)) for seed in (0, 1))
     assert not np.allclose(first, second, rtol=1e-2)
+    alone = arrangements.with_shortcut("dropout 0.5", config(14, width=4), 10)
+    found = alone.apply(
+        *(drawn(alone)),
+        train=True,
+        capture_intermediates=True,
+        mutable=["batch_stats", "intermediates"],
+        rngs={"dropout": jax.random.key(0)},
+    )[1]["intermediates"]
+    read = np.array(found["stage1_block1"]["__call__"][0])
+    kept = np.array(found["stage1_block2"]["Dropout_0"]["__call__"][0])
+    np.testing.assert_allclose(kept[kept > 0], 2 * read[kept > 0])
+    assert 0.4 < (kept[read > 0] == 0).mean() < 0.6
     identity = arrangements.with_shortcut("identity", settings, 10)
     np.testing.assert_allclose(
         *(quick_jit(each.apply)(variables, images) for each in (net, identity)),

@@ -78,6 +78,36 @@ def test_contenders_are_compared(run, tmp_path):
     assert (tmp_path / "v1-8_8.svg").exists()
 
 
+class StandIn:
+    """A contender that gives these logits."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def answer(self) -> dict:
+        return {"since_start": 1.0, "seconds": 0.5}
+
+    def ask(self, what: str) -> dict:
+        return {"value": self.logits} if what == "logits" else {}
+
+
+@pytest.mark.parametrize("logit", [2.01, float("nan")])
+def test_a_contender_with_other_logits_is_not_timed(logit):
+    running = {"ours": (StandIn([[1.0, 2.0]]), {})}
+    start = benchmark._begun(StandIn([[1.0, 2.0]]), "torch", running)
+    assert start["logits_error"] == 0
+    with pytest.raises(benchmark.FailedError, match="its logits differ from ours"):
+        benchmark._begun(StandIn([[1.0, logit]]), "torch", running)
+
+
+@pytest.mark.parametrize("error", ["1.0", "NaN"])
+def test_nothing_is_timed_where_an_update_differs(monkeypatch, error):
+    told = f'{{"update_error": {error}}}'
+    monkeypatch.setattr(benchmark.study, "run_process", lambda _: told)
+    with pytest.raises(SystemExit, match="an update differs"):
+        benchmark.compare(config_of("v1-8"), ["ours"], 1)
+
+
 def test_what_is_not_installed_is_skipped(run, monkeypatch):
     missing = CONTENDERS["plain"]._replace(packages=("no_such_package",))
     monkeypatch.setitem(CONTENDERS, "plain", missing)

@@ -1,8 +1,9 @@
+import importlib
 import shutil
 
 import pytest
 
-from experiments import gallery
+from experiments import gallery, study
 from resnet_jax import command_line
 
 RESULTS = gallery.RESULTS
@@ -48,6 +49,18 @@ def test_results_of_no_experiment_are_left_out(copied, capsys):
     copied.rename(copied.with_name("mine"))
     assert call() == 0
     assert "mine: there is no experiment of that name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.glob("*/smoke.jsonl")), ids=lambda file: file.parent.name
+)
+def test_the_page_is_of_what_is_stored_and_that_is_all_of_a_study(file):
+    name = file.parent.name
+    module = importlib.import_module(f"experiments.{name}")
+    if hasattr(module, "run"):
+        module.run(study.Study("smoke", file.parent, redraw=True))  # lacks nothing
+    page = (RESULTS.parent / "README.md").read_text()
+    assert gallery.section(module, name, [file]) in page
 
 
 def test_every_stored_experiment_says_what_was_found():

@@ -344,10 +344,18 @@ def test_a_cpu_is_there_before_joining_looks_for_devices(tmp_path):
     assert ended.stdout == "tpu,cpu\n", ended.stderr
 
 
-@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_launchers_are_found(monkeypatch, name):
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ],
+)
+def test_launchers_are_found(monkeypatch, capsys, name, rank, number):
     called = []
     monkeypatch.setenv(name, "4")
+    monkeypatch.setenv(rank, str(number))
     monkeypatch.setattr(hosts, "_count", 1)
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *args, **_: called.append(args)
@@ -356,3 +364,7 @@ def test_launchers_are_found(monkeypatch, name):
     hosts.join(None, None, None)
     assert called == [(None, None, None)]
     assert hosts.count() == 4
+    waiting = capsys.readouterr().out == (
+        "waiting   for 4 processes where their launcher says\n"
+    )
+    assert waiting == (number == 0)

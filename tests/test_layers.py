@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from resnet_jax import convolution, layers
+from resnet_jax import convolution, layers, models
 from tests.exactness import assert_close, draw
 from tests.quick import quick_jit
 
@@ -50,6 +52,7 @@ def batch_norms(dtype):
 def backend(request, monkeypatch):
     """What is written for this backend, on the one that is there."""
     monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    monkeypatch.setattr(layers, "_normalize_once", layers.normalize_batch)
 
 
 @pytest.mark.slow
@@ -161,3 +164,19 @@ def test_hessian_products_pass_the_batch_norm():
         for norm in (ours, plain)
     ]
     assert_close(*products, tolerance=1e-9)
+
+
+def test_equal_layers_are_traced_once():
+    net = models.resnet(1, 20, 10, width=4)  # seven BatchNorms a stage
+    images = jnp.zeros((2, 8, 8, 1), jnp.float32)
+
+    def loss(variables):
+        logits, _ = net.apply(variables, images, train=True, mutable="batch_stats")
+        return logits.sum()
+
+    variables = models.zeros(net, (8, 8, 1))
+    text = jax.jit(jax.grad(loss)).lower(variables).as_text()
+    functions = re.findall(r"func.func private @(normalize_batch\w*)", text)
+    calls = re.findall(r"call @normalize_batch", text)
+    assert len(calls) == 2 * 19  # forward and backward
+    assert len(functions) == 2 * 3  # of three shapes

@@ -128,6 +128,16 @@ def test_epoch_whose_rows_were_deleted_is_told_without_its_means(tmp_path, capsy
     assert told == "epoch 1, step 10 of 20, test accuracy 25.00%"
 
 
+def test_mean_of_an_epoch_is_of_the_rows_that_there_are(tmp_path, capsys):
+    recorder = start(tmp_path, 4)
+    for step, loss in ((5, 1.0), (7, 2.0), (10, 3.0)):
+        recorder.train_row(step, means(loss), 0.1)
+    recorder.epoch_row(10, 1, {})
+    recorder.close()
+    mean_loss = (1 * 1 + 2 * 2 + 3 * 3) / 6
+    assert f"train loss {mean_loss:.4f}" in capsys.readouterr().out
+
+
 def test_rows_of_a_new_run_are_none(tmp_path):
     assert read_rows(tmp_path) == []
 

@@ -272,11 +272,21 @@ def test_cpu_is_there_whatever_jax_platforms_says(given, used):
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
-@pytest.mark.parametrize("given", ["tpu", "nonsense"])
-def test_platform_that_is_not_here_is_a_sentence_and_no_run_on_the_cpu(given, tmp_path):
-    command = [sys.executable, "-m", "resnet_jax.main", "--config=configs/digits.py"]
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("main --config=configs/digits.py --workdir=OUT", "tpu"),
+        ("main --config=configs/digits.py --workdir=OUT", "nonsense"),
+        ("summary --config=configs/digits.py", "tpu"),
+        ("convert --source=none.safetensors --out=OUT", "tpu"),
+    ],
+)
+def test_platform_that_is_not_here_is_a_sentence_and_no_run_on_the_cpu(
+    command, given, tmp_path
+):
+    module, *flags = command.replace("OUT", str(tmp_path / "run")).split()
     ended = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'run'}"],
+        [sys.executable, "-m", f"resnet_jax.{module}", *flags],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"JAX_PLATFORMS": given},
         capture_output=True,

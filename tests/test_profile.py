@@ -11,7 +11,8 @@ from resnet_jax.profile import Operation
 PROGRAM = """\
 HloModule jit_train_call
   %fusion.3 = f32[8]{0} fusion(%x), kind=kLoop, metadata={op_name="jit(train_call)/\
-while/body/transpose(jvp(ResNet))/stage1_block1/bn1/reduce_sum" source_line=3}
+while/body/transpose(jvp(ResNet))/stage1_block1/bn1/jit(normalize_batch)/reduce_sum" \
+source_line=3}
   ROOT %convolution.1 = f32[8]{0} convolution(%x, %y), metadata={op_type="conv" \
 op_name="jit(train_call)/while/body/jvp(ResNet)/stem_conv/conv_general_dilated"}
   %add.2 = f32[] add(%a, %b), metadata={op_name="jit(train_call)/while/body/add"}

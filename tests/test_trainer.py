@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from configs import common, digits
-from resnet_jax import compilation, data, results
-from resnet_jax.config import validate
+from resnet_jax import UserError, compilation, data, results
+from resnet_jax.config import build_network, validate
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
 from resnet_jax.trainer import Trainer
@@ -229,3 +230,16 @@ def test_what_a_short_run_never_comes_to_is_told(given, told):
     found = results.unreached_settings(config, Plan.of(config, examples=45_000))
     assert len(found) == len(told)
     assert all(part in line for part, line in zip(told, found, strict=True))
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_not_for_statistics_of_an_unknown_momentum():
+    config = digits_config()
+    config.optimizer.ema = 0.9
+
+    def build(config, num_classes):
+        return build_network(config, num_classes).clone(norm_class=nn.BatchNorm)
+
+    trainer = Trainer(config, data.load(config.dataset), build)
+    with pytest.raises(UserError, match=r"optimizer.ema=0.9: .*: set it to 0"):
+        trainer.compile()
