@@ -6,8 +6,8 @@
 
 The equal blocks of a stage run in a loop (`model.scan`), so that it compiles in
 seconds, and their activations are computed again in the backward pass (`model.remat`),
-so that it fits a small device. `--config.model.remat=false` is quicker where there is
-memory.
+so that it fits a small device. `--config.model.remat=false` leaves that out, where
+there is memory.
 
 Published CIFAR-10 test accuracy, by recipe:
     paper: 92.07% (He et al. 2015, table 6)
