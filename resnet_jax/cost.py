@@ -52,7 +52,7 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
             for name, value in module.variables.get("params", {}).items()
             if not isinstance(value, Mapping)  # of a module inside
         }
-        if params:
+        if params and context.method_name == "__call__":
             macs = 0
             if isinstance(module, nn.Conv | nn.Dense):
                 macs = params["kernel"].size * math.prod(output.shape[1:-1])

@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from experiments import fixup
-from resnet_jax import models
+from resnet_jax import cost, models
 from tests.quick import quick_jit
 
 
@@ -92,3 +92,11 @@ def test_what_begins_at_zero_gets_a_gradient(kind, learns_first):
         assert np.abs(gradient["stage2_blocks"]["gain"]).min() > 0
     else:
         assert optax.tree.norm(gradient["classifier"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["He", "SkipInit", "Fixup"])
+def test_parameters_of_blocks_themselves_are_counted(kind):
+    net, variables = build(kind, 14)
+    counted = cost.totals(cost.layers(net, (8, 8, 1)))["params"]
+    assert counted == cost.count_parameters(variables["params"])

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from configs import image_folder
 from resnet_jax import UserError, command_line, data, evaluate, report, train
 from resnet_jax.config import validate
+from resnet_jax.data import stream
 from resnet_jax.data.stream import StreamedImages
 from resnet_jax.feed import Feed, train_feed
 from resnet_jax.metrics import read_rows
@@ -160,6 +162,18 @@ def test_feed_reads_ahead_and_no_further():
     assert rows_of(feed.blocks(0, 1, end=50)) == [[0, 1, 2, 3]]
     feed.close()
     assert len(read) <= 100
+
+
+@pytest.mark.parametrize(("seconds", "threads"), [(0.0, 1), (0.01, stream.THREADS)])
+def test_only_slow_pictures_are_read_by_several_threads(seconds, threads):
+    class Pictures(StreamedImages):
+        def __init__(self):
+            pass
+
+        def __getitem__(self, row):
+            time.sleep(seconds)
+
+    assert stream._threads(Pictures(), [3, 1, 2]) == threads
 
 
 def test_blocks_of_large_images_are_short(monkeypatch):

@@ -8,6 +8,7 @@ of each.
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from resnet_jax.data.source import Source
 TEST_FRACTION = 0.2
 _SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SPELLINGS = (*_SPLITS, "train", "training", "testing")
+_PROBE = 16  # pictures that tell how long the others take
 _CHUNK = 1024  # pictures that the threads read ahead
 
 
@@ -213,12 +215,17 @@ def _read(
             name = os.path.relpath(path, root)
             return picture.UnreadableError(f"{name}: {error}"), label
 
-    if len(indices) == 1:
-        yield read(indices[0])
+    first, rest = indices[:_PROBE], indices[_PROBE:]
+    start = time.perf_counter()
+    read_first = [read(index) for index in first]
+    seconds = (time.perf_counter() - start) / max(1, len(first))
+    yield from read_first
+    if seconds < picture.QUICK:
+        yield from map(read, rest)
         return
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as threads:
-        for start in range(0, len(indices), _CHUNK):
-            yield from threads.map(read, indices[start : start + _CHUNK])
+        for start in range(0, len(rest), _CHUNK):
+            yield from threads.map(read, rest[start : start + _CHUNK])
 
 
 def _key(splits: dict[str, list[_File]], root: Path) -> str:

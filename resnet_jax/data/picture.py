@@ -15,6 +15,9 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 )
 
+# Seconds: a picture that is read in less is mostly read by Python, whose lock makes
+# several threads take longer than one.
+QUICK = 5e-4
 # Larger pictures are refused below, before they are decoded, and in a sentence.
 Image.MAX_IMAGE_PIXELS = None
 # What Pillow repairs by itself is no news to someone who trains on thousands.

@@ -1,15 +1,16 @@
 """Images that do not fit in memory: Grain reads them when a batch needs them."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from resnet_jax import UserError
-from resnet_jax.data.picture import UnreadableError, fit
+from resnet_jax.data.picture import QUICK, UnreadableError, fit
 from resnet_jax.data.source import Source
 
-THREADS = 16  # that read ahead
+THREADS = 16  # that read ahead, if that takes long
 _AHEAD = 2  # batches that are read before they are asked for
 # Images that a thread reads at once: handing one over takes Grain as long as decoding
 # one of 32 pixels.
@@ -82,6 +83,15 @@ class StreamedImages:
         return fit(image, self._size)
 
 
+def _threads(images: StreamedImages, rows: list[int]) -> int:
+    """How many threads to read with, by how long some rows take."""
+    start = time.perf_counter()
+    for row in rows:
+        images[row]
+    seconds = (time.perf_counter() - start) / len(rows)
+    return THREADS if seconds > QUICK else 1
+
+
 def batches(
     images: StreamedImages,
     labels: np.ndarray,
@@ -106,6 +116,8 @@ def batches(
     import grain
 
     chunk = max(n for n in range(1, _CHUNK + 1) if len(positions) % n == 0)
+    first = places.start * batch_size
+    threads = _threads(images, [row_of(first + number) for number in range(8)])
 
     class Chunks:
         def __len__(self) -> int:
@@ -118,7 +130,7 @@ def batches(
             return np.stack([images[row] for row in rows]), labels[rows]
 
     count = len(positions) // chunk
-    ahead = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=_AHEAD * count)
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * count)
     dataset = grain.MapDataset.source(Chunks()).to_iter_dataset(ahead).batch(count)
     for chunks in dataset:
         yield tuple(array.reshape(-1, *array.shape[2:]) for array in chunks)
