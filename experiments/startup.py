@@ -12,7 +12,7 @@ compilation cache, the second with what the first left there; in turn, five time
 command before these, which does not count, has the files of the packages read.
 
 Found (smoke; medians of five, ranges in brackets; two cores of a shared x86 machine):
-- All five runs meet both: 10.31 seconds (9.35 to 10.52) and 5.49 (5.32 to 5.62).
+- All five runs meet both: 9.9 seconds (9.6 to 10.3) and 5.0 (5.0 to 5.4).
 
 Cost. Smoke: two minutes on two cores. Full: 56 layers on CIFAR-10.
 """
