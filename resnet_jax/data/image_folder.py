@@ -220,7 +220,7 @@ def _read(
     read_first = [read(index) for index in first]
     seconds = (time.perf_counter() - start) / max(1, len(first))
     yield from read_first
-    if seconds < picture.QUICK:
+    if not rest or seconds < picture.QUICK:
         yield from map(read, rest)
         return
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as threads:
