@@ -117,7 +117,7 @@ def batches(
 
     chunk = max(n for n in range(1, _CHUNK + 1) if len(positions) % n == 0)
     first = places.start * batch_size
-    threads = _threads(images, [row_of(first + number) for number in range(8)])
+    threads = _threads(images, [row_of(first + int(p)) for p in positions[:8]])
 
     class Chunks:
         def __len__(self) -> int:
