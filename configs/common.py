@@ -35,7 +35,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.seeds = 1  # how many runs: with `seed` and the seeds that follow
-    config.epochs = 164
+    config.epochs = 164  # 0: only evaluates the weights that `init_from` names
     config.steps = 0  # 0: `epochs` decides; positive: this many updates instead
     config.batch_size = 128  # over all devices
     config.steps_per_call = 0  # updates in one call; 0: 10 on a CPU, else 100
@@ -78,6 +78,9 @@ def default() -> ConfigDict:
 
     config.augment = ConfigDict()
     config.augment.normalization = "pixel_mean"  # or by channel: 'mean', 'mean_std'
+    # What 'mean_std' takes, by channel, of pixels from 0 to 1; (): of the training set.
+    config.augment.mean = ()
+    config.augment.std = ()
     config.augment.crop = 0.125  # padding on each side by image size (4 of 32); 0: off
     config.augment.random_resized_crop = 0.0  # smallest part of the area; 0: off
     config.augment.shift = 0.0  # Keras's shift, by image size; 0: off

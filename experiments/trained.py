@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import common
 from experiments.curves import run_directory
 from resnet_jax import data, models, train, trained, workdir
-from resnet_jax.augment import normalize, statistics
+from resnet_jax.augment import normalization, normalize
 
 
 class Subject(NamedTuple):
@@ -69,6 +69,6 @@ def training_examples(settings: dict, count: int) -> tuple[jax.Array, np.ndarray
     """The first training examples of a config: normalised images, and labels."""
     settings = ConfigDict(settings)
     train = data.load(settings.dataset).train
-    scaling = statistics(settings.augment.normalization, train.images)
+    scaling = normalization(settings.augment, train.images)
     images = normalize(jnp.asarray(train.images[:count]), *scaling)
     return images, train.labels[:count]

@@ -21,6 +21,16 @@ _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
 
+def normalization(
+    config: ConfigDict,
+    images: UInt8[np.ndarray, "examples height width channels"] | Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale to normalise by: those of `config.augment`, or `statistics`."""
+    if config.mean:
+        return np.float32(config.mean), np.float32(config.std)
+    return statistics(config.normalization, images)
+
+
 def statistics(
     normalization: str,
     images: UInt8[np.ndarray, "examples height width channels"] | Any,

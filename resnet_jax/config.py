@@ -30,7 +30,7 @@ _CHOICES = {
 _RANGES = {
     "seed": (0, 2**32 - 1, True),
     "seeds": (1, 10**6, True),
-    "epochs": (1, 10**6, True),
+    "epochs": (0, 10**6, True),
     "steps": (0, 10**9, True),
     "batch_size": (1, 10**6, True),
     "steps_per_call": (0, 10**6, True),
@@ -122,6 +122,8 @@ def validate(config: ConfigDict) -> None:
         )
     if config.optimizer.freeze:
         _validate_freeze(config)
+    if not config.epochs and not config.steps:
+        _validate_without_training(config)
     _validate_schedule(config.schedule)
 
 
@@ -174,11 +176,19 @@ def _validate_freeze(config: ConfigDict) -> None:
         )
 
 
+def _validate_without_training(config: ConfigDict) -> None:
+    if not config.init_from:
+        _refuse("epochs", 0, "give 1 or more, or weights to evaluate as init_from")
+    if config.optimizer.ema:
+        _refuse("optimizer.ema", config.optimizer.ema, "set it to 0 where epochs is 0")
+
+
 def _validate_augment(augment: ConfigDict) -> None:
     if augment.mixup and augment.cutmix:
         _refuse("augment.mixup", augment.mixup, "set it or augment.cutmix to 0")
     if augment.alternating_flip and not augment.flip:
         _refuse("augment.flip", False, "set augment.alternating_flip to False, too")
+    _validate_constants(augment)
     sizes, ends = tuple(augment.sizes), tuple(augment.size_ends)
     if not all(isinstance(size, int) and size >= 8 for size in sizes):
         _refuse("augment.sizes", sizes, "give whole numbers of pixels from 8 up")
@@ -192,6 +202,18 @@ def _validate_augment(augment: ConfigDict) -> None:
         )
     if list(ends) != sorted(set(ends)):
         _refuse("augment.size_ends", ends, "give them in rising order")
+
+
+def _validate_constants(augment: ConfigDict) -> None:
+    mean, std = tuple(augment.mean), tuple(augment.std)
+    if not all(_is_number(value) and 0 <= value <= 1 for value in mean):
+        _refuse("augment.mean", mean, "give numbers from 0 to 1")
+    if not all(_is_number(value) and 0 < value <= 1 for value in std):
+        _refuse("augment.std", std, "give numbers above 0, up to 1")
+    if len(mean) != len(std):
+        _refuse("augment.mean", mean, "give as many as augment.std has, one a channel")
+    if mean and augment.normalization != "mean_std":
+        _refuse("augment.mean", mean, "set augment.normalization to 'mean_std', too")
 
 
 def _validate_schedule(schedule: ConfigDict) -> None:

@@ -179,7 +179,7 @@ def schedule(
         divide the training set.
     """
     if config.name == "onecycle":
-        return optax.cosine_onecycle_schedule(total_steps, peak)
+        return optax.cosine_onecycle_schedule(max(total_steps, 1), peak)
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     # `main` counts from the end of the warm-up.
     if config.name == "cosine":

@@ -72,6 +72,8 @@ def _warn_without_second_call(step: int, plan: Plan) -> None:
 
 def unreached_settings(config: ConfigDict, plan: Plan) -> list[str]:
     """What a run of so few epochs never comes to."""
+    if not plan.total_steps:
+        return []
     found, augment = [], config.augment
     epochs = plan.total_epochs if config.steps else config.epochs
     if config.schedule.warmup_epochs >= epochs:
@@ -118,13 +120,6 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
         sizes.append(f"{len(dataset.validation.labels):,} to validate")
     sizes.append(f"{len(dataset.eval.labels):,} to test")
     shape = "x".join(map(str, dataset.image_shape))
-    optimizer = config.optimizer
-    name = optimizer.name
-    if optimizer.nesterov and name in _NESTEROV:
-        name += " with Nesterov's momentum"
-    of_batch, rule = optimizer.linear_rate_batch, ""
-    if of_batch:
-        rule = f" ({optimizer.learning_rate:g} for {of_batch:,} images)"
     return "\n".join(
         [
             f"network   v{model.version}-{model.depth}: {models.describe(net)}; "
@@ -135,17 +130,34 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
             f"devices   {count} x {device.device_kind}{shared}, {config.parallel}; "
             f"{config.batch_size} images a batch, {config.batch_size // count} each; "
             f"{model.dtype}",
-            f"training  {plan.total_steps:,} steps, {plan.total_epochs:.4g} epochs; "
-            f"{name}, learning rate {optimizers.peak_rate(config):g}{rule}, "
-            f"{config.schedule.name} schedule",
+            f"training  {_training(config, plan)}",
         ]
+    )
+
+
+def _training(config: ConfigDict, plan: Plan) -> str:
+    if not plan.total_steps:
+        return "none: the weights are evaluated as they are"
+    optimizer = config.optimizer
+    name = optimizer.name
+    if optimizer.nesterov and name in _NESTEROV:
+        name += " with Nesterov's momentum"
+    of_batch, rule = optimizer.linear_rate_batch, ""
+    if of_batch:
+        rule = f" ({optimizer.learning_rate:g} for {of_batch:,} images)"
+    return (
+        f"{plan.total_steps:,} steps, {plan.total_epochs:.4g} epochs; "
+        f"{name}, learning rate {optimizers.peak_rate(config):g}{rule}, "
+        f"{config.schedule.name} schedule"
     )
 
 
 def is_whole(result: dict, config: ConfigDict) -> bool:
     """Whether a `summary.json` is of all the updates that its run's config now asks."""
-    examples = round(result["steps"] * config.batch_size / result["epochs"])
-    return result["steps"] == total_steps(config, examples)
+    if not (steps := result["steps"]):
+        return not config.epochs and not config.steps
+    examples = round(steps * config.batch_size / result["epochs"])
+    return steps == total_steps(config, examples)
 
 
 def sentence(result: dict) -> str:
@@ -167,7 +179,6 @@ def summarize(
 ) -> dict:
     """What `summary.json` holds: results, cost, times, and what computed them."""
     plan = trainer.plan
-    speed = plan.total_steps * plan.batch_size / max(clock.training, 1e-9)
     results = {}
     for name, value in metrics.items():
         if name.endswith("_class_accuracy"):
@@ -176,11 +187,15 @@ def summarize(
         else:
             results[name] = value if math.isfinite(value) else None
     total = cost.totals(cost.layers(trainer.net, dataset.image_shape))
-    step = {}
-    if not plan.sizes:  # steps on smaller images cost less
-        step = roofline.step_cost(trainer, config, total["macs"])
+    speed = {}
+    if plan.total_steps:
         seconds = max(clock.training, 1e-9) / plan.total_steps
-        step |= roofline.achieved(step, seconds)
+        rate, count = plan.batch_size / seconds, made_by["device_count"]
+        speed["images_per_second"] = round(rate, 1)
+        speed["images_per_second_per_device"] = round(rate / count, 1)
+        if not plan.sizes:  # steps on smaller images cost less
+            step = roofline.step_cost(trainer, config, total["macs"])
+            speed |= step | roofline.achieved(step, seconds)
     return {
         **results,
         "dataset": dataset.name,
@@ -192,9 +207,7 @@ def summarize(
         "seconds": round(clock.total, 1),
         "compile_seconds": round(clock.compiling, 1),
         "peak_memory_bytes": peak_memory(),
-        "images_per_second": round(speed, 1),
-        "images_per_second_per_device": round(speed / made_by["device_count"], 1),
-        **step,
+        **speed,
         **made_by,
     }
 

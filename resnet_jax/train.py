@@ -298,7 +298,7 @@ def _loop(
         late = 0 < config.checkpoint.every_minutes <= saver.minutes
         due |= hosts.max_over_processes(int(late)) > 0
         due |= number > 0 or recorder.best_step == step
-        if due and step and saver.saved_step != step:
+        if due and (step or last) and saver.saved_step != step:
             saver.save(state, step)
         if number:
             saver.wait()

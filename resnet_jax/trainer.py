@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, freeze, models, optimizers
-from resnet_jax.augment import statistics
+from resnet_jax.augment import normalization
 from resnet_jax.averaged import make_statistics_call
 from resnet_jax.compilation import Program
 from resnet_jax.config import build_network, get
@@ -38,7 +38,8 @@ class Trainer:
       normalization: mean and scale of the training images.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
-      programs: the compiled calls that train, by the images' size, after `compile`.
+      programs: the compiled calls that train, by the images' size, after `compile`;
+        none where no update is made.
     """
 
     def __init__(
@@ -71,9 +72,7 @@ class Trainer:
             self.plan.steps_per_epoch,
         )
         self._tx = optimizers.optimizer(config.optimizer, self.learning_rate)
-        self.normalization = statistics(
-            config.augment.normalization, dataset.train.images
-        )
+        self.normalization = normalization(config.augment, dataset.train.images)
         self.compile_seconds = 0.0
         self._begun: list[Program] | None = None
 
@@ -132,7 +131,7 @@ class Trainer:
             self._feed = Resident(dataset.train, parallel)
             batches = resident_batches(self.plan, config.augment.alternating_flip)
         self.programs = {}
-        for size in (*self.plan.sizes, 0):
+        for size in (*self.plan.sizes, 0) if self.plan.total_steps else ():
             train_step = make_train_step(
                 self.net,
                 self._tx,
@@ -257,7 +256,12 @@ def _check(config: ConfigDict, dataset: data.Dataset, device_count: int) -> None
                 f"config.{field}={value}: is not for images that are streamed: "
                 f"set it to {type(value)()}, or dataset.stream to 'never'"
             )
-    height, width, _ = dataset.image_shape
+    height, width, channels = dataset.image_shape
+    if (mean := config.augment.mean) and len(mean) != channels:
+        raise UserError(
+            f"config.augment.mean={tuple(mean)}: give one number for each of the "
+            f"{channels} channels of the images, and as many in augment.std"
+        )
     if any(size >= min(height, width) for size in config.augment.sizes):
         raise UserError(
             f"config.augment.sizes={tuple(config.augment.sizes)}: give sizes below "

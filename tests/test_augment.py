@@ -16,6 +16,7 @@ from resnet_jax.augment import (
     augment,
     averaged_over_flip,
     mix,
+    normalization,
     normalize,
     statistics,
     symmetric_beta,
@@ -303,6 +304,18 @@ def test_statistics_are_those_of_the_images_over_255(
     np.testing.assert_allclose(mean, (images / 255).mean(axes), rtol=1e-7)
     deviation = (images / 255).std(axes) if normalization == "mean_std" else 1
     np.testing.assert_allclose(scale, np.broadcast_to(deviation, shape), rtol=1e-7)
+
+
+def test_constants_stand_for_the_statistics(photographs):
+    config = common.default().augment
+    config.update(normalization="mean_std", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    given = normalization(config, photographs)
+    for found, expected in zip(given, ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), strict=True):
+        np.testing.assert_array_equal(found, np.float32(expected))
+    config.update(mean=(), std=())
+    found = normalization(config, photographs)
+    for ours, theirs in zip(found, statistics("mean_std", photographs), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("normalization", ["pixel_mean", "mean"])

@@ -307,6 +307,11 @@ BAD = [
     ("dataset.validation_split", "train[a:b]"),
     ("dataset.eval_split", "test[0.5:]"),
     ("augment.normalization", "mean-std"),
+    ("augment.mean", (0.5, 0.5, 255.0)),
+    ("augment.mean", ("a",)),
+    ("augment.mean", (0.5,)),
+    ("augment.std", (0.2, 0.2, 0.0)),
+    ("augment.std", (math.nan,)),
     ("augment.crop", -0.125),
     ("augment.crop", 4.0),
     ("augment.crop", math.nan),
@@ -430,6 +435,15 @@ def test_every_field_that_can_be_wrong_is_among_them():
             {"batch_size": 100, "optimizer.accumulate": 8},
             ["config.optimizer.accumulate=8", "batch_size (100)"],
         ),
+        (
+            {"augment.mean": (0.5,), "augment.std": (0.2,)},
+            ["config.augment.mean=(0.5,)", "augment.normalization to 'mean_std'"],
+        ),
+        ({"epochs": 0}, ["config.epochs=0", "init_from"]),
+        (
+            {"epochs": 0, "init_from": "runs/old", "optimizer.ema": 0.9},
+            ["config.optimizer.ema=0.9", "set it to 0"],
+        ),
     ],
 )
 def test_values_that_exclude_each_other_are_refused(changes, named):
@@ -506,6 +520,13 @@ def test_what_does_not_fit_the_imagenet_stem_is_refused(changes, named):
         {"schedule.boundaries": (), "schedule.factors": ()},
         {"schedule.boundaries": (0.9,), "schedule.factors": (0.0,)},
         {"schedule.name": "onecycle"},
+        {"epochs": 0, "init_from": "runs/old"},
+        {"epochs": 0, "steps": 10},
+        {
+            "augment.normalization": "mean_std",
+            "augment.mean": (0.485, 0.456, 0.406),
+            "augment.std": [0.229, 0.224, 0.225],
+        },
     ],
     ids=str,
 )

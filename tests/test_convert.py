@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from resnet_jax import command_line, convert, models, weights
+from configs import digits
+from resnet_jax import (
+    command_line,
+    convert,
+    data,
+    evaluate,
+    main,
+    models,
+    train,
+    trained,
+    weights,
+)
 from resnet_jax.weights import Weights
 
 torch = pytest.importorskip("torch")
@@ -86,6 +97,68 @@ def images(channels: int = 3) -> np.ndarray:
 def torch_logits(net) -> np.ndarray:
     with torch.no_grad():
         return net(torch.tensor(images()).permute(0, 3, 1, 2)).numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_training")
+def test_converted_weights_score_as_in_pytorch(tmp_path, monkeypatch, capsys):
+    """With --config.epochs=0, and the constants that PyTorch's users normalise by."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (96, 16, 16, 3), np.uint8)
+    labels = rng.integers(0, 10, 96).astype(np.int32)
+    names = tuple("0123456789")
+    split = data.Split(pixels, labels)
+    test = data.Split(pixels[:90], labels[:90])
+    dataset = data.Dataset("noise", names, split, None, test)
+    monkeypatch.setattr(data, "load", lambda _: dataset)
+    torch.manual_seed(0)
+    net = nets.ResNet(nets.BasicBlock, 1, "A").train()
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = torch.tensor((pixels / 255 - mean) / std, dtype=torch.float32)
+    images, targets = images.permute(0, 3, 1, 2), torch.tensor(labels).long()
+    tx = torch.optim.SGD(net.parameters(), 0.05)
+    for _ in range(5):  # statistics of its own, and logits that differ
+        loss = torch.nn.functional.cross_entropy(net(images), targets)
+        tx.zero_grad()
+        loss.backward()
+        tx.step()
+    net.eval()
+    with torch.no_grad():
+        logits = net(images[:90])
+    loss = torch.nn.functional.cross_entropy(logits, targets[:90]).item()
+    correct = logits.argmax(1).numpy() == labels[:90]
+    assert 0.1 < correct.mean() < 0.9
+    state = {
+        theirs: net.state_dict()[name]
+        for name, theirs in their_names(net, "akamaster").items()
+    }
+    torch.save(state, tmp_path / "net.th")
+    file = tmp_path / "net.safetensors"
+    assert run(f"--source={tmp_path / 'net.th'}", f"--out={file}") == 0
+    config = digits.get_config()
+    config.model.update(version=1, depth=8)
+    config.update(epochs=0, init_from=str(file), batch_size=32)
+    config.augment.update(mean=mean, std=std)
+    directory = tmp_path / "run"
+    summary = main.run(config, directory)
+    told = capsys.readouterr().out
+    assert "training  none: the weights are evaluated as they are" in told
+    assert summary["steps"] == 0
+    assert summary["test_accuracy"] == correct.mean()
+    assert summary["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert "images_per_second" not in summary
+    assert not (directory / "curves.png").exists()
+    page = (directory / "report.html").read_text()
+    assert "Confusion matrix" in page
+    assert "Curves" not in page
+    loaded = trained.load(directory)
+    again = evaluate.evaluate(loaded, dataset)
+    assert again["accuracy"] == summary["test_accuracy"]
+    assert train.train_and_evaluate(config, directory) == summary
+    assert "finished  at step 0 of 0" in capsys.readouterr().out
+    # More epochs continue from these weights.
+    config.epochs = 1
+    assert train.train_and_evaluate(config, directory)["steps"] == 3
 
 
 def run(*arguments) -> int:

@@ -1,8 +1,10 @@
 """Images that do not fit in memory: Grain reads them when a batch needs them."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
@@ -84,11 +86,12 @@ class StreamedImages:
 
 
 def _threads(images: StreamedImages, rows: list[int]) -> int:
-    """How many threads to read with, by how long some rows take."""
-    start = time.perf_counter()
+    """How many threads to read with, by how long most of some rows take."""
+    times = [time.perf_counter()]
     for row in rows:
         images[row]
-    seconds = (time.perf_counter() - start) / len(rows)
+        times.append(time.perf_counter())
+    seconds = statistics.median(after - before for before, after in pairwise(times))
     return THREADS if seconds > QUICK else 1
 
 

@@ -13,8 +13,13 @@ from resnet_jax.workdir import write
 
 
 def draw_curves(workdir: Path) -> None:
-    """Draws loss, accuracy and learning rate by epoch into `curves.png`."""
+    """Draws loss, accuracy and learning rate by epoch into `curves.png`.
+
+    Nothing of a run that only evaluated its weights.
+    """
     rows = metrics.read_rows(workdir)
+    if not any(row["step"] for row in rows):
+        return
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
