@@ -58,7 +58,7 @@ def test_end_to_end(noise, tmp_path, capsys, quick_training):
     assert call(f"--weights={tmp_path / 'clone'}", f"--out={out}") == 0
     (line,) = (out / "akamaster.jsonl").read_text().splitlines()
     result = json.loads(line)["result"]
-    assert result["network"] == "v1-8"
+    assert json.loads(line)["settings"]["network"] == "v1-8"
     assert result["accuracy"] == result["pytorch_accuracy"] == expected
     assert result["examples"] == 128
     row = f"91.00 | {100 * expected:.2f} | {100 * expected:.2f}"
@@ -69,20 +69,29 @@ def test_end_to_end(noise, tmp_path, capsys, quick_training):
     capsys.readouterr()
     assert call(f"--weights={clone}", f"--out={out}") == 0
     assert "measuring" not in capsys.readouterr().out
+    more = ["--networks=v1-8", "--epochs=2"]
+    assert call(f"--weights={clone}", f"--out={out}", *more) == 0
+    adapted = json.loads((out / "akamaster.jsonl").read_text().splitlines()[1])
+    assert adapted["settings"]["epochs"] == 2
+    again = 100 * adapted["result"]["accuracy"]
+    capsys.readouterr()
     assert call("--redraw", f"--out={out}") == 0
-    assert row in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "| after 2 epochs here |" in told
+    assert row in told
+    assert f"| {again:.2f} |" in told
 
 
 def test_of_the_original_pixels_nothing_is_excused():
     result = {
-        "network": "v1-20",
+        "adapted": {},
         "params": 269_722,
         "accuracy": 0.9173,
         "pytorch_accuracy": 0.9173,
         "examples": 10_000,
         "dataset": "CIFAR-10",
     }
-    text = published_weights.markdown([result], "cpu, jax 1, commit abc")
+    text = published_weights.markdown({"v1-20": result}, "cpu, jax 1, commit abc")
     assert "| v1-20 | 269,722 | 91.73 | 91.73 | 91.73 | +0.00 |" in text
     assert text.endswith(
         "test images of CIFAR-10; test accuracy (%), cpu, jax 1, commit abc."
@@ -93,6 +102,7 @@ def test_of_the_original_pixels_nothing_is_excused():
     ("given", "told"),
     [
         ([], "--weights is missing: give a clone of https://github.com/akamaster"),
+        (["--weights=.", "--epochs=-1"], "--epochs=-1: give at least 0"),
         (["--weights=empty"], "--weights=empty has no resnet20*.th or another"),
         (["--redraw", "--out=new"], "new holds nothing: give --weights to evaluate"),
     ],
@@ -102,6 +112,14 @@ def test_mistakes_are_sentences(given, told, capsys, tmp_path, monkeypatch):
     assert call(*given) == 2
     assert told in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_network_without_a_file_is_an_error(tmp_path, capsys):
+    (tmp_path / "resnet20.th").touch()
+    out = tmp_path / "out"
+    assert call(f"--weights={tmp_path}", "--networks=v1-32", f"--out={out}") == 2
+    assert "--networks=v1-32: --weights=" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_every_network_s_file_is_found(tmp_path):
