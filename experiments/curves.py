@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from experiments import study
-from resnet_jax import models, train, workdir
-from resnet_jax.config import build_network
+from resnet_jax import train, workdir
+from resnet_jax.config import Build, build_network
 from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 
@@ -50,7 +49,7 @@ class Run(NamedTuple):
 def run(
     config: dict,
     network: str = "",
-    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+    build: Build = build_network,
 ) -> Run:
     """Trains as a config says, in runs/experiments; a run that was stopped resumes.
 
@@ -82,7 +81,7 @@ def run_directory(config: dict, network: str = "") -> Path:
 def curves(
     config: dict,
     network: str = "",
-    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+    build: Build = build_network,
 ) -> dict:
     """Trains like `run`, and returns the curves.
 

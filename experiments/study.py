@@ -168,7 +168,7 @@ class Study:
         devices = {cell["device"] for cell in cells}
         versions = {f"jax {cell['versions']['jax']}" for cell in cells}
         commits = {
-            f"{commit[:8]}{'-dirty' * commit.endswith('-dirty')}"
+            f"{commit[:8]}{'-dirty' * ('-dirty' in commit)}"
             for commit in (cell["git_commit"] or "unknown" for cell in cells)
         }
         noun = "commit" if len(commits) == 1 else "commits"

@@ -2,12 +2,16 @@
 
 import math
 import re
+from collections.abc import Callable
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import common
 from resnet_jax import UserError, did_you_mean, models, optimizers
+
+# Builds a network, given a config and the number of classes.
+Build = Callable[[ConfigDict, int], models.ResNet]
 
 _CHOICES = {
     "parallel": ("jit", "pmap"),

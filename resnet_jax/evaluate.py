@@ -11,6 +11,7 @@ import jax
 from absl import flags
 
 from resnet_jax import UserError, bucket, command_line, data, trained
+from resnet_jax.config import Build, build_network
 from resnet_jax.evaluator import Evaluator
 from resnet_jax.parallel import Parallel
 from resnet_jax.trained import Trained
@@ -78,8 +79,8 @@ def _in_words_of(values: flags.FlagValues, sentence: str) -> str:
     return sentence.replace("config.dataset.eval_split", named)
 
 
-def main(argv: list[str]) -> None:
-    """Evaluates a run's network on a split, and prints it."""
+def main(argv: list[str], build: Build = build_network) -> None:
+    """Prints the metrics of a run's network. `build` as for `trained.load`."""
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
         )
 
     values = command_line.parse(argv, __doc__, define)
-    run = trained.load(values.workdir, values.checkpoint)
+    run = trained.load(values.workdir, values.checkpoint, build)
     splits = run.config.dataset
     if values.split == "validation" and splits.validation_split:
         splits.eval_split, splits.validation_split = splits.validation_split, ""

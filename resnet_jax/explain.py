@@ -33,6 +33,7 @@ from resnet_jax import (
     workdir,
 )
 from resnet_jax.augment import normalize
+from resnet_jax.config import Build, build_network
 from resnet_jax.trained import Trained
 
 _BATCH_SIZE = 8
@@ -277,8 +278,8 @@ def _check_table(check: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    """Explains what a network sees in pictures."""
+def main(argv: list[str], build: Build = build_network) -> None:
+    """Explains what a network sees in pictures. `build` as for `trained.load`."""
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
@@ -295,7 +296,7 @@ def main(argv: list[str]) -> None:
 
     values, arguments = command_line.parse_with_arguments(argv, __doc__, define)
     names = predict.find_pictures(arguments)
-    run = trained.load(values.workdir, values.checkpoint)
+    run = trained.load(values.workdir, values.checkpoint, build)
     out = Path(values.out or run.directory / "explanations")
     explain(run, names, out, values["class"].value, values.layer)
 

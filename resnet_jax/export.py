@@ -29,6 +29,7 @@ from resnet_jax import (
     weights,
     workdir,
 )
+from resnet_jax.config import Build, build_network
 from resnet_jax.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -185,8 +186,8 @@ def _is_card(path: Path) -> bool:
     return path.read_bytes().startswith(b"---\n")
 
 
-def main(argv: list[str]) -> None:
-    """Exports the network of a run."""
+def main(argv: list[str], build: Build = build_network) -> None:
+    """Exports the network of a run. `build` as for `trained.load`."""
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
@@ -194,7 +195,7 @@ def main(argv: list[str]) -> None:
         string("out", None, "Directory to write to. (default: WORKDIR/export)")
 
     values = command_line.parse(argv, __doc__, define)
-    run = trained.load(values.workdir, values.checkpoint)
+    run = trained.load(values.workdir, values.checkpoint, build)
     out = Path(values.out or run.directory / "export")
     workdir.make(out)
     if (out / "README.md").exists() and not _is_card(out / "README.md"):

@@ -4,7 +4,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, expanded, keras_example, pytorch, trained, weights
+from resnet_jax import (
+    UserError,
+    expanded,
+    keras_example,
+    pytorch,
+    trained,
+    weights,
+)
+from resnet_jax.config import Build, build_network
 from resnet_jax.step import TrainState
 from resnet_jax.weights import Weights
 
@@ -15,6 +23,7 @@ def begin_with(
     class_names: tuple[str, ...],
     model: ConfigDict,
     scale: np.ndarray,
+    build: Build = build_network,
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
 
@@ -28,6 +37,7 @@ def begin_with(
       model: its `config.model`.
       scale: the divisor of its images. Prints a warning where the old run's was quite
         different, if the weights have it.
+      build: what builds the new run's network, and the old one's if that was its own.
 
     Returns:
       The state, and a sentence about what was taken.
@@ -35,7 +45,7 @@ def begin_with(
     Raises:
       UserError: it cannot be read, or is of another network.
     """
-    old_run = _read(init_from)
+    old_run = _read(init_from, build)
     # No shape tells whether there are shortcuts.
     if old_run.model_config.get("residual", True) != model.residual:
         raise UserError(
@@ -78,11 +88,11 @@ def begin_with(
     return begun, f"{init_from}, with {head}"
 
 
-def _read(init_from: str) -> Weights:
+def _read(init_from: str, build: Build) -> Weights:
     path = expanded(init_from, "config.init_from")
     if path.is_dir() or "://" in init_from:
         try:
-            return weights.from_run(trained.load(init_from))
+            return weights.from_run(trained.load(init_from, build=build))
         except UserError as error:
             sentence = str(error).replace("--workdir=", "config.init_from=")
             raise UserError(sentence) from None

@@ -5,6 +5,7 @@
 The same command again resumes a run that was interrupted.
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -21,10 +22,14 @@ from resnet_jax import (
     train,
     workdir,
 )
+from resnet_jax.config import Build, build_network
 
 
-def main(argv: list[str]) -> None:
-    """Trains as the command line says, and draws and reports the results."""
+def main(argv: list[str], build: Build = build_network) -> None:
+    """Trains as the command line says, and draws and reports the results.
+
+    `build` is that of `train.train_and_evaluate`.
+    """
 
     def define(values: flags.FlagValues) -> None:
         command_line.define_config(values, argv)
@@ -52,21 +57,25 @@ def main(argv: list[str]) -> None:
     hosts.run_on_first(lambda: data.check(config.dataset))
     directory = hosts.run_on_first(lambda: bucket.local(place))
     if config.seeds == 1:
-        run(config, directory)
+        run(config, directory, build)
     else:
         parent = directory if values.workdir else directory.parent
-        seeds.run_all(config, parent, run)
+        seeds.run_all(config, parent, partial(run, build=build))
 
 
-def run(config: ConfigDict, directory: Path) -> dict:
+def run(
+    config: ConfigDict,
+    directory: Path,
+    build: Build = build_network,
+) -> dict:
     """Trains one run, draws and reports its results, and returns its summary."""
-    summary = train.train_and_evaluate(config, directory)
+    summary = train.train_and_evaluate(config, directory, build)
 
     def show() -> None:
         from resnet_jax import report  # what draws takes seconds to import
 
         report.draw_curves(directory)
-        report.update(directory)
+        report.update(directory, build)
 
     hosts.run_on_first(show)
     return summary

@@ -23,6 +23,7 @@ from absl import flags
 from scipy.special import softmax
 
 from resnet_jax import UserError, command_line, trained
+from resnet_jax.config import Build, build_network
 from resnet_jax.data import listing
 from resnet_jax.data.picture import SUFFIXES, UnreadableError, decode
 from resnet_jax.data.stream import StreamedImages
@@ -205,8 +206,8 @@ def predict(run: Trained, names: list[str], form: str, top: int) -> None:
     require_all_read(read, len(names))
 
 
-def main(argv: list[str]) -> None:
-    """Prints the likeliest classes of pictures."""
+def main(argv: list[str], build: Build = build_network) -> None:
+    """Prints the likeliest classes of pictures. `build` as for `trained.load`."""
 
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
@@ -217,7 +218,7 @@ def main(argv: list[str]) -> None:
 
     values, arguments = command_line.parse_with_arguments(argv, __doc__, define)
     names = find_pictures(arguments)
-    run = trained.load(values.workdir, values.checkpoint)
+    run = trained.load(values.workdir, values.checkpoint, build)
     top = min(values.top, len(run.inputs.class_names))
     predict(run, names, values.format, top)
 

@@ -1,7 +1,10 @@
 """What computes a result: versions of the packages, and the commit of this code."""
 
+import hashlib
+import inspect
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -15,8 +18,28 @@ def versions_and_commit() -> dict:
     return {"versions": versions, "git_commit": _git_commit()}
 
 
+def source_of(function: Callable) -> str | None:
+    """The name of the file that a function is in, and the start of its SHA-256.
+
+    None where it is in no file, as in a notebook.
+    """
+    while hasattr(function, "func"):  # of functools.partial
+        function = function.func
+    try:
+        path = Path(inspect.getsourcefile(function))
+        return f"{path.name} {_digest(path.read_bytes())}"
+    except (TypeError, OSError):
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
 def _git_commit() -> str | None:
-    """The commit of the code, with '-dirty' where Python files differ from it."""
+    """The commit of the code; '-dirty-DIGEST' follows where Python files differ from
+    it, the start of the SHA-256 of how.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -24,6 +47,7 @@ def _git_commit() -> str | None:
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
+            errors="replace",
             check=True,
         ).stdout.strip()
 
@@ -33,7 +57,8 @@ def _git_commit() -> str | None:
             != Path(__file__).resolve().parents[1]
         ):
             return None  # the code is installed within a repository of another
-        changed = git("status", "--porcelain", "--untracked-files=no", ":/*.py")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+        changes = git("diff", "HEAD", "--", ":/*.py")
+        dirty = f"-dirty-{_digest(changes.encode())}" if changes else ""
+        return git("rev-parse", "HEAD") + dirty
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -19,7 +19,6 @@ from resnet_jax import (
     data,
     finetune,
     hosts,
-    models,
     one_line,
     parallel,
     profile,
@@ -30,7 +29,7 @@ from resnet_jax import (
 )
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.clock import Clock
-from resnet_jax.config import build_network, validate
+from resnet_jax.config import Build, build_network, validate
 from resnet_jax.divergence import DivergedError, require_finite
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.preemption import Preemption, StoppedError
@@ -42,7 +41,7 @@ from resnet_jax.trainer import Trainer
 def train_and_evaluate(
     config: ConfigDict,
     directory: str | Path,
-    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+    build: Build = build_network,
 ) -> dict:
     """Trains as `config` says, in a directory, and returns the run's summary.
 
@@ -107,7 +106,7 @@ class _Opened(NamedTuple):
 def _run(
     config: ConfigDict,
     directory: Path,
-    build: Callable[[ConfigDict, int], models.ResNet],
+    build: Build,
     clock: Clock,
     preemption: Preemption,
     stack: contextlib.ExitStack,
@@ -135,19 +134,21 @@ def _run(
         data.reopen(opened.dataset, config.dataset)
     trainer = Trainer(config, opened.dataset, build)
     step = opened.newest[0] if opened.newest else 0
+    made_by = {
+        "device": jax.devices()[0].device_kind,
+        "device_count": trainer.parallel.device_count,
+        **provenance.versions_and_commit(),
+    }
+    if build is not build_network:
+        made_by["build"] = provenance.source_of(build)
     if opened.newest:
         hosts.run_on_first(
             lambda: _require_resumable(config, directory, trainer, opened)
         )
         done, total = opened.summary, trainer.plan.total_steps
         if done and done["steps"] == step == total:
-            return _finished(config, directory, done)
+            return _finished(config, directory, done, made_by)
     trainer.begin_compiling()  # while the state is made
-    made_by = {
-        "device": jax.devices()[0].device_kind,
-        "device_count": trainer.parallel.device_count,
-        **provenance.versions_and_commit(),
-    }
     if opened.newest:
         state = trainer.new_state()
         like = state.split()
@@ -161,7 +162,7 @@ def _run(
         changes = saved["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
     else:
-        state = _first_state(config, trainer, opened.dataset)
+        state = _first_state(config, trainer, opened.dataset, build)
         changed, changes = [], []
     if hosts.is_first():
         workdir.write_json(directory / "config.json", workdir.as_json(config))
@@ -237,17 +238,31 @@ def _require_resumable(
         )
 
 
-def _finished(config: ConfigDict, directory: Path, summary: dict) -> dict:
-    """Says that a run has ended, and returns its summary."""
+def _finished(
+    config: ConfigDict, directory: Path, summary: dict, made_by: dict
+) -> dict:
+    """Says that a run has ended, and whether by other code; returns its summary."""
     step = f"{summary['steps']:,}"
     hosts.print_once(f"finished  at step {step} of {step}: {results.sentence(summary)}")
+    then, now = (
+        {name: made.get(name) for name in ("git_commit", "build")}
+        for made in (summary, made_by)
+    )
+    if changed := workdir.differences(then, now):
+        hosts.print_once(
+            f"warning   by other code than now ({'; '.join(changed)}): to train with "
+            f"this, remove {bucket.display_path(directory)} or give another --workdir"
+        )
     if hosts.is_first():  # a start of another length may have left its own
         workdir.write_json(directory / "config.json", workdir.as_json(config))
     return summary
 
 
 def _first_state(
-    config: ConfigDict, trainer: Trainer, dataset: data.Dataset
+    config: ConfigDict,
+    trainer: Trainer,
+    dataset: data.Dataset,
+    build: Build,
 ) -> TrainState:
     """The state of step 0, with the weights that `config.init_from` names, if any."""
     state = trainer.new_state()
@@ -260,6 +275,7 @@ def _first_state(
         dataset.class_names,
         model=config.model,
         scale=trainer.normalization[1],
+        build=build,
     )
     state, taken = hosts.run_on_first(begin)
     hosts.print_once(f"weights   of {taken}")

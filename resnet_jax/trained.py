@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from resnet_jax import (
     workdir,
 )
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.config import build_network, validate
+from resnet_jax.config import Build, build_network, validate
 from resnet_jax.metrics import best_step, read_rows
 
 _INPUTS = "inputs.json"
@@ -90,26 +89,26 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "workdir", None, "Directory of a run, or gs://BUCKET/DIR.", flag_values=values
     )
-    flags.DEFINE_enum(
+    flags.DEFINE_string(
         "checkpoint",
         "latest",
-        ["latest", "best"],
-        "The newest checkpoint, or the best by validation.",
+        "Which checkpoint: 'latest', 'best' by validation, or a step.",
         flag_values=values,
     )
 
 
 def load(
     directory: str | Path | None,
-    checkpoint: str = "latest",
-    build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+    checkpoint: str | int = "latest",
+    build: Build = build_network,
 ) -> Trained:
     """Restores the network of a run, on the host; JAX is set up as for training it.
 
     Args:
       directory: the run's, as `--workdir` gave it.
-      checkpoint: 'latest', or 'best' by validation.
-      build: what `train.train_and_evaluate` was given.
+      checkpoint: 'latest', 'best' by validation, or the step of one.
+      build: what `train.train_and_evaluate` was given, for a run of a network that its
+        config does not describe.
 
     Raises:
       UserError: there is no run, no such checkpoint, or one that cannot be read; the
@@ -117,31 +116,19 @@ def load(
     """
     if not directory:
         raise UserError("--workdir is missing: give the directory of a run")
+    if checkpoint not in ("latest", "best") and not str(checkpoint).isdecimal():
+        raise UserError(
+            f"--checkpoint={checkpoint}: give latest, best, or the step of one"
+        )
     directory = bucket.local(directory)
     config = workdir.read_config(directory)
     validate(config)  # its file can have been edited
     parallel.split_cpu(config.batch_size, image_size=data.known_size(config.dataset))
     parallel.require_devices()
     compilation.use_compilation_cache()
-    best = checkpoint == "best"
-    step = checkpoints = None
-    if (directory / "checkpoints").is_dir():
-        checkpoints = Checkpoints(directory / "checkpoints", keep=None)
-        newest, saved = checkpoints.newest(), checkpoints.steps()
-        step = newest and newest[0]
-        if best:  # evaluated, and saved
-            rows = read_rows(directory)
-            step = best_step([row for row in rows if row["step"] in saved])
-    if step is None or checkpoints is None:
-        reason = "it has saved none yet"
-        if best:
-            reason = "the run had no validation split"
-            if config.dataset.validation_split:
-                reason = "none of those it saved has been evaluated"
-        raise UserError(
-            f"--workdir={directory} has no {checkpoint} checkpoint: {reason}"
-        )
+    checkpoints, step, examples = _find(directory, checkpoint, config)
     inputs = read_inputs(directory)
+    build = build if inputs.network else build_network
     net = build(config, len(inputs.class_names))
     require_same_network(directory, inputs.network, own_network(net, config))
     like = models.zeros(net, inputs.image_shape)
@@ -149,8 +136,36 @@ def load(
     variables = checkpoints.restore(step, {"variables": like})["variables"]
     checkpoints.close()
     net, variables = net.clone(scan=True), models.stack(variables)
-    examples = newest[1]["examples"]
     return Trained(directory, step, config, inputs, net, variables, examples)
+
+
+def _find(
+    directory: Path, checkpoint: str | int, config: ConfigDict
+) -> tuple[Checkpoints, int, int]:
+    """The checkpoints, the step of the chosen one, and the run's training examples."""
+    step, saved, path = None, [], directory / "checkpoints"
+    if path.is_dir():
+        checkpoints = Checkpoints(path, keep=None)
+        newest, saved = checkpoints.newest(), checkpoints.steps()
+        if checkpoint == "best":  # evaluated, and saved
+            rows = read_rows(directory)
+            step = best_step([row for row in rows if row["step"] in saved])
+        elif checkpoint == "latest":
+            step = newest and newest[0]
+        elif int(checkpoint) in saved:
+            step = int(checkpoint)
+    if step is not None:
+        return checkpoints, step, newest[1]["examples"]
+    known = checkpoint in ("latest", "best")
+    name = f"{checkpoint} checkpoint" if known else f"checkpoint of step {checkpoint}"
+    reason = "it has saved none yet"
+    if checkpoint == "best":
+        reason = "the run had no validation split"
+        if config.dataset.validation_split:
+            reason = "none of those it saved has been evaluated"
+    elif saved:
+        reason = f"give one of {', '.join(map(str, sorted(saved)))}"
+    raise UserError(f"--workdir={directory} has no {name}: {reason}")
 
 
 def load_data(run: Trained) -> data.Dataset:

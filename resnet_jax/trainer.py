@@ -12,7 +12,7 @@ from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import normalization
 from resnet_jax.averaged import make_statistics_call
 from resnet_jax.compilation import Program
-from resnet_jax.config import build_network, get
+from resnet_jax.config import Build, build_network, get
 from resnet_jax.evaluator import Evaluator
 from resnet_jax.feed import Resident, train_feed
 from resnet_jax.parallel import Parallel
@@ -46,7 +46,7 @@ class Trainer:
         self,
         config: ConfigDict,
         dataset: data.Dataset,
-        build: Callable[[ConfigDict, int], models.ResNet] = build_network,
+        build: Build = build_network,
         devices: list | None = None,
     ):
         """Builds the network by `build(config, num_classes)`; on all devices, if None.

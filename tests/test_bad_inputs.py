@@ -585,7 +585,12 @@ COMMANDS = {
     "evaluate: checkpoint=worst": judge(
         "--workdir=run",
         "--checkpoint=worst",
-        named=["--checkpoint='worst'", "latest|best"],
+        named=["--checkpoint=worst", "give latest, best, or the step of one"],
+    ),
+    "evaluate: checkpoint of another step": judge(
+        "--workdir=run",
+        "--checkpoint=7",
+        named=["--workdir=run has no checkpoint of step 7", "give one of 2"],
     ),
     "evaluate: checkpoint without value": judge(
         "--workdir=run", "--checkpoint", named=["--checkpoint"]

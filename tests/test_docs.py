@@ -1,14 +1,27 @@
 """What README.md and docs/ name is there: files, sections, modules, fields, flags."""
 
 import importlib.util
+import json
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 
 from configs import common, digits
-from resnet_jax import UserError, cost, models, train, trained
+from resnet_jax import (
+    UserError,
+    command_line,
+    cost,
+    data,
+    evaluate,
+    main,
+    models,
+    train,
+    trained,
+    workdir,
+)
 from resnet_jax.config import build_network, validate
 
 ROOT = Path(__file__).parents[1]
@@ -117,24 +130,79 @@ def test_the_config_of_your_own_is_one():
 
 
 @pytest.mark.slow
-def test_the_block_of_your_own_trains(tmp_path, monkeypatch, capsys):
+def test_the_block_of_your_own_trains(tmp_path, monkeypatch, capsys, quick_training):
     monkeypatch.chdir(tmp_path)
-    example = examples("docs/extending.md")[1]
-    small = example.replace("config.epochs = 2", "config.update(steps=2)")
-    model = "depth=8, scan=True, remat=True, width=4, stochastic_depth=0.1"
-    names = run(small.replace("depth=20", f"{model}, dtype='bfloat16'"))
-    told = capsys.readouterr().out.splitlines()[-1]
+    build = run(examples("docs/extending.md")[1])["build"]
+
+    def call(command, *arguments) -> int:
+        arguments = [str(command), *arguments, "--workdir=runs/se"]
+        return command_line.call(partial(command.main, build=build), arguments)
+
+    model = "version=1 depth=8 scan=true remat=true width=4 stochastic_depth=0.1"
+    fields = [f"model.{field}" for field in (*model.split(), "dtype=bfloat16")]
+    given = [f"--config.{field}" for field in (*fields, "steps=2")]
+    given = [f"--config={ROOT}/configs/digits.py", *given]
+    assert call(main, *given) == 0
+    for file in ("curves.png", "report.html"):
+        assert Path("runs/se", file).exists()
     # Three standard blocks, and two Dense layers in each.
-    standard = build_network(names["config"], 10)
+    config = workdir.read_config(Path("runs/se"))
+    standard = build_network(config, 10)
     more = sum((f // 4 + 1) * f + (f + 1) * (f // 4) for f in (4, 8, 16))
     count = cost.totals(cost.layers(standard, (8, 8, 1)))["params"] + more
-    assert told.endswith(f"%, {count:,} parameters")
-    directory = "runs/squeeze_excitation"
-    assert trained.load(directory, build=names["build"]).step == 2
+    summary = json.loads(Path("runs/se/summary.json").read_text())
+    assert summary["params"] == count
+    capsys.readouterr()
+    assert call(evaluate) == 0
+    assert f"{summary['test_accuracy']:.2%}" in capsys.readouterr().out
+    assert call(importlib.import_module("resnet_jax.report.__main__")) == 0
+    assert trained.load("runs/se", build=build).step == 2
     with pytest.raises(UserError, match="holds a run of SqueezeExcitationBlock blocks"):
-        trained.load(directory)
+        trained.load("runs/se")
     with pytest.raises(UserError, match="holds a run of SqueezeExcitationBlock blocks"):
-        train.train_and_evaluate(names["config"], directory)
+        train.train_and_evaluate(config, "runs/se")
+    # Another run may begin with it.
+    config.init_from = "runs/se"
+    train.train_and_evaluate(config, "runs/again", build)
+    assert "weights   of runs/se, with its classifier" in capsys.readouterr().out
+
+
+def test_the_block_of_your_own_has_both_shortcuts():
+    build = run(examples("docs/extending.md")[1])["build"]
+    for shortcut, has in (("A", False), ("B", True)):
+        config = common.default()
+        config.model.update(version=1, depth=8, width=4, shortcut=shortcut)
+        params = models.zeros(build(config, 10), (8, 8, 1))["params"]
+        assert ("shortcut_conv" in params["stage2_block1"]) == has
+
+
+@pytest.mark.slow
+def test_the_training_loop_of_your_own_trains(capsys, quick_training):
+    run(examples("docs/extending.md")[3])
+    assert float(capsys.readouterr().out.splitlines()[-1].rstrip("%")) > 50
+
+
+@pytest.mark.slow
+def test_arrays_of_your_own_are_trained_on(
+    tmp_path, monkeypatch, capsys, quick_training
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "SOURCES", data.SOURCES.copy())
+    run(examples("docs/data.md")[0])
+    assert float(capsys.readouterr().out.splitlines()[-1]) > 0.9
+
+
+@pytest.mark.slow
+def test_feature_maps_of_a_run_are_had(tmp_path, monkeypatch, capsys, quick_training):
+    monkeypatch.chdir(tmp_path)
+    config = digits.get_config()
+    config.model.update(version=2, depth=20, width=4)
+    config.update(steps=4)
+    config.checkpoint.update(every=1, keep=9)
+    train.train_and_evaluate(config, "runs/v2_56/seed0")
+    capsys.readouterr()
+    run(examples("docs/using.md")[0])
+    assert capsys.readouterr().out == "(5, 8, 8, 4)\n"
 
 
 def test_the_norm_of_your_own_takes_the_place_of_batch_norm():

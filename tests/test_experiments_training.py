@@ -151,7 +151,7 @@ def test_a_cell_names_what_computed_it(tmp_path):
 def test_a_study_names_the_commits_that_computed_it(tmp_path):
     experiment = study.Study("smoke", tmp_path)
     run = {"device": "card", "versions": {"jax": "1.0"}}
-    for seed, commit in enumerate(["a" * 40, "b" * 40 + "-dirty"]):
+    for seed, commit in enumerate(["a" * 40, "b" * 40 + "-dirty-12345678"]):
         made_by = run | {"git_commit": commit}
         experiment.cell(lambda seed, by=made_by: {"made_by": by}, seed=seed)
         if seed == 0:

@@ -1,6 +1,9 @@
+import functools
+import hashlib
 import json
 import re
 import subprocess
+from pathlib import Path
 
 from resnet_jax import provenance
 
@@ -45,8 +48,21 @@ def test_commit_is_that_of_the_code_and_says_where_files_differ(tmp_path, monkey
     assert provenance.versions_and_commit()["git_commit"] == commit
     measured.write_text("second\n")  # is no code
     assert provenance.versions_and_commit()["git_commit"] == commit
-    code.write_text("second\n")
-    assert provenance.versions_and_commit()["git_commit"] == f"{commit}-dirty"
+    found = []
+    for text in ("second", "third", "second"):
+        code.write_text(f"{text}\n")
+        found.append(provenance.versions_and_commit()["git_commit"])
+        assert re.fullmatch(f"{commit}-dirty-[0-9a-f]{{8}}", found[-1])
+    assert found[0] == found[2] != found[1]  # it says which difference
+
+
+def test_source_of_a_function_is_its_file(tmp_path):
+    found = provenance.source_of(functools.partial(git, tmp_path))
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    assert found == f"test_provenance.py {digest[:8]}"
+    names = {}
+    exec("def typed(): pass", names)
+    assert provenance.source_of(names["typed"]) is None
 
 
 def test_commit_of_a_repository_that_the_code_is_only_installed_in_is_not_its_own(

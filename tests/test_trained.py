@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from resnet_jax import UserError, data, models, train, trained
+from resnet_jax import UserError, data, models, provenance, train, trained
 from resnet_jax.augment import normalize, statistics
 
 
@@ -44,6 +44,36 @@ def test_best_checkpoint_is_the_best_of_those_that_are_saved(run, tmp_path):
     with (copy / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 999, "validation_accuracy": 1.0}) + "\n")
     assert trained.load(copy, "best").step == best
+
+
+def test_a_checkpoint_is_chosen_by_its_step(run):
+    directory, _ = run
+    saved = sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
+    assert len(saved) > 1
+    for step in saved:
+        assert trained.load(directory, step).step == step
+        assert trained.load(directory, str(step)).step == step
+    shown = ", ".join(map(str, saved))
+    with pytest.raises(
+        UserError, match=f"no checkpoint of step 29: give one of {shown}"
+    ):
+        trained.load(directory, 29)
+    for other in ("first", -1):
+        with pytest.raises(UserError, match=f"--checkpoint={other}: give latest, best"):
+            trained.load(directory, other)
+
+
+def test_a_finished_run_says_that_the_code_is_another_now(run, monkeypatch, capsys):
+    directory, summary = run
+    config = trained.load(directory).config
+    assert train.train_and_evaluate(config, directory) == summary
+    assert "warning" not in capsys.readouterr().out
+    found = provenance.versions_and_commit() | {"git_commit": "another"}
+    monkeypatch.setattr(provenance, "versions_and_commit", lambda: found)
+    assert train.train_and_evaluate(config, directory) == summary
+    told = capsys.readouterr().out
+    assert "warning   by other code than now (git_commit " in told
+    assert f"remove {directory} or give another --workdir" in told
 
 
 def test_is_shown_without_its_arrays(run):

@@ -23,7 +23,8 @@ from resnet_jax.data.stream import StreamedImages as StreamedImages
 
 # Decoded images up to this many bytes live on the device; more of them are streamed.
 RESIDENT_BYTES = 2 * 2**30
-_BUNDLED = {"digits": digits.source, "fake": fake.source}
+# By the name in a config, beside image_folder and TFDS's sets: what makes a `Source`.
+SOURCES = {"digits": digits.source, "fake": fake.source}
 
 
 def base_name(name: str) -> str:
@@ -62,7 +63,7 @@ def check(config: ConfigDict) -> None:
             f"config.dataset.path={config.path} is for pictures of your own: give "
             "config.dataset.name=image_folder, too"
         )
-    if config.name not in _BUNDLED:
+    if config.name not in SOURCES:
         tfds.locate(config.name, config.data_dir)
 
 
@@ -133,8 +134,8 @@ def reopen(loaded: Dataset, config: ConfigDict) -> None:
 def _source(config: ConfigDict) -> Source:
     if config.name == "image_folder":
         return image_folder.source(config.path, config.image_size, config.split_seed)
-    if config.name in _BUNDLED:
-        return _BUNDLED[config.name]()
+    if config.name in SOURCES:
+        return SOURCES[config.name]()
     return tfds.source(config.name, config.data_dir, config.mirror, config.image_size)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from absl import flags
 
 from resnet_jax import UserError, bucket, command_line, workdir
+from resnet_jax.config import Build, build_network
 from resnet_jax.report import page
 
 
-def main(argv: list[str]) -> None:
-    """Writes the page, and prints where it is."""
+def main(argv: list[str], build: Build = build_network) -> None:
+    """Writes the page, and prints where it is. `build` as for `trained.load`."""
 
     def define(values: flags.FlagValues) -> None:
         multi_string = partial(flags.DEFINE_multi_string, flag_values=values)
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     if out and (not out.name or out.is_dir()):
         raise UserError(f"--out={values.out} is no file: give the page's name")
     if len(directories) == 1:
-        path = page.write(directories[0], out)
+        path = page.write(directories[0], out, build)
     else:
         path = out or Path("comparison.html")
         page.compare(directories, path)

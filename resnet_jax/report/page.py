@@ -24,7 +24,7 @@ from resnet_jax import (
     trained,
     workdir,
 )
-from resnet_jax.config import flat
+from resnet_jax.config import Build, build_network, flat
 from resnet_jax.report import figures
 from resnet_jax.report.analysis import analyse, interval
 from resnet_jax.report.command import training_command
@@ -45,23 +45,29 @@ _templates = jinja2.Environment(
 )
 
 
-def update(directory: Path) -> None:
+def update(directory: Path, build: Build = build_network) -> None:
     """Writes a finished run's `report.html` unless it is newer than the results."""
     path, result = directory / "report.html", directory / "summary.json"
     if not path.exists() or path.stat().st_mtime < result.stat().st_mtime:
         print("drawing   the report", flush=True)
-        print(f"report    {bucket.display_path(write(directory))}")
+        print(f"report    {bucket.display_path(write(directory, build=build))}")
 
 
-def write(directory: Path, out: Path | None = None) -> Path:
+def write(
+    directory: Path,
+    out: Path | None = None,
+    build: Build = build_network,
+) -> Path:
     """Writes a run's report to `out` or its `report.html`, and returns the path.
+
+    `build` is that of `train.train_and_evaluate`.
 
     Raises:
       UserError: the run is not there or has not finished, or its data set is not there.
       WriteError: the file cannot be written.
     """
     result = _finished(directory)
-    run = trained.load(directory)
+    run = trained.load(directory, build=build)
     if run.step != result["steps"]:
         raise UserError(
             f"--workdir={directory} has results of step {result['steps']:,}, but its "

@@ -142,7 +142,7 @@ def source_of(images, labels):
 
 def test_images_that_differ_in_size(config, monkeypatch):
     images = [np.zeros((4, 4, 3), np.uint8), np.full((5, 7, 3), 9, np.uint8)]
-    monkeypatch.setitem(data._BUNDLED, "mixed", source_of(images, [0, 1]))
+    monkeypatch.setitem(data.SOURCES, "mixed", source_of(images, [0, 1]))
     with pytest.raises(
         UserError, match=r"differ in size.*give config.dataset.image_size"
     ):
@@ -154,7 +154,7 @@ def test_images_that_differ_in_size(config, monkeypatch):
 
 def test_examples_without_a_label(config, monkeypatch):
     images = [np.zeros((4, 4), np.uint8)] * 2
-    monkeypatch.setitem(data._BUNDLED, "mixed", source_of(images, [0, -1]))
+    monkeypatch.setitem(data.SOURCES, "mixed", source_of(images, [0, -1]))
     with pytest.raises(UserError, match="examples without a label"):
         data.load(config("mixed"))
 
@@ -198,7 +198,7 @@ def test_check(config, fields, sentence):
 
 
 def test_what_is_known_is_what_can_be_read():
-    assert {*prepare.NAMES, *data._BUNDLED, "image_folder"} == set(data.KNOWN)
+    assert {*prepare.NAMES, *data.SOURCES, "image_folder"} == set(data.KNOWN)
 
 
 @pytest.mark.parametrize(
