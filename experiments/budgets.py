@@ -16,8 +16,8 @@ deviations.
 Found (smoke: 79 and 235 updates, of 'keras' 313 and 938; means of three seeds; a copy
 of CIFAR-10 whose images were coded as JPEG):
 - `strong` is ahead of 'paper' by 5 and 6 points, in every seed, and level with 'keras',
-  which makes four times as many updates. It is 2 points ahead of 'akamaster', which is
-  no more than seeds differ.
+  which makes four times as many updates. Half of that is its normalisation: it is 2
+  points ahead of 'akamaster', which is no more than seeds differ.
 - So for `strong`, which mixes images and averages weights, five epochs do not bear the
   claim out. They do for `fast` alone, which has too few updates.
 - `fast` has hardly learnt anything after 79 updates: its rate rises to 0.4 within the

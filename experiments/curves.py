@@ -179,6 +179,19 @@ def plot(
     study.plot_seeds(axes, places, 100 * samples, **marks | style)
 
 
+def percent_axis(axes: Axes, which: str = "y") -> None:
+    """Makes an axis one of errors in percent, on which 1 and 2 can be told apart."""
+    ticks, scale = (0, 1, 2, 5, 10, 20, 50, 100), {"linthresh": 1, "linscale": 0.4}
+    if which == "x":
+        axes.set_xscale("symlog", **scale)
+        axes.set_xticks(ticks, ticks, minor=False)
+        axes.set_xlim(0, 110)
+    else:
+        axes.set_yscale("symlog", **scale)
+        axes.set_yticks(ticks, ticks, minor=False)
+        axes.set_ylim(0, 110)
+
+
 def table(cells: dict[str, list[dict]], names: tuple[str, ...]) -> str:
     """Last values in percent, medians over seeds with their ranges, as text."""
     width = max(map(len, cells))

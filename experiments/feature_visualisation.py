@@ -21,14 +21,15 @@ nothing on two cores of a shared x86 machine.
 
 Found. The picture is refined step by step. After the first block class means tell 4 of
 10 digits apart, and every block adds to that, quickly at first and a little at the end,
-until the last one is about as good as the network's own classifier. Where the shape
-stays the same, a block changes its input only a little: pictures within a stage look
-alike, and new features come at the stages' first blocks (4 and 7). Grad-CAM of the
-early blocks lies in thin lines along strokes, and at the image's border; in the last
-stage it is one blob over the part that distinguishes the digit: the right arm of the 4,
-the middle of the 9. Grad-CAM means little where channels do not yet stand for parts of
-classes. The 3x3 filters of the first layer are differences in some direction, but too
-small, and on digits too little needed, to look like the edges of larger filters.
+until the last one is about as good as the network's own classifier. Pictures within a
+stage look alike, as if blocks that keep the shape changed their input only a little
+(how much was not measured), and new features come at the stages' first blocks (4 and
+7). Grad-CAM of the early blocks lies in thin lines along strokes, and at the image's
+border; in the last stage it is one blob over the part that distinguishes the digit: the
+right arm of the 4, the middle of the 9. Grad-CAM means little where channels do not yet
+stand for parts of classes. The 3x3 filters of the first layer are differences in some
+direction, but too small, and on digits too little needed, to look like the edges of
+larger filters.
 
 Numbers (smoke, seeds 0, 1, 2).
 - Test accuracy of the nearest class mean by block (medians): 38, 58, 67, 79, 85, 91,

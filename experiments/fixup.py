@@ -151,7 +151,6 @@ def run(experiment: Study) -> dict[tuple, list[dict]]:
 def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
     """By depth: training errors at the first rate above, every final error below."""
     depths, rates = scale["depths"], scale["learning_rates"]
-    ticks = (0, 1, 2, 5, 10, 20, 50, 100)
     figure, axes = study.figure(
         2.9 * len(depths) + 0.4, 4.4, nrows=2, ncols=len(depths), sharey="row"
     )
@@ -171,12 +170,17 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
                 last = 100 * curves.last(cells[kind, rate, depth], "test_error")
                 points = style | {"markerfacecolor": fill}
                 study.plot_points(errors, place + 0.4 * below, last, **points)
-        curve.set(xlabel="epoch", ylim=(0, 100))
+        failed = [
+            LABELS.get(kind, kind).partition(",")[0]
+            for kind in KINDS
+            if all("diverged" in result for result in cells[kind, rates[0], depth])
+        ]
+        told = f" ({', '.join(failed)}: diverged, drawn as a guess)" if failed else ""
+        curve.set(xlabel=f"epoch{told}", ylim=(0, 100))
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.set_title(f"{depth} layers, rate {rates[0]:g}", loc="left")
-        errors.set_xscale("symlog", linthresh=1)
-        errors.set_xticks(ticks, ticks, minor=False)
-        errors.set(xlabel="final test error (%)", xlim=(0, 110))
+        curves.percent_axis(errors, "x")
+        errors.set(xlabel="final test error (%)")
         study.name_rows(errors, [LABELS.get(kind, kind) for kind in KINDS])
         marks = zip(rates, ("filled", "open"), strict=False)
         shown = ", ".join(f"rate {rate:g} {mark}" for rate, mark in marks)

@@ -152,8 +152,8 @@ def markdown(rows: dict[str, dict], made_by: str) -> str:
     ]
     if any(name != "CIFAR-10" for name in datasets):
         told.append(
-            "The networks were trained on the original pixels: the difference is what "
-            "other pixels cost them."
+            "The networks were trained on the original pixels, which presumably is the "
+            "difference: in PyTorch it is the same."
         )
     if lengths:
         told.append(

@@ -249,7 +249,10 @@ def main(argv: list[str]) -> None:
     words = [f"{x} epochs" if flag == "epochs" else x for flag, x in given.items()]
     name = "-".join([values.table, *words]).replace(" ", "")
     words = [f"recipe {x}" if x == values.recipe else x for x in words]
-    title = ", ".join([f"### Published table {values.table}", *words])
+    # Another recipe or budget does not reproduce the table.
+    title = f"### Published table {values.table}"
+    if words:
+        title = f"### Networks of table {values.table}, {', '.join(words)}"
     experiment = Study(name, Path(values.out), values.redraw)
 
     def config_of(network: str, seed: int) -> dict:

@@ -3,9 +3,9 @@
     python -m experiments.shortcut_kinds [--scale=full]
 
 Claim. Any change to the shortcut, be it scaling, gating, convolution or dropout,
-multiplies over the blocks and makes a deep network harder to train, although gates and
-convolutions can represent the identity (He et al. 2016, arXiv 1603.05027, section 3,
-figure 2 and table 1).
+multiplies over the blocks and makes a deep network harder to train, although gates on
+the shortcut alone and convolutions can represent the identity (He et al. 2016, arXiv
+1603.05027, section 3, figure 2 and table 1).
 
 Method. Every block of one network has one of `arrangements.SHORTCUTS`; the bias of a
 gate is its initial one.
@@ -23,10 +23,11 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; final test error, pe
   (10.0-14.2), shortcut x 0.5 18.9 (10.6-22.8), shortcut gate at bias 0 19.2
   (10.6-21.4), both x 0.5 21.4 (9.2-28.1). Their ranges overlap, so that their order
   means little. Without shortcuts it is 28.3 (21.4-43.3): only the convolution's range
-  lies apart from that; shortcut x 0.5 is better in every seed, too.
+  lies apart from that; shortcut x 0.5 is better in every seed, too. On the training set
+  all four lie apart from the network without (33.5-49.4): 14.3 to 32.7.
 - The exclusive gate at bias -6, which at first almost leaves its branch out, is the
-  worst of those that learn, 47.8 (41.7-50.8). The paper's training is 280 times as
-  long.
+  worst of those that learn, 47.8 (41.7-50.8). In the paper, whose training is 280 times
+  as long, it is among the best.
 - The network with dropout guesses, 88.9 (88.9-92.2): dropout doubles the values that it
   keeps, which adds to the variance at every block.
 """
@@ -70,7 +71,7 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
         7.2, 3.5, ncols=2, width_ratios=(1.2, 1), sharey=False
     )
     names = [*cells]
-    markers = "osv^DPX<>"
+    markers = "osv^Dph<>"
     colours = [style["color"] for style in STYLES]
     colours += ["#cc79a7", "#e69f00", "#7f7f7f", "#7b4a12"]
     for place, (name, results) in enumerate(cells.items()):
@@ -86,7 +87,8 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
             last = 100 * curves.last(results, kind)
             study.plot_points(errors, place - above, last, **points)
     curve.set(xlabel="epoch", ylabel="training error (%)", ylim=(0, 100))
-    errors.set(xlabel="final error (%)", xlim=(0, 100))
+    curves.percent_axis(errors, "x")
+    errors.set(xlabel="final error (%)")
     study.name_rows(errors, names)
     figure.legend(handles=curve.lines, loc="outside upper center", ncols=5)
     curve.set_title("(a)", loc="left")

@@ -53,7 +53,7 @@ NETWORKS = {
 }
 SCALES = {
     "smoke": {
-        "updates": {"batch_size": 32, "steps": 20, "steps_per_call": 2},
+        "updates": {"batch_size": 32, "steps": 20, "steps_per_call": 1},
         "learning_rate": 0.1,
         "depth": 218,  # of those that are trained; 0: the deepest
         "epochs": 5,
@@ -117,6 +117,8 @@ def draw(cells: dict[str, dict[str, list[dict]]], depth: int) -> Figure:
         for panel, name in zip(axes[1], ("train_error", "test_error"), strict=True):
             curves.plot(panel, trained, name, **style)
     axes[0, 0].set(ylabel="training loss", yscale="log")
+    axes[0, 0].set_ylim(bottom=1)
+    guess = axes[0, 0].axhline(np.log(10), color="0.6", linestyle=":", label="a guess")
     axes[0, 1].set(ylabel="gradient norm", yscale="log")
     axes[1, 0].set(ylabel="training error (%)", ylim=(0, 100))
     axes[1, 1].set(ylabel="test error (%)", ylim=(0, 100))
@@ -125,7 +127,8 @@ def draw(cells: dict[str, dict[str, list[dict]]], depth: int) -> Figure:
     for panel, letter, title in zip(axes.flat, "abcd", titles, strict=True):
         panel.set_xlabel("update" if letter in "ab" else "epoch")
         panel.set_title(f"({letter}) {title}", loc="left")
-    figure.legend(handles=axes[0, 0].lines, loc="outside upper center", ncols=1)
+    lines = [line for line in axes[0, 0].lines if line is not guess]
+    figure.legend(handles=[*lines, guess], loc="outside upper center", ncols=1)
     return figure
 
 

@@ -508,7 +508,7 @@ COMMANDS = {
         before=cut("run/checkpoints/2/record/metadata"),
     ),
     "bad field in the workdir of a run": train(
-        *SMALL, "--config.epochs=0", "--workdir=run", named=["config.epochs=0"]
+        *SMALL, "--config.epochs=-1", "--workdir=run", named=["config.epochs=-1"]
     ),
     "bad data in an empty workdir": train(
         *SMALL,

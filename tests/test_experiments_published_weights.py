@@ -65,7 +65,7 @@ def test_end_to_end(noise, tmp_path, capsys, quick_training):
     page = (out / "akamaster.md").read_text()
     assert row in page
     assert "noise" in page
-    assert "what other pixels cost" in page
+    assert "in PyTorch it is the same" in page
     capsys.readouterr()
     assert call(f"--weights={clone}", f"--out={out}") == 0
     assert "measuring" not in capsys.readouterr().out

@@ -143,7 +143,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys, quick_training):
     )
     page = file.with_suffix(".md").read_text()
     assert page.startswith(
-        "### Published table he2015, recipe keras, 5 epochs, bfloat16\n"
+        "### Networks of table he2015, recipe keras, 5 epochs, bfloat16\n"
     )
     assert "Published: elsewhere." in page
     assert "cpu, jax" in page

@@ -84,7 +84,8 @@ class Task:
       directory: where `prepare` has written it.
       config: ours, as JSON holds it.
       arrays: uint8 `train_images` and `eval_images` [images, height, width, channels],
-        int32 `train_labels` and `eval_labels`, and float32 `mean`, the pixels' mean.
+        int32 `train_labels` and `eval_labels`, float32 `mean` of the pixels, and what
+        they are divided by, `scale`, if it is not 1.
     """
 
     directory: Path
@@ -109,8 +110,9 @@ class Task:
         return self.config["batch_size"]
 
     def images(self, split: str) -> np.ndarray:
-        """float32 [images, height, width, channels], normalised like ours."""
-        return self.arrays[f"{split}_images"].astype(np.float32) / 255 - self.mean
+        """float32 [images, height, width, channels], normalised."""
+        images = self.arrays[f"{split}_images"].astype(np.float32) / 255 - self.mean
+        return images / self.arrays["scale"] if "scale" in self.arrays else images
 
     def labels(self, split: str) -> np.ndarray:
         return self.arrays[f"{split}_labels"]

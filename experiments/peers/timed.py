@@ -1,6 +1,8 @@
 """PyTorch and Keras, training until their time is up, for `experiments.minutes`.
 
-python -m experiments.peers.timed torch|keras SECONDS SEED SETTINGS
+python -m experiments.peers.timed torch|keras START SECONDS SEED SETTINGS
+
+The time counts from START, in seconds since the epoch (of Unix).
 """
 
 import json
@@ -14,12 +16,13 @@ from resnet_jax import data, workdir
 from resnet_jax.augment import statistics
 
 
-def task_of(recipe: str, settings: dict) -> Task:
+def task_of(recipe: str, normalization: str, settings: dict) -> Task:
     """The data set of a config, as the contenders take it."""
     config = common.get_config(recipe, 1, 20)
     config.update_from_flattened_dict(settings)
     dataset = data.load(config.dataset)
-    arrays = {"mean": statistics("pixel_mean", dataset.train.images)[0]}
+    mean, scale = statistics(normalization, dataset.train.images)
+    arrays = {"mean": mean, "scale": scale}
     for name, split in (("train", dataset.train), ("eval", dataset.eval)):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
     return Task(Path(), workdir.as_json(config), arrays)
@@ -36,7 +39,7 @@ def train_torch(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     from experiments.peers.torch_peer import ResNet, loader
 
     torch.manual_seed(seed)
-    task = task_of("paper", settings)
+    task = task_of("paper", "mean_std", settings)
     net, images_seen = ResNet(task.version, task.depth), 0
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -73,7 +76,7 @@ def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     from experiments.peers.keras_peer import network
 
     keras.utils.set_random_seed(seed)
-    task = task_of("keras", settings)
+    task = task_of("keras", "pixel_mean", settings)
     model = network(task.version, task.depth, 3)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):
@@ -123,12 +126,12 @@ def train_keras(elapsed, seed: int, settings: dict) -> tuple[int, float]:
     return updates * task.batch_size, accuracy
 
 
-def main(contender: str, seconds: str, seed: str, settings: str) -> None:
+def main(contender: str, start: str, seconds: str, seed: str, settings: str) -> None:
     """Prints a line of JSON: accuracy, seconds and images."""
-    start, ended = time.perf_counter(), []
+    ended = []
 
     def elapsed() -> float:
-        ended[:] = [time.perf_counter() - start]
+        ended[:] = [time.time() - float(start)]
         return ended[0] / float(seconds)
 
     train = {"torch": train_torch, "keras": train_keras}[contender]
