@@ -25,7 +25,7 @@ GPU, in the setting of the paper where there is one. Only experiments that have 
 are shown, and none without a `--scale`, such as `benchmark` and `reproduce`, which the
 main README has. A run that was stopped resumes where it was, and a finished one only
 draws; `--out=DIR` measures again elsewhere, but does not repeat trainings that are in
-`runs/experiments`.
+`runs/experiments`: remove that after a change of the code.
 
 Made by `python -m experiments.gallery` from the stored results and the docstrings of
 the modules, which say more: change those, not this page.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from configs import common, digits
 from resnet_jax import (
@@ -88,6 +90,23 @@ def test_the_list_of_files_is_complete():
     there = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
     unlisted = {"resnet_jax/__init__.py", "resnet_jax/report/__init__.py"}
     assert listed == there - unlisted
+
+
+def test_constraints_pin_all_that_is_required():
+    """On every version of Python, and to versions that the requirements admit."""
+
+    def requirements(name: str) -> list[Requirement]:
+        lines = (ROOT / name).read_text().splitlines()
+        return [Requirement(line) for line in lines if line and line[0] != "#"]
+
+    pinned = requirements("constraints.txt")
+    for needed in requirements("requirements.txt"):
+        name = canonicalize_name(needed.name)
+        pins = [pin for pin in pinned if canonicalize_name(pin.name) == name]
+        for python in ("3.11", "3.12", "3.13"):
+            where = {"python_version": python}
+            (pin,) = (p for p in pins if not p.marker or p.marker.evaluate(where))
+            assert needed.specifier.contains(next(iter(pin.specifier)).version), name
 
 
 def examples(page: str) -> list[str]:
