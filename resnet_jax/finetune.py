@@ -4,14 +4,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from resnet_jax import (
-    UserError,
-    expanded,
-    keras_example,
-    pytorch,
-    trained,
-    weights,
-)
+from resnet_jax import UserError, expanded, keras_example, pytorch, trained, weights
 from resnet_jax.config import Build, build_network
 from resnet_jax.step import TrainState
 from resnet_jax.weights import Weights

@@ -63,11 +63,7 @@ def main(argv: list[str], build: Build = build_network) -> None:
         seeds.run_all(config, parent, partial(run, build=build))
 
 
-def run(
-    config: ConfigDict,
-    directory: Path,
-    build: Build = build_network,
-) -> dict:
+def run(config: ConfigDict, directory: Path, build: Build = build_network) -> dict:
     """Trains one run, draws and reports its results, and returns its summary."""
     summary = train.train_and_evaluate(config, directory, build)
 
