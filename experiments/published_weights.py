@@ -114,13 +114,14 @@ def stored(experiment: Study) -> dict[str, dict]:
         for settings in experiment.settings()
     ]
     rows = {
-        settings["network"]: result | {"adapted": {}}
+        settings["network"]: result | {"sha256": settings["sha256"], "adapted": {}}
         for settings, result in cells
         if "epochs" not in settings
     }
     for settings, result in cells:
-        if "epochs" in settings and settings["network"] in rows:
-            rows[settings["network"]]["adapted"][settings["epochs"]] = result
+        row = rows.get(settings["network"])
+        if "epochs" in settings and row and row["sha256"] == settings["sha256"]:
+            row["adapted"][settings["epochs"]] = result
     return rows
 
 
@@ -150,7 +151,8 @@ def markdown(rows: dict[str, dict], made_by: str) -> str:
         f"the {examples:,} test images of {', '.join(datasets)}; test "
         f"accuracy (%), {made_by}."
     ]
-    if any(name != "CIFAR-10" for name in datasets):
+    alike = all(row["accuracy"] == row["pytorch_accuracy"] for row in rows.values())
+    if alike and any(name != "CIFAR-10" for name in datasets):
         told.append(
             "The networks were trained on the original pixels, which presumably is the "
             "difference: in PyTorch it is the same."
@@ -213,8 +215,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{values.out} holds nothing: give --weights to evaluate")
     text = markdown(rows, experiment.made_by())
     command = "python -m experiments.published_weights --weights=pytorch_resnet_cifar10"
-    adapted = {epochs for row in rows.values() for epochs in row["adapted"]}
-    more = "".join(f" and `--epochs={epochs}`" for epochs in sorted(adapted))
+    more = "".join(
+        f", and with `--networks={network} --epochs={epochs}`"
+        for network, row in rows.items()
+        for epochs in row["adapted"]
+    )
     page = f"### Published weights, evaluated\n\n{text}\n\n`{command}`{more}\n"
     workdir.write(experiment.out / "akamaster.md", page)
     print(text)

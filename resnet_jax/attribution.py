@@ -72,8 +72,8 @@ def integrated_gradients(
 ) -> tuple[Images, Float[Array, "batch"]]:
     """How much each pixel adds to the logits of `labels`, against the mean.
 
-    The path leads straight from zeros to the image. Zeros are the mean of the training
-    images, or, where they are normalised by channel, of their channels: an even colour.
+    The path leads straight from zeros to the image. Zeros are the mean that images are
+    normalised by, which by channel is an even colour.
     The integral is the trapezoid rule of `steps` intervals.
 
     Returns:

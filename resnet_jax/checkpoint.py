@@ -239,7 +239,9 @@ class Checkpoints:
         except Exception as error:
             self._failed = True
             step = self.saved_step
-            stays = f"that of step {step:,} stays" if step else "none is there yet"
+            stays = "none is there yet"
+            if step is not None:
+                stays = f"that of step {step:,} stays"
             raise workdir.WriteError(
                 f"a checkpoint cannot be written to {self._directory} "
                 f"({_cause(error)}; {stays}): fix that, then run the same command to "

@@ -116,17 +116,12 @@ def model_card(run: Trained) -> str:
     else:
         accuracy = f"not measured at step {run.step:,}"
     shape = "x".join(map(str, inputs.image_shape))
-    begun = (
-        f"It began with the weights of `{config.init_from}`. Then: "
-        if config.init_from
-        else ""
-    )
-    for_torch, convert = "", ""
-    if not run.net.keras and run.net.shortcut:  # else PyTorch has no such network
-        for_torch = ", or for PyTorch"
-        convert = (
-            "\npython -m resnet_jax.convert --source=model.safetensors --out=model.pt"
-        )
+    origin = f"the weights of `{config.init_from}`"
+    trained_on = f"It was trained only on {inputs.dataset}."
+    if config.init_from:
+        trained_on = f"It began with {origin}. Then: {trained_on}"
+    if not run.step:
+        trained_on = f"It has {origin}, and was trained on no more."
     changed = workdir.differences(
         workdir.as_json(common.default()), workdir.as_json(config)
     )
@@ -135,7 +130,7 @@ library_name: jax
 pipeline_tag: image-classification
 tags: [resnet, jax, flax, stablehlo]
 ---
-# {name} trained on {inputs.dataset}
+# {name} {"trained" if run.step else "evaluated"} on {inputs.dataset}
 
 A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
 [2016](https://arxiv.org/abs/1603.05027)): {models.describe(run.net)}.
@@ -160,16 +155,9 @@ A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
 print(classes[probabilities[0].argmax()])
 ```
 
-`model.safetensors` has the weights, the architecture, and the mean and scale of images.
-With `resnet_jax`, to continue training from them on other classes{for_torch}:
+{_weights_section(run)}## Limits
 
-```bash
-python -m resnet_jax.main --config=... --config.init_from=model.safetensors{convert}
-```
-
-## Limits
-
-{begun}It was trained only on {inputs.dataset}. Any other picture is still assigned
+{trained_on} Any other picture is still assigned
 one of these classes, often with high probability.
 
 ## Config
@@ -179,6 +167,27 @@ Differences from the defaults:
 ```
 {chr(10).join(changed)}
 ```
+"""
+
+
+def _weights_section(run: Trained) -> str:
+    """What the card says of model.safetensors; '' where there is none."""
+    if run.inputs.network:
+        return ""
+    for_torch, convert = "", ""
+    if not run.net.keras and run.net.shortcut:  # else PyTorch has no such network
+        for_torch = ", or for PyTorch"
+        convert = (
+            "\npython -m resnet_jax.convert --source=model.safetensors --out=model.pt"
+        )
+    return f"""`model.safetensors` has the weights, the architecture, and the mean and
+scale of images. With `resnet_jax`, to continue training from them on other
+classes{for_torch}:
+
+```bash
+python -m resnet_jax.main --config=... --config.init_from=model.safetensors{convert}
+```
+
 """
 
 
@@ -211,11 +220,10 @@ def main(argv: list[str], build: Build = build_network) -> None:
             f"{outcome}: nothing was written, please report this"
         )
     print(f"compared  {outcome}")
-    for name, part in (
-        ("model.zip", content),
-        ("model.safetensors", weights.to_bytes(weights.from_run(run))),
-        ("README.md", model_card(run).encode()),
-    ):
+    parts = {"model.zip": content, "README.md": model_card(run).encode()}
+    if not run.inputs.network:  # the file's config describes it
+        parts["model.safetensors"] = weights.to_bytes(weights.from_run(run))
+    for name, part in parts.items():
         workdir.write(out / name, part, "give another --out=DIR")
         print(f"written   {bucket.display_path(out / name)}: {len(part):,} bytes")
     print("\nTo run it, with jax and flatbuffers alone:\n")

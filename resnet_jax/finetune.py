@@ -17,6 +17,7 @@ def begin_with(
     model: ConfigDict,
     scale: np.ndarray,
     build: Build = build_network,
+    trains: bool = True,
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
 
@@ -31,12 +32,14 @@ def begin_with(
       scale: the divisor of its images. Prints a warning where the old run's was quite
         different, if the weights have it.
       build: what builds the new run's network, and the old one's if that was its own.
+      trains: whether the new run makes any update.
 
     Returns:
       The state, and a sentence about what was taken.
 
     Raises:
-      UserError: it cannot be read, or is of another network.
+      UserError: it cannot be read, is of another network, or, where nothing is trained,
+        of other classes.
     """
     old_run = _read(init_from, build)
     # No shape tells whether there are shortcuts.
@@ -56,6 +59,12 @@ def begin_with(
         same = old_run.inputs.class_names == class_names
     else:
         same = old_run.num_classes == len(class_names)
+    if not same and not trains:
+        raise UserError(
+            f"config.init_from={init_from} is of other classes than the data, and "
+            "config.epochs=0 trains no classifier for these: give data of its classes, "
+            "or more epochs"
+        )
     old, new = weights.flatten(old_run.variables), weights.flatten(state.variables)
     taken = {}
     for path in sorted(old.keys() | new.keys()):

@@ -41,7 +41,7 @@ def print_start(
     plan, augment = trainer.plan, config.augment
     total, before = plan.total_steps, record["total_steps"]
     print(f"resumed   at step {step:,} of {total:,}")
-    if total == before:
+    if not step or total == before:
         return
     if config.schedule.name != "constant":
         print(
@@ -64,7 +64,9 @@ def print_start(
 
 def _warn_without_second_call(step: int, plan: Plan) -> None:
     """The first call warms up; `profile` traces the second."""
-    if step < plan.total_steps == plan.call_end(step):
+    if not plan.total_steps:
+        print("profile   nothing is traced: no update is made")
+    elif step < plan.total_steps == plan.call_end(step):
         half = (plan.total_steps - step) // 2
         fix = f"; set config.steps_per_call={half}" if half else ""
         print(f"profile   nothing is traced: the whole run is one call{fix}")
@@ -100,7 +102,8 @@ def suspicious_settings(config: ConfigDict) -> list[str]:
             )
     warm = schedule.warmup_epochs or schedule.name == "onecycle"
     deep = config.model.depth >= 110 and config.model.stem == "cifar"
-    if deep and config.optimizer.name == "sgd" and not warm:
+    trains = config.epochs or config.steps
+    if trains and deep and config.optimizer.name == "sgd" and not warm:
         found.append(
             f"{config.model.depth} layers without a warm-up, which the papers give "
             "from 110 on: set schedule.warmup_epochs=1, or take the config of that "

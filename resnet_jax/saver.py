@@ -24,11 +24,11 @@ class Saver:
         checkpoints: Checkpoints | None,
         recorder: Recorder,
         record: Callable[[], dict],
-        step: int,
+        saved_step: int | None,
     ):
         self._trainer, self._checkpoints = trainer, checkpoints
         self._recorder, self._record = recorder, record
-        self.saved_step = step or None
+        self.saved_step = saved_step
         self._time = time.perf_counter()
 
     @property

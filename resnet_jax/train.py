@@ -198,7 +198,8 @@ def _run(
         """The signal that came to any of the processes; 0: none."""
         return hosts.max_over_processes(preemption.received or 0)
 
-    saver = Saver(trainer, checkpoints, recorder, record, step)
+    saved_step = step if opened.newest else None
+    saver = Saver(trainer, checkpoints, recorder, record, saved_step)
     try:
         metrics = _loop(
             config, directory, trainer, state, step, recorder, saver, received, clock
@@ -276,6 +277,7 @@ def _first_state(
         model=config.model,
         scale=trainer.normalization[1],
         build=build,
+        trains=trainer.plan.total_steps > 0,
     )
     state, taken = hosts.run_on_first(begin)
     hosts.print_once(f"weights   of {taken}")
@@ -318,8 +320,9 @@ def _loop(
             saver.save(state, step)
         if number:
             saver.wait()
-            where = f"at step {step:,} of {plan.total_steps:,}, which is saved"
-            raise StoppedError(signal.Signals(number), where if step else "at step 0")
+            where = f"at step {step:,} of {plan.total_steps:,}"
+            where += ", which is saved" if saver.saved_step == step else ""
+            raise StoppedError(signal.Signals(number), where)
         if last:
             saver.wait()
             return metrics

@@ -35,7 +35,7 @@ class Trainer:
       plan: how many updates, and where calls end.
       parallel: the devices.
       net: the network.
-      normalization: mean and scale of the training images.
+      normalization: mean and scale that images are normalised by.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
       programs: the compiled calls that train, by the images' size, after `compile`;

@@ -12,10 +12,12 @@ import safetensors.numpy
 
 from configs import digits
 from resnet_jax import (
+    UserError,
     command_line,
     convert,
     data,
     evaluate,
+    export,
     main,
     models,
     train,
@@ -156,9 +158,22 @@ def test_converted_weights_score_as_in_pytorch(tmp_path, monkeypatch, capsys):
     assert again["accuracy"] == summary["test_accuracy"]
     assert train.train_and_evaluate(config, directory) == summary
     assert "finished  at step 0 of 0" in capsys.readouterr().out
+    card = export.model_card(loaded)
+    assert "# v1-8 evaluated on noise" in card
+    assert f"It has the weights of `{file}`, and was trained on no more." in card
+    # Nothing would train a new classifier.
+    fewer = data.Dataset("noise", names[:5], split, None, test)
+    monkeypatch.setattr(data, "load", lambda _: fewer)
+    with pytest.raises(UserError, match="is of other classes than the data"):
+        train.train_and_evaluate(config, tmp_path / "other")
     # More epochs continue from these weights.
+    monkeypatch.setattr(data, "load", lambda _: dataset)
     config.epochs = 1
     assert train.train_and_evaluate(config, directory)["steps"] == 3
+    told = capsys.readouterr().out
+    assert "resumed   at step 0 of 3" in told
+    assert "warning" not in told
+    assert trained.load(directory, 0).step == 0
 
 
 def run(*arguments) -> int:

@@ -18,6 +18,7 @@ from resnet_jax import (
     cost,
     data,
     evaluate,
+    export,
     main,
     models,
     train,
@@ -175,6 +176,15 @@ def test_the_block_of_your_own_trains(tmp_path, monkeypatch, capsys, quick_train
     assert call(evaluate) == 0
     assert f"{summary['test_accuracy']:.2%}" in capsys.readouterr().out
     assert call(importlib.import_module("resnet_jax.report.__main__")) == 0
+    page = Path("runs/se/report.html").read_text()
+    assert "SqueezeExcitationBlock blocks" in page.partition("same run again")[0]
+    # Its config does not describe what model.safetensors would hold.
+    assert call(export) == 0
+    assert {path.name for path in Path("runs/se/export").iterdir()} == {
+        "model.zip",
+        "README.md",
+    }
+    assert "safetensors" not in Path("runs/se/export/README.md").read_text()
     assert trained.load("runs/se", build=build).step == 2
     with pytest.raises(UserError, match="holds a run of SqueezeExcitationBlock blocks"):
         trained.load("runs/se")

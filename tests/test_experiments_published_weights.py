@@ -5,6 +5,7 @@ import pytest
 
 from experiments import published_weights
 from experiments.published import Published, Table
+from experiments.study import Study
 from resnet_jax import command_line, data
 
 NETWORKS = {"v1-8": Published(91.0), "v1-14": Published(92.0)}
@@ -96,6 +97,30 @@ def test_of_the_original_pixels_nothing_is_excused():
     assert text.endswith(
         "test images of CIFAR-10; test accuracy (%), cpu, jax 1, commit abc."
     )
+    result |= {"accuracy": 0.8, "pytorch_accuracy": 0.8, "dataset": "a copy"}
+    assert "in PyTorch it is the same" in published_weights.markdown(
+        {"v1-20": result}, ""
+    )
+    result["pytorch_accuracy"] = 0.9
+    assert "in PyTorch it is the same" not in published_weights.markdown(
+        {"v1-20": result}, ""
+    )
+
+
+def test_training_further_is_told_of_the_same_file_alone(tmp_path):
+    cells = [
+        ({"network": "v1-20", "sha256": "old", "epochs": 5}, {"accuracy": 0.9}),
+        ({"network": "v1-20", "sha256": "new"}, {"accuracy": 0.8}),
+        ({"network": "v1-20", "sha256": "new", "epochs": 2}, {"accuracy": 0.85}),
+        ({"network": "v1-32", "sha256": "other", "epochs": 2}, {"accuracy": 0.7}),
+    ]
+    experiment = Study("akamaster", tmp_path)
+    for settings, result in cells:
+        experiment.cell(lambda result=result, **_: dict(result), **settings)
+    rows = published_weights.stored(experiment)
+    assert list(rows) == ["v1-20"]
+    assert rows["v1-20"]["accuracy"] == 0.8
+    assert rows["v1-20"]["adapted"] == {2: {"accuracy": 0.85}}
 
 
 @pytest.mark.parametrize(
