@@ -18,11 +18,13 @@ parameters, and BatchNorm has momentum 0.9. The drops of their rates, which are 
 for 200 epochs, come at the same fractions of the ten minutes. They need `pip install -r
 requirements-bench.txt`.
 
-Found (smoke, one seed, on a copy of CIFAR-10 whose images were coded as JPEG). 83.6%
-after 573 seconds and 424,576 images of `fast`, 70.3% after 250,512 images of the
-PyTorch script and 72.5% after 207,776 of the Keras example's recipe, both in 600
-seconds: 741, 418 and 346 images per second. Small images raise the pace of `fast`; how
-much of the gain is theirs, and how much the rest of the recipe's, was not measured.
+Found (smoke, one seed, on a copy of CIFAR-10 whose images were coded as JPEG). 82.8%
+after 510 seconds and 357,376 images of `fast`, 72.0% after 259,728 images of the
+PyTorch script and 71.4% after 206,208 of the Keras example's recipe, both in 600
+seconds: 701, 433 and 344 images per second. The shorter run had been slow, so that
+`fast` left 90 seconds unused; in an earlier measurement it took 573 and had 83.6%.
+Small images raise the pace of `fast`; how much of the gain is theirs, and how much the
+rest of the recipe's, was not measured.
 
 Cost. Smoke: one seed, half an hour. Full: three seeds.
 """
