@@ -271,7 +271,7 @@ def test_of_two_processes_the_first_alone_uses_the_bucket(tmp_path):
 def test_checkpoint_whose_sending_was_cut_off_is_passed_over(
     cloud, capsys, monkeypatch, quick_training
 ):
-    monkeypatch.setattr(report, "update", lambda _: None)  # not what is tested
+    monkeypatch.setattr(report, "update", lambda *_: None)  # not what is tested
     arguments = [f"--workdir={URL}", *ARGUMENTS, "--config.checkpoint.every_minutes=0"]
     run = cloud.root / "lab" / "runs" / "a"
     assert call(main, *arguments, "--config.steps=23") == 0

@@ -285,7 +285,7 @@ def test_help_tells_defaults(capsys):
     with pytest.raises(SystemExit):
         command_line.call(evaluate.main, ["evaluate", "--help"])
     output = capsys.readouterr().out
-    told = "The newest checkpoint, or the best by validation. (default: latest)\n"
+    told = "'latest', 'best' by validation, or a step. (default: latest)\n"
     assert told in output
     assert "--help: Show this and exit.\n" in output
 

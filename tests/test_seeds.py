@@ -176,7 +176,7 @@ def test_a_signal_ends_the_whole_and_the_same_command_goes_on(
     assert process.returncode == 143
     assert names(tmp_path) == {"seed0"}
     step = read_rows(tmp_path / "seed0")[-1]["step"]
-    monkeypatch.setattr(report, "update", lambda _: None)  # not what is tested
+    monkeypatch.setattr(report, "update", lambda *_: None)  # not what is tested
     argv = ["main", *DIGITS, f"--config.steps={step + 2}", f"--workdir={tmp_path}"]
     assert command_line.call(main.main, [*argv, "--config.seeds=2"]) == 0
     assert names(tmp_path) == {"seed0", "seed1", "seeds.json"}
