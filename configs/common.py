@@ -1,7 +1,7 @@
-"""Every field of a config, once, and the recipes that set them.
+"""All config fields, each defined once, and the recipes that set them.
 
-A config file names a network; after a colon comes the recipe (`paper` where there is
-none), and any field can be changed after that:
+A config file names a network; a colon and a recipe may follow (default: `paper`), and
+flags can then change any field:
 
     python -m resnet_jax.main --config=configs/v1_20.py:keras --config.epochs=10
 """
@@ -16,7 +16,7 @@ def get_config(
 ) -> ConfigDict:
     """The config of a network under a recipe; `model` sets more of `config.model`.
 
-    `own_recipes` are more than `RECIPES`, by name, which a config file alone has.
+    `own_recipes` are further recipes, by name, that only one config file has.
     """
     recipes = RECIPES | dict(own_recipes)
     if recipe not in recipes:
@@ -31,21 +31,21 @@ def get_config(
 
 
 def default() -> ConfigDict:
-    """All fields. What a comment calls 'off' costs nothing at run time."""
+    """All fields. A feature that a comment calls 'off' costs nothing at run time."""
     config = ConfigDict()
     config.seed = 0
-    config.seeds = 1  # how many runs: with `seed` and the seeds that follow
+    config.seeds = 1  # number of runs, with `seed` and the seeds that follow it
     config.epochs = 164  # 0: only evaluates the weights that `init_from` names
     config.steps = 0  # 0: `epochs` decides; positive: this many updates instead
     config.batch_size = 128  # over all devices
     config.steps_per_call = 0  # updates in one call; 0: 10 on a CPU, else 100
-    # Epochs; the last one and what checkpoint.every saves are evaluated too.
+    # In epochs; the last one and those that checkpoint.every saves are evaluated too.
     config.eval_every = 1
-    config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': on each device
+    config.parallel = "jit"  # BatchNorm over the whole batch; 'pmap': per device
     config.label_smoothing = 0.0
     config.test_time_flip = False  # True: evaluate an image and its mirror image
     config.init_from = ""  # to fine-tune: a run's directory or .safetensors file
-    config.profile = False  # trace the second call; prints what takes its time
+    config.profile = False  # trace the second call; print its costliest operations
 
     config.model = ConfigDict()
     config.model.version = 1
@@ -55,42 +55,42 @@ def default() -> ConfigDict:
     config.model.activation = ""  # '': the version's own; else 'post', 'pre'
     config.model.shortcut = ""  # '': the version's own; 'A': zero-padded, 'B': 1x1
     config.model.residual = True  # False: the plain network, without shortcuts
-    config.model.stem = "cifar"  # 'imagenet': stride 4, four stages; large images
+    config.model.stem = "cifar"  # 'imagenet': stride 4, four stages; for large images
     config.model.width = 0  # channels of the stem; 0: 16, or 64 with stem 'imagenet'
-    config.model.stochastic_depth = 0.0  # chance to leave the last block out; 0: off
+    config.model.stochastic_depth = 0.0  # chance of dropping the last block; 0: off
     config.model.zero_init = False  # True: blocks begin as the identity
     config.model.dtype = "float32"  # of the computation; 'bfloat16' for GPU and TPU
-    config.model.scan = False  # loop over equal blocks: compiles fast at any depth
-    # Less memory for one more forward pass; on a CPU together with `scan` alone.
+    config.model.scan = False  # loop over identical blocks: compiles fast at any depth
+    # Saves memory at the cost of one more forward pass; on a CPU, only with `scan`.
     config.model.remat = False
 
     config.dataset = ConfigDict()
     config.dataset.name = "cifar10"
     config.dataset.path = ""  # of your own pictures, with name 'image_folder'
-    config.dataset.split_seed = 0  # of its test set, where no folder is one
+    config.dataset.split_seed = 0  # of its test set, if no folder holds one
     config.dataset.data_dir = ""  # '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.dataset.mirror = ""  # base URL of the archive; '': the official host
     config.dataset.image_size = 0  # pixels to resize to; 0: as stored
-    config.dataset.stream = "auto"  # from 2 GiB of pixels up; or 'always', 'never'
+    config.dataset.stream = "auto"  # above 2 GiB of pixels; or 'always', 'never'
     config.dataset.train_split = "train"
-    config.dataset.validation_split = ""  # for choosing, as 'train[45000:]'
+    config.dataset.validation_split = ""  # for model selection: 'train[45000:]'
     config.dataset.eval_split = "test"  # reported at the end
 
     config.augment = ConfigDict()
-    config.augment.normalization = "pixel_mean"  # or by channel: 'mean', 'mean_std'
-    # What 'mean_std' takes, by channel, of pixels from 0 to 1; (): of the training set.
+    config.augment.normalization = "pixel_mean"  # or per channel: 'mean', 'mean_std'
+    # For 'mean_std', per channel, of pixels from 0 to 1; (): from the training set.
     config.augment.mean = ()
     config.augment.std = ()
-    config.augment.crop = 0.125  # padding on each side by image size (4 of 32); 0: off
-    config.augment.random_resized_crop = 0.0  # smallest part of the area; 0: off
-    config.augment.shift = 0.0  # Keras's shift, by image size; 0: off
+    config.augment.crop = 0.125  # padding per side / image size (4 of 32); 0: off
+    config.augment.random_resized_crop = 0.0  # smallest fraction of the area; 0: off
+    config.augment.shift = 0.0  # Keras's shift / image size; 0: off
     config.augment.flip = True  # left to right, half of the images
     config.augment.alternating_flip = False  # True: each image every other epoch
-    config.augment.cutout = 0.0  # side of a blank square, by image size; 0: off
-    config.augment.mixup = 0.0  # alpha of Beta(alpha, alpha), the images' parts; 0: off
-    config.augment.cutmix = 0.0  # the same for rectangles instead; 0: off
+    config.augment.cutout = 0.0  # side of a blank square / image size; 0: off
+    config.augment.mixup = 0.0  # alpha of the mixing weights' Beta distribution; 0: off
+    config.augment.cutmix = 0.0  # the same, but pasting rectangles; 0: off
     config.augment.plain_epochs = 0.0  # at the end, without mixup and cutmix
-    # Pixels of the shorter side, smaller than the images, to train on at first.
+    # Smaller image sizes to train on first, as pixels of the shorter side.
     config.augment.sizes = ()
     config.augment.size_ends = ()  # when each of these ends, as a fraction of the run
 
@@ -98,22 +98,22 @@ def default() -> ConfigDict:
     # sgd adam adamw rmsprop adagrad adadelta lars lion
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
-    config.optimizer.linear_rate_batch = 0  # the rate is of this batch size; 0: of any
-    config.optimizer.momentum = 0.9  # of sgd, lars and rmsprop
-    config.optimizer.nesterov = False  # of those too, and of adam and adamw: NAdam
-    config.optimizer.epsilon = 1e-8  # of adam, adamw and rmsprop
-    config.optimizer.weight_decay = 1e-4  # the gradient is weight_decay * parameter
-    config.optimizer.decay = "coupled"  # or 'decoupled', as always in adamw and lion
-    config.optimizer.decay_on = "all"  # or 'kernels', or 'convolutions' alone
-    config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0: off
-    config.optimizer.freeze = ""  # a pattern: what stays, as '^stem|^stage1'; '': none
-    config.optimizer.backbone_factor = 1.0  # of the rate, for all but the classifier
-    # Of the rate, for BatchNorm's biases; their decay stays.
+    config.optimizer.linear_rate_batch = 0  # batch size that the rate is for; 0: any
+    config.optimizer.momentum = 0.9  # for sgd, lars and rmsprop
+    config.optimizer.nesterov = False  # for those too, and for adam and adamw: NAdam
+    config.optimizer.epsilon = 1e-8  # for adam, adamw and rmsprop
+    config.optimizer.weight_decay = 1e-4  # its gradient is weight_decay * parameter
+    config.optimizer.decay = "coupled"  # or 'decoupled', as adamw and lion always are
+    config.optimizer.decay_on = "all"  # or only 'kernels', or only 'convolutions'
+    config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: off
+    config.optimizer.freeze = ""  # regex of what to freeze: '^stem|^stage1'; '': none
+    config.optimizer.backbone_factor = 1.0  # scales the rate of all but the classifier
+    # Scales the rate of BatchNorm's biases, but not their decay.
     config.optimizer.bn_bias_factor = 1.0
     # Decay of the exponential moving average (EMA) of the weights, which is then what
     # is evaluated; at most (1+t)/(10+t) after t updates. 0: off.
     config.optimizer.ema = 0.0
-    # Gradients of this many parts of a batch are added; BatchNorm sees one at a time.
+    # Parts of a batch to accumulate gradients over; BatchNorm sees one at a time.
     config.optimizer.accumulate = 1
 
     config.schedule = ConfigDict()
@@ -121,18 +121,18 @@ def default() -> ConfigDict:
     config.schedule.boundaries = (0.5, 0.75)  # of 'step', as fractions of the run
     config.schedule.factors = (0.1, 0.01)  # of the learning rate after each boundary
     config.schedule.warmup_epochs = 0.0
-    config.schedule.warmup = "linear"  # from the factor up, or 'constant' at the factor
+    config.schedule.warmup = "linear"  # up from the factor, or 'constant' at it
     config.schedule.warmup_factor = 0.1
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # epochs; the end of the run is always saved
-    config.checkpoint.every_minutes = 10.0  # too, however long an epoch is; 0: off
+    config.checkpoint.every_minutes = 10.0  # also, however long an epoch is; 0: off
     config.checkpoint.keep = 2  # newest ones; the best by validation is kept too
     return config
 
 
 def completed(stored: dict) -> ConfigDict:
-    """A config as JSON stored it, with the fields that have come since at 'off'."""
+    """A config as stored in JSON, with fields added since then at 'off'."""
     config = ConfigDict(stored)
     model = config.get("model")
     if (
@@ -140,13 +140,13 @@ def completed(stored: dict) -> ConfigDict:
         and "stem" not in model
         and model.get("width") == 16
     ):
-        model.width = 0  # the default of before there were other stems
+        model.width = 0  # the default before there were other stems
     for name, value in default().items():
         is_group = isinstance(value, ConfigDict)
         if is_group and isinstance(config.get(name), ConfigDict):
             for inner in set(value) - set(config[name]):
                 config[name][inner] = value[inner]
-        # Without any group it is no config, but damaged.
+        # Without a `model` group it is not old, but damaged.
         elif name not in config and (not is_group or isinstance(model, ConfigDict)):
             config[name] = value
     return config
@@ -155,8 +155,8 @@ def completed(stored: dict) -> ConfigDict:
 def paper(config: ConfigDict) -> None:
     """He et al. 2015, section 4.2, and 2016, appendix: about 64,000 updates.
 
-    Whether it warms up goes by the config file's depth, as 2015 has it (2016 always
-    does); a depth that a command gives comes too late for that.
+    Whether it warms up depends on the config file's depth, as in 2015 (2016 always
+    does); a depth given on the command line comes too late to change that.
     """
     if config.model.depth >= 110:
         # "We use 0.01 to warm up the training ... (about 400 iterations)".
@@ -167,8 +167,8 @@ def paper(config: ConfigDict) -> None:
 def keras(config: ConfigDict) -> None:
     """The Keras example cifar10_resnet.py, its network included.
 
-    Optax adds Adam's epsilon after the correction of the second moment's bias, Keras
-    before, where it counts for more in the first updates.
+    Optax adds Adam's epsilon after correcting the second moment's bias, Keras before,
+    which gives it more weight in the first updates.
     """
     config.epochs = 200
     config.batch_size = 32
@@ -183,7 +183,7 @@ def keras(config: ConfigDict) -> None:
 
 
 def strong(config: ConfigDict) -> None:
-    """200 epochs: what the accuracy of these networks gains most from."""
+    """200 epochs with what improves the accuracy of these networks most."""
     config.epochs = 200
     config.augment.update(normalization="mean_std", alternating_flip=True)
     config.augment.update(mixup=0.2, plain_epochs=15.0)
@@ -192,9 +192,9 @@ def strong(config: ConfigDict) -> None:
 
 
 def fast(config: ConfigDict) -> None:
-    """The most accuracy for minutes: small images first, one cycle of a high rate.
+    """The most accuracy within minutes: small images first, one cycle of a high rate.
 
-    Set `epochs` by the time there is.
+    Set `epochs` to fit the time available.
     """
     config.epochs = 16
     config.label_smoothing = 0.1

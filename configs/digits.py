@@ -11,9 +11,9 @@ from configs import common
 def get_config(recipe="smoke"):
     config = common.get_config(recipe, version=2, depth=56)
     config.dataset.name = "digits"
-    # A digit's mirror image is none.
+    # A mirrored digit is not a digit.
     config.augment.update(flip=False, alternating_flip=False)
     config.test_time_flip = False
-    # Nor is there a smaller size than 8 pixels to begin with.
+    # Nor is there a size below 8 pixels to start with.
     config.augment.update(sizes=(), size_ends=())
     return config

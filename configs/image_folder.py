@@ -4,7 +4,7 @@
 
 269,722 parameters (10 classes). `--config=configs/image_folder.py:imagenet` has
 11,181,642 and wants a GPU or TPU. DIR has a folder of pictures for each class, or
-train/ with those in it and val/ or test/ beside.
+train/ with such folders in it, and val/ or test/ beside it.
 """
 
 from configs import common
@@ -20,8 +20,8 @@ def get_config(recipe="paper"):
 def imagenet(config):
     """ResNet-18 at 224 pixels by fb.resnet.torch's schedule, in batches of 128.
 
-    Not its colour jitter and lighting; and crops are of the middle square at 224
-    pixels, not of the whole picture, so that published accuracies are out of reach.
+    Without its colour jitter and lighting; and crops come from the middle square at
+    224 pixels, not the whole picture, so that published accuracies are out of reach.
     """
     config.epochs = 90
     config.model.update(depth=18, stem="imagenet")

@@ -4,10 +4,10 @@
 
 10,327,706 parameters (10 classes).
 
-The equal blocks of a stage run in a loop (`model.scan`), so that it compiles in
-seconds, and their activations are computed again in the backward pass (`model.remat`),
-so that it fits a small device. `--config.model.remat=false` leaves that out, where
-there is memory.
+The identical blocks of a stage run in a loop (`model.scan`), so that it compiles in
+seconds, and their activations are recomputed in the backward pass (`model.remat`), so
+that it fits a small device. `--config.model.remat=false` turns that off, if there is
+enough memory.
 
 Published CIFAR-10 test accuracy, by recipe:
     paper: 95.08% (He et al. 2016, table 4)

@@ -2,7 +2,7 @@
 
     python -m resnet_jax.main --config=configs/v2_110.py
 
-1,146,842 parameters (10 classes); 3,302,442 of the Keras example's network.
+1,146,842 parameters (10 classes); 3,302,442 in the Keras example's network.
 Published CIFAR-10 test accuracy, by recipe:
     keras: 93.15% (keras-team/keras, examples/cifar10_resnet.py)
 """

@@ -2,7 +2,7 @@
 
     python -m resnet_jax.main --config=configs/v2_56.py
 
-590,426 parameters (10 classes); 1,663,338 of the Keras example's network.
+590,426 parameters (10 classes); 1,663,338 in the Keras example's network.
 Published CIFAR-10 test accuracy, by recipe:
     keras: 93.01% (keras-team/keras, examples/cifar10_resnet.py)
 """

@@ -18,20 +18,20 @@ class UserError(Exception):
 
 
 def one_line(error: Exception, length: int = 200) -> str:
-    """What an error says, as a part of a sentence."""
+    """An error's message on one line, for use within a sentence."""
     return " ".join(str(error).split())[:length]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question with the known name that is nearest, to begin a fix; '': none is."""
+    """A question that suggests the closest known name, to begin a fix; '': none is."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}? " if near else ""
 
 
 def expanded(place: str | Path, name: str) -> Path:
-    """A path as the shell would expand it. Raises UserError if it is of no user's home.
+    """A path with `~` expanded. Raises UserError if `~USER` names no user.
 
-    `name` is the flag's or field's that has it.
+    `name` is the flag or field that the path comes from.
     """
     try:
         return Path(place).expanduser()
@@ -42,5 +42,5 @@ def expanded(place: str | Path, name: str) -> Path:
 
 
 def as_text(name: str) -> str:
-    """A file's name for pages and figures, which cannot show what is not UTF-8."""
+    """A file's name for pages and figures, which can only show UTF-8."""
     return os.fsencode(name).decode(errors="replace")

@@ -28,8 +28,8 @@ def grad_cam(
 ) -> Maps:
     """Non-negative Grad-CAM heat maps for class `labels[i]` of image i.
 
-    The maps are weighted by their gradients' means (equation 1), added up, cut at zero
-    (equation 2), and scaled to the images' size.
+    The maps are weighted by their gradients' means (equation 1), summed, clipped at
+    zero (equation 2), and scaled to the images' size.
 
     Args:
       net: the network, which computes in float32 here.
@@ -37,7 +37,7 @@ def grad_cam(
       images: normalised.
       labels: the class to explain in each image.
       layer: 'features', the maps that are pooled for the classifier, or the output of a
-        stage, such as 'stage2': earlier ones are finer and know less of the class.
+        stage, such as 'stage2': earlier ones are finer but know less about the class.
     """
     net = models.in_float32(net)
 
@@ -70,15 +70,15 @@ def integrated_gradients(
     labels: Labels,
     steps: int = 64,
 ) -> tuple[Images, Float[Array, "batch"]]:
-    """How much each pixel adds to the logits of `labels`, against the mean.
+    """How much each pixel adds to the logits of `labels`, relative to the mean.
 
-    The path leads straight from zeros to the image. Zeros are the mean that images are
-    normalised by, which by channel is an even colour.
-    The integral is the trapezoid rule of `steps` intervals.
+    The path is a straight line from zeros to the image. Zeros are the mean that images
+    are normalised by, a uniform colour if it is per channel. The integral is computed
+    by the trapezoidal rule with `steps` intervals.
 
     Returns:
       Attributions, and each image's completeness error: how far the attributions' sum
-      is from the difference of the logit at both ends (proposition 1), by that
+      is from the logit's difference between both ends (proposition 1), relative to that
       difference.
     """
     net = models.in_float32(net)
@@ -109,11 +109,11 @@ def _class_scores(logits, labels):
 def cascading_randomization(
     net: models.ResNet, variables: dict, image_shape: tuple[int, int, int], seed: int
 ) -> dict[str, dict]:
-    """Variables in which more and more layers are drawn again, from the output down.
+    """Variables in which more and more layers are redrawn, from the output down.
 
     Returns:
-      The part drawn last, such as 'classifier' or 'and stage 3', with the variables:
-      the cascading randomisation of Adebayo et al., section 3.1.
+      Variables by the part redrawn last, such as 'classifier' or 'and stage 3': the
+      cascading randomisation of Adebayo et al., section 3.1.
     """
     fresh = models.initialize(net, jax.random.key(seed), image_shape)
     groups = {"classifier": ("classifier", "final_bn")}

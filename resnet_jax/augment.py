@@ -1,8 +1,8 @@
 """From stored images to the network's input, inside jit: normalise, move, cut, mix.
 
-Every draw belongs to one example of one step, or to the step, so a batch looks the same
-however it is spread over devices; but under 'pmap' examples are mixed with others of
-their device.
+Every random draw belongs to one example of one step, or to the step, so a batch looks
+the same however it is spread over devices; but under 'pmap' examples are mixed with
+others on their own device.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.resampling import Windows, resample
 
-# Torch's and the Inception paper's range of width / height, and Torch's attempts.
+# Torch's and the Inception paper's range of width / height; Torch's attempt limit.
 _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
@@ -78,7 +78,7 @@ def augment(
     mirrored: Bool[Array, "batch"] | None = None,
     size: int = 0,
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Crops from padded images (He 2015, section 4.2), or shifts as Keras, or enlarges
+    """Crops padded images (He 2015, section 4.2), or shifts as Keras does, or enlarges
     a part of the image (Szegedy et al. 2015, arXiv 1409.4842, section 6); flips; scales
     down; and cuts squares out (DeVries and Taylor 2017, arXiv 1708.04552).
 
@@ -89,8 +89,8 @@ def augment(
       key: the step's random key.
       positions: the examples' places in the whole batch; each has its own draws.
       mirrored: which to flip; None: drawn.
-      size: the shorter of the result's height and width, at most that of the images,
-        whose aspect it keeps; 0: as large as they are.
+      size: the result's shorter side, at most that of the images, whose aspect ratio
+        is kept; 0: as large as they are.
     """
     height, width = images.shape[1:3]
     scale = size / min(height, width) if size else 1
@@ -114,7 +114,7 @@ def augment(
         rows = rows.moved(_whole_offsets(vertical, round(config.crop * height)))
         columns = columns.moved(_whole_offsets(horizontal, round(config.crop * width)))
     elif config.shift:
-        # Keras's ImageDataGenerator: any fraction of a pixel.
+        # As in Keras's ImageDataGenerator: any fraction of a pixel.
         rows = rows.moved((2 * vertical - 1) * config.shift * height)
         columns = columns.moved((2 * horizontal - 1) * config.shift * width)
     if config.flip or config.random_resized_crop or config.crop or config.shift or size:
@@ -123,10 +123,10 @@ def augment(
 
 
 def alternate(key: Array, rows: Int[Array, "batch"], epochs: Int[Array, "batch"]):
-    """Which examples to flip: a random half in the first epoch, then every other time.
+    """Which examples to flip: a random half in the first epoch, then alternating.
 
-    So that two epochs show each image both ways (Jordan 2024, arXiv 2404.00498,
-    section 3.6).
+    Two successive epochs thus show each image both ways (Jordan 2024,
+    arXiv 2404.00498, section 3.6).
 
     Args:
       key: the run's.
@@ -138,7 +138,7 @@ def alternate(key: Array, rows: Int[Array, "batch"], epochs: Int[Array, "batch"]
 
 
 def _cut_out(part: float, images, keys):
-    """Zeros in a square around any pixel, as far as it lies within the image."""
+    """Zeros a square around a random pixel, as far as it lies within the image."""
     height, width = images.shape[1:3]
     side = round(part * height)
     centres = jax.vmap(
@@ -153,7 +153,7 @@ def _cut_out(part: float, images, keys):
 
 
 def _span_mask(centre, side, length: int):
-    """Pixels, bool [..., length]: from centre - side // 2 on, `side` of them."""
+    """Mask, bool [..., length], of the `side` pixels from centre - side // 2 on."""
     start = (centre - side // 2)[..., None]
     pixels = jnp.arange(length)
     return (pixels >= start) & (pixels < start + jnp.asarray(side)[..., None])
@@ -166,19 +166,19 @@ def mix(
     key: Array,
     plain: Bool[Array, ""],
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
-    """Mixes each image and its target with those of the example opposite in the batch.
+    """Mixes each image and its target with those at the mirrored place in the batch.
 
-    'mixup' adds the two (Zhang et al. 2017, arXiv 1710.09412), by weights drawn from
-    Beta(mixup, mixup); 'cutmix' puts a rectangle of the one into the other (Yun et al.
-    2019, arXiv 1905.04899), of an area drawn from Beta(cutmix, cutmix). One draw a
-    step. The batch is that of a device under 'pmap'.
+    'mixup' adds the two (Zhang et al. 2017, arXiv 1710.09412), with weights drawn from
+    Beta(mixup, mixup); 'cutmix' pastes a rectangle of one into the other (Yun et al.
+    2019, arXiv 1905.04899), with an area drawn from Beta(cutmix, cutmix). There is one
+    draw per step. Under 'pmap' the batch is that of a device.
 
     Args:
       config: `config.augment`.
       images: as `augment` returns them.
-      targets: probabilities of the classes.
+      targets: class probabilities.
       key: the step's.
-      plain: nothing is mixed.
+      plain: whether to mix nothing.
     """
     key, place = jax.random.split(key)
     if config.mixup:
@@ -201,13 +201,13 @@ def mix(
 def symmetric_beta(key: Array, alpha: float) -> Float[Array, ""]:
     """Draws from Beta(alpha, alpha), without the rejection loop of `jax.random.beta`.
 
-    As (1 + t / sqrt(2 alpha + t^2)) / 2 of a t of Student's distribution with 2 alpha
-    degrees of freedom, which is drawn from two uniform numbers (Bailey 1994,
+    Computed as (1 + t / sqrt(2 alpha + t^2)) / 2, where t has Student's t distribution
+    with 2 alpha degrees of freedom and is drawn from two uniform numbers (Bailey 1994,
     Mathematics of Computation 62, pages 779-781).
     """
     radius, angle = jax.random.uniform(key, (2,))
     cosine = jnp.cos(2 * np.pi * angle)
-    power = jnp.log(radius) / alpha  # of e; 1 - e^power is never 0, nor the ratio NaN
+    power = jnp.log(radius) / alpha  # of e; 1 - e^power is never 0, the ratio never NaN
     ratio = jnp.exp(power) / -jnp.expm1(power)  # (2 alpha / t^2) cosine^2
     root = jnp.sqrt(cosine**2 + ratio)
     smaller = ratio / (2 * root * (root + jnp.abs(cosine)))
@@ -222,9 +222,9 @@ def averaged_over_flip(function: Callable) -> Callable:
 def _boxes(smallest: float, keys, vertical, horizontal):
     """A box in each image to enlarge: (top, height) and (left, width), [batch] each.
 
-    All are parts of the image's sides. The area is uniform from the smallest to 1, its
-    aspect log uniform; boxes that would be longer than the image are drawn again, as
-    by Torch, which also gives up after ten and takes the whole image.
+    All are fractions of the image's sides. The area is uniform from `smallest` to 1,
+    its aspect ratio log-uniform; boxes that exceed the image are drawn again, as in
+    Torch, which also gives up after ten and takes the whole image.
     """
     draws = jax.vmap(
         lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (_ATTEMPTS, 2))
@@ -243,5 +243,5 @@ def _boxes(smallest: float, keys, vertical, horizontal):
 
 
 def _whole_offsets(uniform: Float[Array, "batch"], pad: int) -> Float[Array, "batch"]:
-    """Offsets -pad to pad, all as likely, from numbers in [0, 1)."""
+    """Offsets from -pad to pad, equally likely, from numbers in [0, 1)."""
     return jnp.floor(uniform * (2 * pad + 1)) - pad

@@ -1,4 +1,4 @@
-"""Statistics of BatchNorm for averaged weights (`optimizer.ema`)."""
+"""BatchNorm statistics for averaged weights (`optimizer.ema`)."""
 
 from collections.abc import Callable
 
@@ -25,8 +25,8 @@ def make_statistics_call(
 ) -> Callable:
     """Builds `statistics_call(params, batch_stats, split, positions, seed)`.
 
-    It returns the statistics of BatchNorm that averaged params need, over plain
-    training images. Neither those of the steps' own params (`batch_stats`) nor their
+    It returns the BatchNorm statistics that averaged params need, over plain training
+    images. Neither the statistics of the steps' own params (`batch_stats`) nor their
     mean fits (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
     """
     net = net.clone(stochastic_depth=0.0)
@@ -46,7 +46,7 @@ def make_statistics_call(
                     mutable=["batch_stats"],
                     rngs={"dropout": jax.random.key(0)},
                 )
-            # The running statistics, moved by those of the batch.
+            # `new` is momentum * old + (1 - momentum) * the batch's own statistics.
             return jax.tree.map(
                 lambda total, old, new: (
                     total + (new - momentum * old) / (1 - momentum) / batches

@@ -10,7 +10,7 @@ from resnet_jax import layers
 # Depth counts the stem, the classifier and the convolutions of the blocks' branches.
 _CONVS_A_BLOCK = {"basic": 2, "bottleneck": 3}
 _CIFAR_STAGES = 3
-# Of He et al. 2015, table 1: each depth has blocks of one kind.
+# He et al. 2015, table 1: each depth has one kind of block.
 _IMAGENET = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
@@ -32,8 +32,8 @@ def branch_convolutions(
 ) -> Branch:
     """The convolutions of a block's branch (He 2015, figure 5).
 
-    A basic block has `width` features, a bottleneck `inner` and at its end 4 `width`.
-    The first convolution has the stride; with stem 'imagenet' a bottleneck's 3x3 does.
+    A basic block has `width` features, a bottleneck `inner` and finally 4 * `width`.
+    The first convolution has the stride; with stem 'imagenet', a bottleneck's 3x3 does.
     """
     if block == "basic":
         return (3, width, stride), (3, width, 1)
@@ -51,7 +51,7 @@ class FeatureMaps(nn.Module):
 class PostActivationBlock(nn.Module):
     """conv-BN-ReLU, ..., conv-BN, add the shortcut, ReLU (He 2015, figures 2 and 5).
 
-    With `zero_init` the branch's last BN begins with scale 0, and the block as the
+    With `zero_init` the branch's last BN starts with scale 0, and the block as the
     identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1). A projection has
     BatchNorm too, but not in the Keras variant (`keras`).
     """
@@ -97,13 +97,13 @@ class PostActivationBlock(nn.Module):
 class PreActivationBlock(nn.Module):
     """BN-ReLU-conv, ..., add the shortcut (He 2016, figure 1b and appendix).
 
-    Where the shape changes, the projection reads the branch's first BN-ReLU too, and
-    the parameter-free shortcut A the block's raw input. But `first_in_network` the
-    first BN-ReLU stands before both paths (section 4.1). In the Keras variant (`keras`)
+    Where the shape changes, the projection also reads the branch's first BN-ReLU, the
+    parameter-free shortcut A the block's raw input. With `first_in_network`, however,
+    the first BN-ReLU precedes both paths (section 4.1). In the Keras variant (`keras`)
     the projection reads the raw input, and the first block has no first BN-ReLU.
 
-    With `zero_init` the branch's last convolution begins as 0, since after a BN of
-    scale 0 a ReLU passes no gradient.
+    With `zero_init` it is the branch's last convolution that starts at 0, since a ReLU
+    after a BN of scale 0 passes no gradient.
     """
 
     branch: Branch
@@ -156,7 +156,7 @@ def _changes_shape(x, features: int, stride: int) -> bool:
 
 
 def require_choice(name: str, value, choices: tuple) -> None:
-    """Raises a ValueError that names them, unless the value is one of the choices."""
+    """Raises a ValueError that names the choices, unless the value is one of them."""
     if value not in choices:
         raise ValueError(
             f"{name} {value!r} is not one of {', '.join(map(repr, choices))}"
@@ -171,10 +171,10 @@ def default_block(version: int, depth: int, stem: str) -> str:
 
 
 def blocks_per_stage(block: str, depth: int, stem: str = "cifar") -> tuple[int, ...]:
-    """The numbers of blocks, stage by stage, of a depth.
+    """The number of blocks in each stage of a network of this depth.
 
     After the 'cifar' stem there are n in each of three stages, where the depth is 6n+2
-    for basic blocks, 9n+2 for bottlenecks; after 'imagenet' those of He et al. 2015,
+    for basic blocks, 9n+2 for bottlenecks; after 'imagenet', as in He et al. 2015,
     table 1.
 
     Raises:

@@ -1,10 +1,10 @@
-"""Run directories in a bucket (`--workdir=gs://BUCKET/DIR`), by fsspec.
+"""Run directories in a bucket (`--workdir=gs://BUCKET/DIR`), through fsspec.
 
 A bucket has no append, rename or lock. So a command works in a copy on this machine's
-disk, as in any directory, and what it changed there goes back whole, file by file: a
-training's every half minute and with each checkpoint, all else when the command ends.
-A checkpoint is whole when its manifest is there, which is therefore sent last, and old
-ones are deleted there. Nothing keeps two processes out of one directory.
+disk, as in any directory, and each file that it changed is sent back whole: in training
+every half minute and with each checkpoint, otherwise when the command ends. A
+checkpoint is complete once its manifest is there, which is therefore sent last; old
+ones are deleted from the bucket. Nothing keeps two processes out of one directory.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ import fsspec
 
 from resnet_jax import UserError, as_text, expanded, workdir
 
-# It logs the tracebacks of what a sentence tells.
+# It logs tracebacks of errors that our sentences report.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 # What a command reads of a run, or of each of several seeds; all else is only written.
 _READ = r"(seed\d+/)?((config|inputs|summary)\.json|metrics\.jsonl|checkpoints/\d+/.+)"
-_SECONDS = 30  # between two sendings while training, which waits for them
+_SECONDS = 30  # between two uploads in training, which waits for them
 _NOT_SENT = re.compile(r"(.*/)?\.lock|.*\.part|.*orbax-checkpoint-tmp.*")
 
 
@@ -40,11 +40,11 @@ class _Copy:
 
     Attributes:
       url: as the user gave it.
-      files: the file system that knows it.
+      files: the file system that it is in.
       root: the directory's name there.
       directory: the copy.
       sent: size and time of each file of the copy that is in the bucket, by name.
-      sent_at: when something was sent last, by the monotonic clock.
+      sent_at: when something was last sent, by the monotonic clock.
     """
 
     url: str
@@ -89,7 +89,7 @@ class _Copy:
 
     def _present(self) -> dict[str, tuple[int, int]]:
         found = {}
-        # Unlike Path.rglob, os.walk bears that Orbax deletes checkpoints meanwhile.
+        # Unlike Path.rglob, os.walk tolerates Orbax deleting checkpoints meanwhile.
         for folder, _, files in os.walk(self.directory):
             for path in map(Path(folder).joinpath, files):
                 name = path.relative_to(self.directory).as_posix()
@@ -101,9 +101,9 @@ class _Copy:
 
 
 def _without_cut_off(names: list[str]) -> list[str]:
-    """Leaves out a run's checkpoints where none was sent whole: it then starts again.
+    """Leaves out a run's checkpoints if none was sent whole: the run then starts again.
 
-    Where one was, `Checkpoints` passes the others over as it does damaged ones.
+    If one was, `Checkpoints` skips the others as it does damaged ones.
     """
     runs = {name: name.rpartition("checkpoints/")[0] for name in names}
     saved = {name for name in names if "checkpoints/" in name}
@@ -120,10 +120,10 @@ _copies: list[_Copy] = []
 
 
 def local(place: str | Path) -> Path:
-    """The directory here in which to work for `--workdir`: itself, or a copy.
+    """The local directory to work in for `--workdir`: itself, or a copy.
 
     Raises:
-      UserError: it is in a bucket that cannot be read, or holds no run but other files.
+      UserError: it is in a bucket that cannot be read, or holds other files and no run.
     """
     if not re.match(r"[a-z0-9]+:/", str(place)):
         return expanded(place, "--workdir")
@@ -157,7 +157,7 @@ def local(place: str | Path) -> Path:
 
 
 def send(directory: Path, when_due: bool = False) -> None:
-    """Sends what has changed in a copy; does nothing for a directory of no copy.
+    """Sends what has changed in a copy; does nothing if the directory is in none.
 
     With `when_due`, only if nothing was sent for half a minute.
 
@@ -179,7 +179,7 @@ def send(directory: Path, when_due: bool = False) -> None:
 
 
 def display_path(text: str | Path) -> str:
-    """A path, or a text with paths, in which copies have their addresses' names."""
+    """A path, or text with paths, in which copies go by their addresses in buckets."""
     text = as_text(str(text))
     for copy in _copies:
         text = text.replace(str(copy.directory), copy.url)
@@ -191,7 +191,7 @@ def sent_at_end() -> Iterator[None]:
     """Sends what a command leaves in its copies, however it ends, and deletes them.
 
     Raises:
-      WriteError: a copy cannot be sent; it stays.
+      WriteError: a copy cannot be sent; it is kept.
     """
     try:
         yield

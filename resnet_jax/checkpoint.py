@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the newest ones and the best; damaged ones are passed over."""
+"""Checkpoints with Orbax: the newest ones and the best; damaged ones are skipped."""
 
 import contextlib
 import json
@@ -17,32 +17,32 @@ import orbax.checkpoint as ocp
 
 from resnet_jax import UserError, bucket, one_line, workdir
 
-# Orbax logs the tracebacks of what WriteError and the line on damage tell.
+# Orbax logs tracebacks of what WriteError and the line on damage report.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-# Of several processes the first saves, and waits for no other.
+# Of several processes only the first saves, and it waits for no other.
 _ALONE = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
 )
 
-FORMAT = 1  # of what a checkpoint holds; a newer one is not read
+FORMAT = 1  # of a checkpoint's content; a newer format is not read
 
 
 class Checkpoints:
-    """The checkpoints of a run: by step, named trees of arrays and a record (JSON).
+    """The checkpoints of a run: for each step, named trees of arrays and a JSON record.
 
     The trees hold NumPy arrays under the unrolled names of the blocks, whatever devices
-    and loops computed them: 'variables' what the network needs, 'optimizer' what else
-    it takes to continue training. Beside them, manifest.json has the size and CRC-32 of
-    every file, so that damage is found before anything is read.
+    and loops computed them: 'variables' has what the network needs, 'optimizer' what
+    else is needed to continue training. Beside them, manifest.json has the size and
+    CRC-32 of every file, so that damage is found before anything is read.
 
     Attributes:
-      best_step: a step that stays beside the newest ones; None: no such.
-      saved_step: the newest that is whole; None: none yet.
+      best_step: a step that is kept besides the newest ones; None: no such step.
+      saved_step: the newest that is complete; None: none yet.
     """
 
     def __init__(self, directory: Path, keep: int | None):
-        """Opens a directory in which the newest `keep` stay; None: only to read."""
+        """Opens a directory, in which the newest `keep` are kept; None: read-only."""
         self._directory, self._keep = directory.absolute(), keep
         self.best_step: int | None = None
         self._failed, self._written = False, None
@@ -71,16 +71,16 @@ class Checkpoints:
         self.saved_step = self._manager.latest_step()
 
     def _remove_unfinished(self) -> None:
-        """Removes what a save that was cut off left.
+        """Removes what an interrupted save left behind.
 
-        Orbax would do so too, but fails if threads of a save that failed before, in
-        this very process, still write there.
+        Orbax would do so too, but fails if threads of an earlier, failed save of this
+        same process are still writing there.
         """
         for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
-        """Orbax's question, which checkpoints stay."""
+        """Tells Orbax which checkpoints to keep."""
         newest = len(checkpoints) - self._keep
         return [
             number >= newest or checkpoint.step == self.best_step
@@ -90,7 +90,7 @@ class Checkpoints:
     def newest(self) -> tuple[int, dict] | None:
         """The step and the record of the newest undamaged checkpoint, if any.
 
-        Damaged ones are reported, and put aside as damaged-STEP where this may write.
+        Damaged ones are reported, and moved aside as damaged-STEP unless read-only.
 
         Raises:
           UserError: all are damaged, or it is of a newer format.
@@ -128,11 +128,11 @@ class Checkpoints:
         return step, record
 
     def steps(self) -> list[int]:
-        """Steps that there are checkpoints of, damaged or not."""
+        """Steps that have checkpoints, damaged or not."""
         return self._manager.all_steps()
 
     def require_intact(self, step: int) -> None:
-        """Raises UserError where a checkpoint is not there, damaged, or too new."""
+        """Raises UserError if a checkpoint is missing, damaged, or too new."""
         if problem := _damage(self._directory / str(step)):
             raise UserError(
                 f"{self._directory / str(step)} is damaged ({problem}): restore it, or "
@@ -156,10 +156,10 @@ class Checkpoints:
     ) -> tuple[int, int, float] | None:
         """Saves in the background; the arrays must stay unchanged meanwhile.
 
-        Waits for the one before, and returns what `wait` does of it.
+        Waits for the previous one, and returns what `wait` returns for it.
 
         Raises:
-          WriteError: this one or the one before could not be written.
+          WriteError: this one or the previous one could not be written.
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave({"format": FORMAT, **record})
@@ -216,7 +216,7 @@ class Checkpoints:
         return jax.tree.map(np.asarray, restored)
 
     def poll(self) -> tuple[int, int, float] | None:
-        """Step, bytes and seconds of a save that ended since the last question.
+        """Step, bytes and seconds of a save that ended since the last call.
 
         Raises:
           WriteError: it failed.
@@ -226,14 +226,14 @@ class Checkpoints:
         return self._take_finished()
 
     def wait(self) -> tuple[int, int, float] | None:
-        """Waits until all is saved, and answers as `poll` does."""
+        """Waits until everything is saved, and returns what `poll` does."""
         with self._errors_as_write_error():
             self._manager.wait_until_finished()
         return self._take_finished()
 
     @contextlib.contextmanager
     def _errors_as_write_error(self) -> Iterator[None]:
-        """Raises as WriteError what Orbax, TensorStore or the system raise."""
+        """Turns whatever Orbax, TensorStore or the system raises into WriteError."""
         try:
             yield
         except Exception as error:
@@ -249,7 +249,7 @@ class Checkpoints:
             ) from None
 
     def close(self) -> None:
-        """Waits until all is saved, unless saving failed."""
+        """Waits until everything is saved, unless saving failed."""
         try:
             self._manager.close()
         except Exception:

@@ -9,8 +9,8 @@ class Clock:
     """Starts on construction.
 
     Attributes:
-      training: seconds of calls that train.
-      compiling: seconds that the start waited for programs.
+      training: seconds spent in calls that train.
+      compiling: seconds that the start-up waited for programs.
     """
 
     training: float = 0.0
@@ -31,7 +31,7 @@ class Clock:
         }
 
     def add(self, record: dict[str, float]) -> None:
-        """Adds those of the processes before, as a checkpoint has them."""
+        """Adds the seconds of earlier processes, as a checkpoint stores them."""
         self._earlier += record["total"]
         self.training += record["training"]
         self.compiling += record["compiling"]

@@ -21,8 +21,8 @@ _ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Ends the process with what `call` returns for its own command line."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    """Ends the process with the status that `call` returns for its command line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be text
     hosts.exit_process(call(main, sys.argv))
 
 
@@ -37,7 +37,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # what shells give for SIGINT
-    except BrokenPipeError:  # the reader, as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # and for SIGPIPE
     except OSError as error:
@@ -53,7 +53,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
 
 
 def list_commands(package: str, argv: list[str]) -> None:
-    """Prints the commands of a package, which is none itself.
+    """Prints the commands of a package, which is not a command itself.
 
     Raises:
       UserError: something else was asked of it.
@@ -85,8 +85,8 @@ def parse(
       define: defines the command's flags on the values that it is given.
 
     Raises:
-      UserError: an argument that is no flag, an unknown flag or config field, or a
-        value that does not fit.
+      UserError: an argument that is not a flag, an unknown flag or config field, or an
+        invalid value.
     """
     values, arguments = parse_with_arguments(argv, doc, define)
     if arguments:
@@ -100,7 +100,7 @@ def parse(
 def parse_with_arguments(
     argv: list[str], doc: str, define: Callable[[flags.FlagValues], None]
 ) -> tuple[flags.FlagValues, list[str]]:
-    """Does what `parse` does, and also returns the arguments that are no flags."""
+    """Does what `parse` does, and also returns the arguments that are not flags."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow arguments
     flags.DEFINE_bool("help", False, "Show this and exit.", flag_values=values)
@@ -113,7 +113,7 @@ def parse_with_arguments(
         raise
     except flags.Error as error:
         raise UserError(_explain_flag_error(argv, error, "config" in values)) from None
-    # What is left is ml_collections' of a field, or whatever a config file may raise.
+    # What is left is ml_collections' about a field, or anything a config file raises.
     except (Exception, SystemExit) as error:
         raise UserError(
             _misspelt(argv, error) or _explain_config_error(argv, error)
@@ -144,7 +144,7 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
     """The value of `--config`, validated; see `config.validate`.
 
     Raises:
-      UserError: there is none, its file is not there, or a field does not hold.
+      UserError: there is none, its file is missing, or a field is invalid.
     """
     if not values["config"].present:
         raise UserError("--config is missing: give one, as --config=configs/v2_56.py")
@@ -154,7 +154,7 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
         reason = "its get_config() returns no ConfigDict"
         try:
             getattr(chosen, "epochs", None)
-        except OSError as error:  # ml_collections kept it until now
+        except OSError as error:  # ml_collections held it back until now
             reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"--config={file} failed: {reason}: fix it")
     config.validate(chosen)
@@ -237,7 +237,7 @@ def _explain_config_error(argv: list[str], error: Exception | SystemExit) -> str
 
 
 def _failed_at(argv: list[str], frames: list[tuple]) -> str:
-    """That the config file failed, and in which of its lines; of (file, line) each."""
+    """Says that the config file failed, and in which line; frames are (file, line)."""
     given = _config_file(argv)
     if not given:
         return "a flag failed"
@@ -247,7 +247,7 @@ def _failed_at(argv: list[str], frames: list[tuple]) -> str:
 
 
 def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
-    """The sentence about a field that is not there, if that is what the error is."""
+    """The sentence about an unknown field, if that is what the error is about."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     if "ml_collections" not in raised_in.parts or not isinstance(
         error, AttributeError | KeyError

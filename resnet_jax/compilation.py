@@ -1,8 +1,8 @@
-"""How XLA compiles programs: its options by platform, and what keeps the results.
+"""How XLA compiles programs: its options by platform, and what caches the results.
 
 It compiles in the background, so that programs are compiled while others are traced. On
-a CPU, convolutions may be oneDNN's, of which the compilation cache keeps nothing. On a
-GPU, programs are CUDA graphs.
+a CPU, convolutions may be calls to oneDNN, which the compilation cache cannot keep. On
+a GPU, programs are CUDA graphs.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from resnet_jax import one_line
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 OPTIONS = {
-    # Loops by XLA's library of kernels, which are faster than those it compiles, and
-    # convolutions and matrix products by oneDNN. `Parallel.over` and `compile_program`
-    # say what does without.
+    # Loops from XLA's library of kernels, which are faster than those it compiles, and
+    # convolutions and matrix products from oneDNN. `Parallel.over` and
+    # `compile_program` say which programs go without.
     "cpu": {
         _YNN: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_ELTWISE",
         _ONEDNN: True,
     },
-    # All steps of a call are one CUDA graph: by default convolutions and the loop are
-    # left to the host, which starts kernels more slowly than they end. And kernels that
-    # do not need each other run at once. A step of v1-20, batch 128, on an H100: 1.63
+    # All steps of a call form one CUDA graph: by default convolutions and the loop are
+    # left to the host, which launches kernels more slowly than they finish. And
+    # independent kernels run concurrently. A step of v1-20, batch 128, on an H100: 1.63
     # ms by default, 1.43 as a graph, 1.05 with both.
     "gpu": {
         "xla_gpu_enable_command_buffer": (
@@ -46,9 +46,9 @@ OPTIONS = {
 }
 
 # Seen on jaxlib 0.10.2: a program over two devices that is compiled with YNN's option,
-# even an empty one, is wrong from some iteration of a loop on: about the 25th or the
-# 52nd evaluated batch, or between the 20th and 80th update. Without options, on one
-# device, or on 0.12.0.1 it is right.
+# even an empty one, gives wrong results from some iteration of a loop on: about the
+# 25th or the 52nd evaluated batch, or between the 20th and 80th update. Without
+# options, on one device, or on 0.12.0.1 they are right.
 OPTIONS_SPAN_DEVICES = jax.__version_info__ >= (0, 12)
 
 
@@ -91,12 +91,12 @@ class Program:
         """What JAX compiled. Raises JaxRuntimeError where XLA cannot."""
         if self._compiling:
             self._compiled = self._finish(*self._compiling.result())
-            self._compiling = self._finish = None  # they hold the arguments
+            self._compiling = self._finish = None  # they keep the arguments alive
         return self._compiled
 
     @staticmethod
     def wait(programs: Iterable["Program"]) -> None:
-        """Waits for programs. Only when all are compiled does one run, on a GPU."""
+        """Waits for programs. On a GPU, none runs until all are compiled."""
         programs = list(programs)
         futures.wait([each._compiling for each in programs if each._compiling])
         for program in programs:
@@ -117,28 +117,28 @@ def compile_program(
 
     Args:
       jitted: the function, under `jax.jit` or `jax.pmap`.
-      args: its arguments, placed.
-      devices: that it is placed on.
-      onednn: whether it calls oneDNN, which there must be.
-      inference: it is a forward pass alone, which on a CPU is faster without XLA's
-        library of loops.
-      donated: numbers of the arguments whose memory the results may take.
+      args: its arguments, placed on the devices.
+      devices: those that it runs on.
+      onednn: whether it calls oneDNN, which must then be available.
+      inference: whether it is only a forward pass, which on a CPU is faster without
+        XLA's library of loops.
+      donated: indices of the arguments whose memory the results may reuse.
     """
     platform = devices[0].platform
     options = dict(OPTIONS.get(platform, {}))
     if platform == "cpu" and len(devices) > 1 and not OPTIONS_SPAN_DEVICES:
         options = {}
     if _YNN in options and inference:
-        # The library's loops would take the products and convolutions before them
-        # along, in a slower form. v2-56: 1.2 times as fast without on jax 0.10.2, 1.5
-        # on 0.12.0.1.
+        # The library's loops would absorb the products and convolutions before them,
+        # in a slower form. v2-56: 1.2 times as fast without them on jax 0.10.2, 1.5 on
+        # 0.12.0.1.
         options[_YNN] = ""
     if not onednn:
         options.pop(_ONEDNN, None)
     with _traced_for(onednn=_ONEDNN in options):
         lowered = jitted.lower(*args)
     if _YNN in options and "bf16" in lowered.as_text():
-        options[_YNN] = ""  # the library takes no elementwise loops in bfloat16
+        options[_YNN] = ""  # the library handles no elementwise loops in bfloat16
 
     def compile_it() -> tuple[Callable, ...]:
         if _ONEDNN in options:
@@ -153,13 +153,13 @@ def compile_program(
     return Program(compile_it, finish)
 
 
-_compiled: dict[tuple, Callable] = {}  # the last few, by what made them
+_compiled: dict[tuple, Callable] = {}  # the last few, by what they were compiled from
 
 
 def _compile_once(
     lowered: jax.stages.Lowered, options: dict, devices: tuple
 ) -> Callable:
-    """Compiles what the compilation cache cannot keep, or finds it in this process."""
+    """Compiles what the compilation cache cannot keep, unless this process has it."""
     program = hashlib.sha256(lowered.as_text().encode()).digest()
     key = (program, lowered.in_tree, lowered.out_tree, *options.items(), devices)
     compiled = _compiled.get(key)
@@ -178,9 +178,9 @@ _lock, _saved_thresholds = threading.Lock(), []
 
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
-    """Within, in any thread, the compilation cache keeps nothing.
+    """Within this context the compilation cache keeps nothing, in any thread.
 
-    XLA cannot save calls of oneDNN.
+    XLA cannot save calls to oneDNN.
     """
     name = "jax_persistent_cache_min_compile_time_secs"
     with _lock:
@@ -190,11 +190,11 @@ def _uncached() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            # The last to leave takes what the first found.
+            # The last to leave restores what the first found.
             jax.config.update(name, _saved_thresholds.pop())
 
 
-# No argument, since it is read where Flax calls `convolve`.
+# Not an argument, since it is read where Flax calls `convolve`.
 _calls_onednn = contextvars.ContextVar("calls_onednn", default=False)
 
 
@@ -242,11 +242,11 @@ def _compile(lowered: jax.stages.Lowered, options: dict) -> Callable:
 def _warmed_up(
     graph: Callable, plain: Callable, args: tuple, donated: tuple[int, ...]
 ) -> Callable:
-    """Runs a CUDA graph, and returns it, or what does the same where it fails.
+    """Runs a CUDA graph and returns it or, if it fails, a program that does the same.
 
-    A convolution's kernel is loaded when it first runs, which must not be while the
-    graph is recorded. XLA's trials of algorithms see to that, unless their outcome is
-    in the compilation cache. So `plain`, the same program as no graph, runs before.
+    A convolution's kernel is loaded when it first runs, which must not happen while the
+    graph is captured. XLA's autotuning sees to that, unless its outcome is in the
+    compilation cache. So `plain`, the same program without a graph, runs first.
     """
 
     def run(program: Callable) -> None:

@@ -80,10 +80,10 @@ _TYPES = {
 def validate(config: ConfigDict) -> None:
     """Checks every field before any device is touched.
 
-    `data.check` sees whether the data set is there or can be prepared.
+    `data.check` checks whether the data set is there or can be prepared.
 
     Raises:
-      UserError: a sentence that names the field, its value and what would do.
+      UserError: a sentence that names the field, its value and the fix.
     """
     _validate_fields(config, common.default(), "config")
     for field, choices in _CHOICES.items():
@@ -132,7 +132,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
-    """Sees that a config, which any file may have made, has just the known fields."""
+    """Checks that a config, which any file may have made, has just the known fields."""
     for name in config:
         if name not in known:
             hint = f"{did_you_mean(name, known)}see configs/common.py"
@@ -153,7 +153,7 @@ def _validate_fields(config: ConfigDict, known: ConfigDict, group: str) -> None:
 
 
 def find_field(name: str) -> str | None:
-    """The one field of configs/common.py that ends in a name, or has its initials."""
+    """The only field of configs/common.py whose last part has this name or initials."""
 
     def initials(field: str) -> str:
         return "".join(word[0] for word in field.split("_"))
@@ -251,14 +251,14 @@ def _refuse(field: str, value, fix: str) -> None:
 
 
 def get(config: ConfigDict, field: str):
-    """The value of a dotted field, as `optimizer.learning_rate`."""
+    """The value of a dotted field, such as `optimizer.learning_rate`."""
     for name in field.split("."):
         config = config[name]
     return config
 
 
 def flat(config: ConfigDict) -> dict:
-    """A config's values by dotted names."""
+    """A config's values by dotted name."""
     fields = flatten_dict(config.to_dict(), sep=".")
     return {
         name: tuple(value) if isinstance(value, list) else value

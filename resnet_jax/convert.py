@@ -1,10 +1,10 @@
-"""Weights from one format to another, with the logits compared.
+"""Converts weights from one format to another, and compares the logits.
 
 python -m resnet_jax.convert --source=resnet20.th --out=resnet20.safetensors
 python -m resnet_jax.convert --source=cifar10_ResNet20v1.h5 --out=keras20.safetensors
 python -m resnet_jax.convert --workdir=runs/v1_20/seed0 --out=resnet20.pt
 
-Reads a run, a file of `torch.save` or safetensors in the naming of
+Reads a run, a `torch.save` or safetensors file with the names of
 akamaster/pytorch_resnet_cifar10 or of chenyaofo/pytorch-cifar-models and torchvision, a
 model that the Keras example saved, and its own safetensors; writes all but Keras's.
 """
@@ -34,7 +34,7 @@ from resnet_jax import (
 )
 from resnet_jax.weights import Weights
 
-TOLERANCE = 1e-4  # of a logit, by the largest one where that is above 1
+TOLERANCE = 1e-4  # of a logit, relative to the largest if that is above 1
 
 
 class Peer(NamedTuple):
@@ -46,10 +46,10 @@ class Peer(NamedTuple):
 
 
 def read(path: Path) -> tuple[Weights, list[Peer]]:
-    """Reads weights of any format, and finds who else can compute their logits.
+    """Reads weights of any format, and finds what else can compute their logits.
 
     Raises:
-      UserError: the file is not there, or is none of those that are read.
+      UserError: the file is missing, or in none of the formats that are read.
     """
     if path.is_dir():
         raise UserError(f"--source={path} is a directory: give a run as --workdir")
@@ -90,11 +90,11 @@ def _torch_peers(state: dict[str, np.ndarray]) -> list[Peer]:
 
 
 def encode(loaded: Weights, out: Path, naming: str | None) -> tuple[bytes, list[Peer]]:
-    """The content of `out`, and who else can compute its logits.
+    """The content of `out`, and what else can compute its logits.
 
     Args:
       loaded: the weights to encode.
-      out: the file, whose ending says the format.
+      out: the file, whose ending determines the format.
       naming: 'resnet_jax' or one of `pytorch.NAMINGS`; None: as suits the network.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The convolution of every network, in the form this backend is fastest at."""
+"""The convolution of every network, in the form that is fastest on this backend."""
 
 import math
 from functools import partial
@@ -13,7 +13,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def convolve(images, kernel, strides, padding, **settings):
-    """The convolution that `nn.Conv` calls, in the form this backend is fastest at.
+    """The convolution that `nn.Conv` calls, in the form fastest on this backend.
 
     Images are [batch, height, width, channels], the kernel [height, width, channels,
     features]. `settings` are those that `nn.Conv` gives `jax.lax.conv_general_dilated`.
@@ -32,29 +32,29 @@ def convolve(images, kernel, strides, padding, **settings):
     return _on_cpu(images, kernel, tuple(strides), padding, onednn)
 
 
-# Under jit of its own: equal layers are then traced once, with their gradients.
+# Jitted on its own, so that identical layers and their gradients are traced once.
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _on_cpu(images, kernel, strides, padding, onednn):
     if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
         chosen = images[:, :: strides[0], :: strides[1]]
-        # Of two axes: XLA for CPU takes longer over products of more.
+        # With two axes: XLA for CPU is slower at products with more.
         product = chosen.reshape(-1, chosen.shape[-1]) @ kernel[0, 0]
         return product.reshape(*chosen.shape[:-1], kernel.shape[-1])
     return _cpu_convolve(images, kernel, strides, padding, onednn)
 
 
 def _is_larger(kernel, images) -> bool:
-    """Whether a kernel has more pixels than images have.
+    """Whether a kernel has more pixels than the images.
 
-    Then XLA takes the two for each other, which on a CPU is not the form that is fast:
-    3x3 convolutions of 2x2 pixels take 8 times as long as their product of matrices
-    where they have 64 channels, and 90 times where they have 512.
+    XLA then swaps the two, which on a CPU is not the fast form: 3x3 convolutions of 2x2
+    pixels take 8 times as long as the equivalent matrix product with 64 channels, and
+    90 times with 512.
     """
     return math.prod(kernel.shape[:2]) > math.prod(images.shape[1:3])
 
 
 def _dense_kernel(kernel, size, strides, padding):
-    """What every value of an image of `size` adds to every one of its convolution.
+    """The weight of each value of an image of `size` in each value of its convolution.
 
     [height, width, channels, new height, new width, features].
     """
@@ -65,7 +65,7 @@ def _dense_kernel(kernel, size, strides, padding):
         last = (n + low + high - k) // stride * stride
         around.append((last - low, n + low - k, 0))
         starts.append(range(last, -1, -stride))
-    # With zeros around the kernel, what an output takes of the whole image is a slice.
+    # An output's weights over the whole image are a slice of the zero-padded kernel.
     kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*around, (0,) * 3, (0,) * 3])
     (height, width), (rows, columns) = size, starts
     taken = [
@@ -81,11 +81,11 @@ def _raw_convolve(images, kernel, strides, padding, **dilations):
     )
 
 
-# XLA for CPU has fast convolutions only in the layout NHWC, HWIO. It brings others into
-# that form at the top level of a program, but not in the body of a loop, where the
+# XLA for CPU has fast convolutions only in the layout NHWC, HWIO. It converts others to
+# that layout at the top level of a program, but not in the body of a loop, where the
 # gradients that JAX derives run 4 to 30 times slower. So the two gradients are written
-# here as ordinary convolutions, or, of few pixels, as products of matrices; the values
-# are the same.
+# here as ordinary convolutions or, for few pixels, as matrix products; the values are
+# the same.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _cpu_convolve(images, kernel, strides, padding, onednn):
     return _forward(images, kernel, strides, padding, onednn)[0]
@@ -94,7 +94,7 @@ def _cpu_convolve(images, kernel, strides, padding, onednn):
 def _forward(images, kernel, strides, padding, onednn):
     if _is_larger(kernel, images):
         dense = _dense_kernel(kernel, images.shape[1:3], strides, padding)
-        count, shape = images.shape[0], dense.shape[3:]  # of an export: any count
+        count, shape = images.shape[0], dense.shape[3:]  # symbolic in an export
         product = images.reshape(count, -1) @ dense.reshape(-1, math.prod(shape))
         convolved = product.reshape(count, *shape)
     else:
@@ -131,9 +131,9 @@ def _backward(strides, padding, onednn, residuals, gradient):
         )
     pads = [(low, k - 1 + span - size - low) for size, k, span, low in spans]
     if onednn:
-        # It takes 2 to 5 times as long where a kernel is as large as the images. A
-        # negative padding, which XLA does not hand to it, cuts off a column added here:
-        # first, since to add it and transpose in one loop is slower.
+        # It takes 2 to 5 times as long where a kernel is as large as the images. XLA
+        # does not hand it negative padding, so a column is added for that to cut off:
+        # in a loop of its own, since adding and transposing in one is slower.
         low, high = pads[1]
         images = lax.optimization_barrier(
             jnp.pad(images, ((0, 0), (0, 0), (low + 1, 0), (0, 0)))

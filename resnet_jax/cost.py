@@ -17,14 +17,14 @@ from resnet_jax import data, models, optimizers
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """A convolution, BatchNorm or Dense layer, or another module with parameters of its
-    own; or as many equal ones.
+    own; or several identical ones.
 
     Attributes:
       name: path in the tree of parameters; `block2-6` stands for five blocks.
-      output_shape: of one image.
+      output_shape: for one image.
       parameters: trainable values of one of them.
       macs: multiply-accumulates of one of them for one image, in a forward pass.
-      copies: the number of equal ones.
+      copies: the number of identical ones.
     """
 
     name: str
@@ -41,7 +41,7 @@ def count_parameters(params) -> int:
 
 def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The layers of a network in the order in which they run."""
-    net = net.clone(scan=True, remat=False)  # traces equal blocks once
+    net = net.clone(scan=True, remat=False)  # traces identical blocks once
     by_name = {}
 
     def record(call, args, kwargs, context):
@@ -50,7 +50,7 @@ def layers(net: models.ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
         params = {
             name: value
             for name, value in module.variables.get("params", {}).items()
-            if not isinstance(value, Mapping)  # of a module inside
+            if not isinstance(value, Mapping)  # of a submodule
         }
         if params and context.method_name == "__call__":
             macs = 0
@@ -85,8 +85,8 @@ def totals(rows: list[Layer]) -> dict[str, int]:
 def activation_bytes(net: models.ResNet, rows: list[Layer], batch_size: int) -> int:
     """Bytes of the layers' outputs for a batch, which the backward pass reads.
 
-    Under `net.remat` those of the blocks' ends, and of the largest block in full. The
-    memory of a compiled step is of this order: XLA computes some of them again, and
+    Under `net.remat` those at the ends of blocks, and all those of the largest block.
+    The memory of a compiled step is of this order: XLA recomputes some of them, and
     also needs temporary memory.
     """
     sizes, ends, inside = [], {}, {}
@@ -111,12 +111,12 @@ def device_bytes(
     image_shape: tuple[int, int, int],
     examples: int,
 ) -> dict[str, int]:
-    """Bytes that each device holds whole while it trains, however many there are.
+    """Bytes that each device holds in full while it trains, however many there are.
 
-    'model state' is parameters and BatchNorm's statistics (twice, with moving means of
-    them) and the optimizer's state; 'data set' is `examples` images of all splits and
-    their labels, 0 where they are streamed. Activations come on top, of a device's part
-    of the batch.
+    'model state' is parameters and BatchNorm's statistics (twice, if their moving
+    averages are kept) and the optimizer's state; 'data set' is `examples` images of all
+    splits and their labels, 0 where they are streamed. Activations for a device's part
+    of the batch come on top.
     """
     variables = models.zeros(net, image_shape)
     tx = optimizers.optimizer(config.optimizer, optax.constant_schedule(0.0))

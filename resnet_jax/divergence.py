@@ -1,4 +1,4 @@
-"""Training that diverged, which is noticed before any of it is saved."""
+"""Notices that training has diverged, before any of it is saved."""
 
 import math
 
@@ -38,7 +38,7 @@ def require_finite(means: dict, start: int, stop: int, saved: int | None) -> Non
 def require_finite_state(state: TrainState, step: int, saved: int | None) -> None:
     """Raises DivergedError if an array of a state is not finite.
 
-    A last update can overflow where the loss before it did not.
+    The last update can overflow even if the loss before it did not.
     """
     for path, leaf in jax.tree.leaves_with_path(state):
         if not np.isfinite(leaf).all():

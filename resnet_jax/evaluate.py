@@ -20,7 +20,7 @@ from resnet_jax.trained import Trained
 def evaluate(run: Trained, dataset: data.Dataset) -> dict:
     """The metrics of a run's network on `dataset.eval`; see `Evaluator`."""
     devices = jax.devices()
-    # Exact at any size, so that it need not be the one that was trained with.
+    # Evaluation is exact at any size, so it need not be the training's.
     batch_size = -(-run.config.batch_size // len(devices)) * len(devices)
     parallel = Parallel.over(
         devices, run.config.parallel, batch_size, image_shape=dataset.image_shape
@@ -74,7 +74,7 @@ def _as_table(run: Trained, dataset: data.Dataset, metrics: dict) -> str:
 
 
 def _in_words_of(values: flags.FlagValues, sentence: str) -> str:
-    """Names the flag that the split came from, where it was given."""
+    """Names the flag that the split came from, if it was given."""
     named = "--split" if values.split else "config.dataset.eval_split"
     return sentence.replace("config.dataset.eval_split", named)
 

@@ -23,7 +23,7 @@ def logits(
     normalization: tuple[np.ndarray, np.ndarray],
     test_time_flip: bool,
 ) -> Float[Array, "batch classes"]:
-    """What a network says in evaluation of images as they are stored."""
+    """A network's logits in evaluation, for images as they are stored."""
     forward = partial(net.apply, variables, train=False)
     if test_time_flip:
         forward = averaged_over_flip(forward)
@@ -56,7 +56,7 @@ class Evaluator:
             scores = logits(net, variables, images, normalization, test_time_flip)
             loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
             score = jnp.take_along_axis(scores, labels[:, None], axis=1)
-            known = counts & jnp.isfinite(score[:, 0])  # NaN is above nothing
+            known = counts & jnp.isfinite(score[:, 0])  # nothing is above NaN
             correct = known & (scores.argmax(-1) == labels)
             top5 = known & ((scores > score).sum(-1) < 5)
             batch = {
@@ -100,7 +100,7 @@ class Evaluator:
         def evaluate_call(variables, images, labels, positions, start, stop):
             def body(number, sums):
                 place = number * batch_size + positions
-                # The last batch is filled up with examples that do not count.
+                # The last batch is padded with examples that do not count.
                 counts, chosen = place <= last, rows(place, number - start)
                 return add(variables, sums, images[chosen], labels[chosen], counts)
 
@@ -125,7 +125,7 @@ class Evaluator:
         for first, last, *block in self._feed.blocks(start, stop, end=self._batches):
             bounds = place(np.int32(first)), place(np.int32(last))
             parts.append(self._program(variables, *block, self._positions, *bounds))
-            jax.block_until_ready(before)  # few blocks wait in memory
+            jax.block_until_ready(before)  # so that few blocks wait in memory
             before = parts[-1]
         return [self._parallel.fetch(part) for part in parts]
 
@@ -134,9 +134,9 @@ class Evaluator:
     ) -> dict | None:
         """Returns accuracy, loss, the number of examples, and each class's accuracy.
 
-        That of a class without examples is None. With more than ten classes, the
-        accuracy of the five highest logits too. None if `stop`, asked between calls,
-        says so.
+        That of a class without examples is None. With more than ten classes, it also
+        returns the top-5 accuracy. Returns None if `stop`, asked between calls, says
+        so.
         """
         parts = []
         for start in range(0, self._batches, self._batches_per_call):

@@ -47,7 +47,7 @@ class Explanations(NamedTuple):
     """Explanations of a batch of images, in input order.
 
     Attributes:
-      grad_cam: [images, height, width], from 0 up.
+      grad_cam: [images, height, width], non-negative.
       integrated_gradients: [images, height, width], sums over the channels.
       completeness_errors: [images], see `attribution.integrated_gradients`.
     """
@@ -88,7 +88,7 @@ class Explainer:
     ) -> Explanations:
         """Explains the class `labels[i]` in `images[i]`, as they are stored.
 
-        `variables` are other weights to use than the run's.
+        `variables` are weights to use instead of the run's.
         """
         variables = jax.device_put(variables or self._run.variables)
         parts = []
@@ -102,7 +102,7 @@ class Explainer:
     def check(
         self, images: np.ndarray, labels: np.ndarray, explanations: Explanations
     ) -> list[dict]:
-        """Compares the maps with those of more and more weights drawn at random.
+        """Compares the maps with those of more and more randomised weights.
 
         Returns:
           For each step of the cascade, the part that is 'randomized', and the rank
@@ -137,17 +137,17 @@ def overlay(image: np.ndarray, values: np.ndarray, signed: bool) -> Image.Image:
     """Lays a map over its image: the stronger a value, the less of the image is seen.
 
     Values from 0 up run from dark to yellow; signed ones are red for the class and blue
-    against it. The strongest percent is shown alike.
+    against it. The strongest one percent all look alike.
     """
     picture = enlarge(image)
     limit = np.percentile(np.abs(values), 99) or np.abs(values).max() or 1.0
     strength = Image.fromarray((values / limit).clip(-1, 1).astype(np.float32))
-    # Integrated gradients are of single pixels, Grad-CAM's maps are smooth.
+    # Integrated gradients are per pixel, Grad-CAM's maps are smooth.
     method = Image.Resampling.NEAREST if signed else Image.Resampling.BILINEAR
     strength = np.asarray(strength.resize(picture.size, method))
     colors = matplotlib.colormaps["bwr" if signed else "inferno"]
     color = colors(strength / 2 + 0.5 if signed else strength)[..., :3] * 255
-    # Grey below, so that colour belongs to the map alone.
+    # The image is grey, so that all colour comes from the map.
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     alpha = 0.85 * np.sqrt(np.abs(strength))[..., None]
     return Image.fromarray(np.uint8((1 - alpha) * grey + alpha * color))

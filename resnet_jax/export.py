@@ -2,7 +2,7 @@
 
 python -m resnet_jax.export --workdir=runs/v2_56/seed0
 
-Writes model.zip (StableHLO by jax.export: uint8 images of any number in, probabilities
+Writes model.zip (StableHLO by jax.export: any number of uint8 images in, probabilities
 out), model.safetensors and a model card, README.md.
 """
 
@@ -33,15 +33,15 @@ from resnet_jax.config import Build, build_network
 from resnet_jax.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# Of a probability, by `model.dtype`: what another order of sums may do, and no more.
+# On a probability, by `model.dtype`: what another summation order may do, no more.
 TOLERANCES = {"float32": 1e-2, "bfloat16": 1e-1}
 
 
 def program(run: Trained) -> jax.export.Exported:
-    """The whole of a prediction as StableHLO, its weights inside.
+    """The whole prediction as StableHLO, weights included.
 
-    uint8 [batch, height, width, channels], as the data set has them, to probabilities
-    float32 [batch, classes], for any batch.
+    Maps images, uint8 [batch, height, width, channels] as in the data set, to
+    probabilities, float32 [batch, classes], for any batch size.
     """
 
     def predict(images):
@@ -54,7 +54,7 @@ def program(run: Trained) -> jax.export.Exported:
 
 
 def archive(run: Trained, exported: jax.export.Exported) -> bytes:
-    """The file that `usage_snippet` reads: 'program', and 'model.json' on inputs."""
+    """The file that `usage_snippet` reads: 'program', and 'model.json' about it."""
     described = {
         "class_names": run.inputs.class_names,
         "image_shape": run.inputs.image_shape,
@@ -68,12 +68,12 @@ def archive(run: Trained, exported: jax.export.Exported) -> bytes:
             ("program", bytes(exported.serialize())),
             ("model.json", json.dumps(described, indent=2)),
         ):
-            parts.writestr(zipfile.ZipInfo(name), content)  # of no date: same bytes
+            parts.writestr(zipfile.ZipInfo(name), content)  # no date: same bytes
     return file.getvalue()
 
 
 def usage_snippet(run: Trained, path: str) -> str:
-    """Python that runs an archive, with JAX and flatbuffers alone."""
+    """Python code that runs an archive with only JAX and flatbuffers."""
     sizes = ", ".join(map(str, run.inputs.image_shape))
     return "\n".join(
         [
@@ -87,7 +87,7 @@ def usage_snippet(run: Trained, path: str) -> str:
 
 
 def max_difference(run: Trained, content: bytes) -> float:
-    """How far an archive's probabilities are from the network's, at most."""
+    """The largest difference between an archive's and the network's probabilities."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         exported = jax.export.deserialize(bytearray(file.read("program")))
     draws = np.random.default_rng(0)
@@ -171,7 +171,7 @@ Differences from the defaults:
 
 
 def _weights_section(run: Trained) -> str:
-    """What the card says of model.safetensors; '' where there is none."""
+    """What the card says about model.safetensors; '' if there is none."""
     if run.inputs.network:
         return ""
     for_torch, convert = "", ""
@@ -221,7 +221,7 @@ def main(argv: list[str], build: Build = build_network) -> None:
         )
     print(f"compared  {outcome}")
     parts = {"model.zip": content, "README.md": model_card(run).encode()}
-    if not run.inputs.network:  # the file's config describes it
+    if not run.inputs.network:  # the config in the file describes it
         parts["model.safetensors"] = weights.to_bytes(weights.from_run(run))
     for name, part in parts.items():
         workdir.write(out / name, part, "give another --out=DIR")

@@ -15,12 +15,12 @@ from resnet_jax.plan import Plan
 from resnet_jax.step import epoch_order
 
 # Several batches go to the devices in one block, since a call costs as much as half a
-# step on a CPU; large ones alone, since two blocks wait in memory.
+# step on a CPU; large ones go alone, since two blocks wait in memory.
 _BLOCK_BYTES = 128 * 2**20
 
 
 class Feed:
-    """Gives the batches of a split in blocks; the next ones are read meanwhile.
+    """Gives the batches of a split in blocks, while the next ones are being read.
 
     Each process reads the examples that its own devices take.
 
@@ -52,10 +52,10 @@ class Feed:
     def blocks(self, start: int, stop: int, end: int) -> Iterator[tuple]:
         """Yields (first, last, images, labels): the batches from `first` up to `last`.
 
-        Images are [batch, batches, height, width, channels], spread over the devices by
-        the first axis, and labels [batch, batches]; after `last` there are zeros.
-        Together the blocks go from `start` to `stop`. Reading continues after `stop`,
-        until `end`, for the call that starts there.
+        Images are [batch, batches, height, width, channels], sharded over the devices
+        along the first axis, and labels [batch, batches]; after `last` there are zeros.
+        Together the blocks go from `start` to `stop`. Reading continues beyond `stop`,
+        up to `end`, for the call that starts there.
         """
         if (self._next, self._end) != (start, end):
             self.close()
@@ -71,7 +71,7 @@ class Feed:
         for first in range(start, stop, self._length):
             last = min(first + self._length, stop)
             block = self._zeros()
-            self._next = None  # a block that is not taken cannot be continued
+            self._next = None  # a partly read block cannot be continued
             for number in range(first, last):
                 for whole, part in zip(block, next(self._batches), strict=True):
                     whole[:, number - first] = part
@@ -102,7 +102,7 @@ class Feed:
 
 
 class Resident:
-    """A split that is whole on every device: one block, given as `Feed` gives its."""
+    """A split held whole on every device: one block, given as `Feed` gives its own."""
 
     def __init__(self, split: data.Split, parallel: Parallel):
         self.split = parallel.replicate(split)
@@ -117,7 +117,7 @@ class Resident:
 
 
 def train_feed(split: data.Split, plan: Plan, seed: int, parallel: Parallel) -> Feed:
-    """The batches of training, in the order of `step.resident_batches`."""
+    """The training batches, in the order of `step.resident_batches`."""
     cpu, lock = jax.local_devices(backend="cpu")[0], threading.Lock()
 
     @functools.lru_cache(maxsize=3)

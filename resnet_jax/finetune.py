@@ -1,4 +1,4 @@
-"""A new run that begins with the weights of another: `config.init_from`."""
+"""A new run that starts from the weights of another: `config.init_from`."""
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -21,17 +21,17 @@ def begin_with(
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
 
-    The classifier stays new where the classes differ: by name, or by number where the
-    file does not name them.
+    The classifier stays new if the classes differ: in name, or in number if the file
+    does not name them.
 
     Args:
       init_from: a run's directory, or a file that `weights.read` reads.
       state: as `Trainer.new_state` returns it.
       class_names: of the new run.
-      model: its `config.model`.
-      scale: the divisor of its images. Prints a warning where the old run's was quite
-        different, if the weights have it.
-      build: what builds the new run's network, and the old one's if that was its own.
+      model: the new run's `config.model`.
+      scale: the divisor of its images. Prints a warning if the old run's was quite
+        different, where the weights have it.
+      build: builds the new run's network, and the old run's if that was a custom one.
       trains: whether the new run makes any update.
 
     Returns:
@@ -42,7 +42,7 @@ def begin_with(
         of other classes.
     """
     old_run = _read(init_from, build)
-    # No shape tells whether there are shortcuts.
+    # Shapes do not show whether there are shortcuts.
     if old_run.model_config.get("residual", True) != model.residual:
         raise UserError(
             f"config.init_from={init_from} is of a network "

@@ -1,6 +1,6 @@
 """Training some layers and not others, by `optimizer.freeze`.
 
-Each function that takes `config.optimizer` does nothing where this field is off.
+Each function that takes `config.optimizer` does nothing if this field is off.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def check(config: ConfigDict, params: dict) -> None:
 
 
 def stop_gradients(config: ConfigDict, params: dict) -> dict:
-    """Frozen parameters as constants: nothing is computed to change them."""
+    """Makes frozen parameters constants, so that no gradient is computed for them."""
     if not config.freeze:
         return params
 
@@ -46,9 +46,9 @@ def stop_gradients(config: ConfigDict, params: dict) -> dict:
 
 
 def kept_statistics(config: ConfigDict) -> AbstractContextManager:
-    """Within, BatchNorm whose scale is frozen uses its running statistics, unchanged.
+    """In this context BatchNorm with a frozen scale uses its running statistics as is.
 
-    So a frozen layer computes in training what it does in evaluation.
+    So a frozen layer computes the same in training as in evaluation.
     """
     if not config.freeze:
         return contextlib.nullcontext()

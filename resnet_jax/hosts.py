@@ -1,7 +1,7 @@
 """Several processes, on one host or many, that train one network together.
 
 All of them compute; process 0 alone prepares the data, reads and writes the run's
-directory and prints. What it finds, an error included, goes to the others by
+directory and prints. What it finds, errors included, goes to the others through
 `run_on_first`, so that no other process needs the data or the directory.
 """
 
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 _JOIN_SECONDS = 300  # for all to start
 _MAKE_SECONDS = 86400  # for process 0 to prepare what the others wait for
-_CHUNK = 2**28  # bytes sent at once: what counts them has 31 bits
-_SILENT_SECONDS = 30  # without a sign of life of another process
-# How Slurm's srun and Open MPI's mpirun tell a process that there are others.
-# How many processes, and which of them this is, as their launchers say.
+_CHUNK = 2**28  # bytes sent at once: they are counted in 31 bits
+_SILENT_SECONDS = 30  # without a sign of life from another process
+# How Slurm's srun and Open MPI's mpirun tell a process how many processes there are,
+# and which of them it is.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _RANKS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
@@ -47,7 +47,7 @@ class LostError(UserError):
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Defines what `join` takes."""
+    """Defines the flags for what `join` takes."""
     own = {"flag_values": values}
     flags.DEFINE_string(
         "coordinator",
@@ -67,7 +67,7 @@ def join(
 
     Raises:
       UserError: the three contradict each other, or process 0 cannot listen there.
-        Where the others do not come, the process ends with such a sentence.
+        If the others do not come, the process itself ends with such a sentence.
     """
     global _count
     given = (coordinator, num_processes, process_id)
@@ -95,12 +95,12 @@ def join(
             file=sys.stderr,
             flush=True,
         )
-        os._exit(2)  # JAX would wait on
+        os._exit(2)  # JAX would keep waiting
 
     timer = threading.Timer(_JOIN_SECONDS, give_up)
     timer.daemon = True
     timer.start()
-    # Its own answer to SIGTERM would take the place of ours.
+    # JAX's own handling of SIGTERM would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -111,7 +111,7 @@ def join(
         )
     except (RuntimeError, ValueError) as error:
         if alone and num_processes == 1 and isinstance(error, ValueError):
-            return  # one TPU VM that no cluster knows of
+            return  # a single TPU VM, in no cluster
         reason = one_line(error)
         raise UserError(
             f"{who} cannot meet {where} ({reason}): give --coordinator=HOST:PORT, the "
@@ -119,7 +119,7 @@ def join(
         ) from None
     finally:
         timer.cancel()
-    # A TPU VM's number is JAX's to know; looking for devices does no harm there.
+    # On TPU VMs only JAX knows the number; looking for devices does no harm there.
     unknown = alone and num_processes == 1
     _count = jax.process_count() if unknown else num_processes
 
@@ -174,7 +174,7 @@ def print_once(line: str) -> None:
 
 
 def run_on_first(make: Callable[[], T]) -> T:
-    """Returns in every process what `make` returns, or raises, in the first one.
+    """Returns (or raises) in every process what `make` does in the first one.
 
     The others wait, however long it takes. What is returned must be picklable.
 
@@ -190,7 +190,7 @@ def run_on_first(make: Callable[[], T]) -> T:
         except (UserError, Interrupt) as raised:
             error = raised.error if isinstance(raised, Interrupt) else raised
             failed = str(error), error.exit_status, error.label
-    # The devices' own ways of waiting give up after half a minute.
+    # Waits on the devices themselves give up after half a minute.
     everyone = {"timeout": _MAKE_SECONDS, "processes": set(range(_count))}
     ocp.multihost.sync_global_processes(f"made{next(_made)}", **everyone)
     content = np.frombuffer(pickle.dumps((made, failed)), np.uint8)
@@ -224,7 +224,7 @@ def max_over_processes(number: int) -> int:
 def exit_process(status: int) -> None:
     """Ends the process.
 
-    After an error it waits neither for other processes nor for programs that compile.
+    After an error it waits neither for other processes nor for running compilations.
     """
     alone = _count > 1 and status in (1, 2)
     if alone or (status and compilation.is_busy()):

@@ -47,8 +47,8 @@ def read(path: Path) -> Weights:
     version = 1 if convs[1][0].shape[:2] == (3, 3) else 2
     model = {
         "version": version,
-        # In addition to the branches' and the stem there are projections in 2 or 3
-        # stages, and depth counts the classifier.
+        # Besides the stem's and the branches' there are projections in 2 or 3 stages,
+        # and depth counts the classifier.
         "depth": len(convs) - version,
         "variant": "keras",
         "width": convs[0][0].shape[-1],
@@ -79,7 +79,7 @@ def read(path: Path) -> Weights:
 
 
 def _creation_order(model: dict) -> list[str]:
-    """Paths of convolutions and BatchNorms as the example makes them, in order.
+    """Paths of convolutions and BatchNorms, in the order of the example's code.
 
     A block's projection comes after its branch.
     """
@@ -112,7 +112,7 @@ def _layers(path: Path) -> list[list[np.ndarray]]:
             content = path
         with h5py.File(content) as file:
             layers = _new_layers(file) or _old_layers(file.get("model_weights", file))
-    # Of the last three: other files of that format, whose groups hold anything.
+    # The last three come from other HDF5 files, whose groups may hold anything.
     except (
         OSError,
         KeyError,
@@ -143,7 +143,7 @@ def _new_layers(file) -> list[tuple[str, list[np.ndarray]]]:
 
 
 def _old_layers(file) -> list[tuple[str, list[np.ndarray]]]:
-    """Reads the format before it: NAME/..., with lists of names as attributes."""
+    """Reads the older format: NAME/..., with lists of names as attributes."""
     return [
         (name, [file[name][weight][()] for weight in file[name].attrs["weight_names"]])
         for name in map(_text, file.attrs["layer_names"])
@@ -155,7 +155,7 @@ def _text(name: str | bytes) -> str:
 
 
 def load_model(path: Path):
-    """Loads a saved model by Keras itself, less its softmax.
+    """Loads a saved model with Keras itself, without its softmax.
 
     Raises:
       ImportError: Keras is not installed.

@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# What layers call is jitted here and below: JAX then traces it, and its gradients, once
-# for all layers of a shape, and not for each.
+# What layers call is jitted here and below, so that JAX traces it and its gradients
+# once per shape, not once per layer.
 _once_a_shape = partial(jax.jit, static_argnums=(1, 2))
 # Standard deviation sqrt(2 / (kernel height * kernel width * output channels)):
 # fb.resnet.torch's reading of He et al. 2015 (arXiv 1502.01852).
@@ -38,7 +38,7 @@ def spatial_mean(
 ) -> Float[Array, "batch channels"]:
     """The mean over height and width, in float32 at least."""
     if jax.default_backend() == "cpu" and x.dtype == jnp.bfloat16:
-        # So that the sum is alone: with the layers before it, jaxlib 0.12 hands it to
+        # Keeps the sum separate: with the layers before it, jaxlib 0.12 hands it to
         # XLA's library of kernels, which then returns NaN.
         x = lax.optimization_barrier(x)
     return x.mean(axis=(1, 2), dtype=jnp.promote_types(jnp.float32, x.dtype))
@@ -47,23 +47,23 @@ def spatial_mean(
 def stochastic_depth(
     survival: Float[Array, "blocks"], key: Array
 ) -> Float[Array, "blocks"]:
-    """Draws what blocks' branches are multiplied by, 1 / survival or, left out, 0.
+    """Draws what blocks' branches are multiplied by: 1 / survival, or 0 if dropped.
 
     Huang et al. 2016 (arXiv 1603.09382), section 3. They scale the branch by `survival`
-    in evaluation; here it is divided by it in training, which is the same on average
-    and leaves a trained network an ordinary one.
+    in evaluation; dividing by it in training instead is the same on average, and leaves
+    the trained network an ordinary one.
     """
     return jax.random.bernoulli(key, survival) / survival
 
 
 def relu(x: Array) -> Array:
-    """max(x, 0), in the form this backend is fastest at."""
+    """max(x, 0), in the form that is fastest on this backend."""
     return _relu_once(x) if jax.default_backend() == "cpu" else nn.relu(x)
 
 
-# The gradient that JAX derives reads the input, which XLA for CPU then has to write;
-# this one reads the output, so that what comes before and the maximum are one loop.
-# (It says != since XLA turns max(x, 0) > 0 into x > 0.)
+# The gradient that JAX derives reads the input, which XLA for CPU then has to store;
+# this one reads the output, so that the maximum and what precedes it form one loop.
+# (It uses != since XLA turns max(x, 0) > 0 into x > 0.)
 @jax.custom_vjp
 def _cpu_relu(x):
     return nn.relu(x)
@@ -83,7 +83,7 @@ _relu_once = jax.jit(_cpu_relu)
 
 
 def batch_norm() -> type[nn.BatchNorm]:
-    """The BatchNorm that this backend is fastest at."""
+    """The BatchNorm that is fastest on this backend."""
     return nn.BatchNorm if jax.default_backend() == "tpu" else FusedBatchNorm
 
 
@@ -93,11 +93,11 @@ def _normalize_by(x, mean, var, scale, bias):
 
 
 class FusedBatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` of the last axis, which trains in fewer passes over memory.
+    """`nn.BatchNorm` over the last axis, which trains in fewer passes over memory.
 
     XLA for GPU runs each of the small reductions that JAX derives as a kernel of its
-    own, which takes longer to start than to compute. XLA for CPU writes what several of
-    its loops share, be it a vector broadcast over the batch, and reads it again.
+    own, which takes longer to launch than to compute. XLA for CPU stores what several
+    of its loops share, even a vector broadcast over the batch, and reads it back.
     """
 
     @nn.compact
@@ -154,10 +154,10 @@ def _normalize_backward(epsilon, residuals, gradients):
     x, mean, inverse, scale = residuals
     gradient, wide = gradients[0].astype(mean.dtype), x.astype(mean.dtype)
     total, product = _channel_sums(gradient, gradient * wide)
-    product -= mean * total  # the sum of gradient * (x - mean), in one operation less
+    product -= mean * total  # the sum of gradient * (x - mean), with one operation less
     count = x.size // x.shape[-1]
     if jax.default_backend() == "cpu":
-        # So that the vectors below are none of the forward pass's: see the class.
+        # So that the vectors below are not shared with the forward pass: see the class.
         inverse, scale = lax.optimization_barrier((inverse, scale))
     factor = inverse * scale
     along = -factor * inverse * inverse * (product / count)
@@ -168,7 +168,7 @@ def _normalize_backward(epsilon, residuals, gradients):
 
 
 def _channel_sums(one, other):
-    """Both sums over all axes but the last: in one pass, where the backend has that."""
+    """Both sums over all axes but the last, in one pass if the backend supports it."""
     axes = tuple(range(one.ndim - 1))
     if jax.default_backend() == "cpu":
         return one.sum(axes), other.sum(axes)

@@ -2,7 +2,7 @@
 
     python -m resnet_jax.main --config=configs/v2_56.py
 
-The same command again resumes a run that was interrupted.
+Running the same command again resumes an interrupted run.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ from resnet_jax.config import Build, build_network
 def main(argv: list[str], build: Build = build_network) -> None:
     """Trains as the command line says, and draws and reports the results.
 
-    `build` is that of `train.train_and_evaluate`.
+    `build` is as for `train.train_and_evaluate`.
     """
 
     def define(values: flags.FlagValues) -> None:
@@ -52,7 +52,7 @@ def main(argv: list[str], build: Build = build_network) -> None:
     parallel.add_cpu()
     hosts.join(values.coordinator, values.num_processes, values.process_id)
     image_size = data.known_size(config.dataset)
-    # Now, since `from_first` takes devices.
+    # Now, since `run_on_first` uses devices.
     parallel.split_cpu(config.batch_size, hosts.count(), image_size)
     hosts.run_on_first(lambda: data.check(config.dataset))
     directory = hosts.run_on_first(lambda: bucket.local(place))
@@ -68,7 +68,7 @@ def run(config: ConfigDict, directory: Path, build: Build = build_network) -> di
     summary = train.train_and_evaluate(config, directory, build)
 
     def show() -> None:
-        from resnet_jax import report  # what draws takes seconds to import
+        from resnet_jax import report  # its plotting takes seconds to import
 
         report.draw_curves(directory)
         report.update(directory, build)

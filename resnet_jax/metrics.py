@@ -16,12 +16,12 @@ from resnet_jax import UserError, bucket
 from resnet_jax import workdir as files
 from resnet_jax.plan import Plan
 
-_WRITE_SECONDS = 5  # between two writings of metrics.jsonl without a checkpoint
-_TELL_SECONDS = 60  # without a line, in a log, where there is no progress bar
+_WRITE_SECONDS = 5  # between two writes of metrics.jsonl without a checkpoint
+_TELL_SECONDS = 60  # without a line, in logs, which have no progress bar
 
 
 def _tensorboard() -> ModuleType:
-    """tensorboardX, without PyTorch, whose import would take seconds where it is."""
+    """`tensorboardX`, without PyTorch, whose import would take seconds if installed."""
     hidden = {} if "torch" in sys.modules else {"torch": None}
     sys.modules.update(hidden)
     try:
@@ -33,7 +33,7 @@ def _tensorboard() -> ModuleType:
 
 
 class Recorder:
-    """Keeps the rows of metrics.jsonl and shows how far the run is.
+    """Keeps the rows of metrics.jsonl and shows the run's progress.
 
     A row has the step (updates done), the epoch, and scalars; no times, so that a run
     that was resumed leaves the same file as one that was not.
@@ -55,12 +55,12 @@ class Recorder:
         if workdir:
             (workdir / "tensorboard").mkdir(exist_ok=True)
             self._board = _tensorboard()
-            # Without SummaryWriter's thread, so that an error of writing is raised.
+            # Without SummaryWriter's thread, so that write errors are raised.
             writer = self._board.event_file_writer.EventsWriter
             self._events = writer(str(workdir / "tensorboard" / "events"))
             events = self._board.proto.event_pb2
             start = events.SessionLog(status=events.SessionLog.START)
-            # It hides what came later.
+            # It hides the events of later steps.
             self._write_event(events.Event(step=step + 1, session_log=start))
         self._first_step = step
         self._start = self._told = time.perf_counter()
@@ -76,8 +76,8 @@ class Recorder:
     def train_row(self, step: int, means: dict[str, float], rate: float) -> None:
         """Records a call's mean training metrics and its last learning rate.
 
-        Moves the progress bar, or prints a line where there is none and has been none
-        for a minute.
+        Moves the progress bar or, if there is none, prints a line if there has been
+        none for a minute.
         """
         scalars = {f"train_{name}": mean for name, mean in means.items()}
         self._record(step, scalars | {"learning_rate": rate})
@@ -117,7 +117,7 @@ class Recorder:
         return f"step {step:,} of {self._plan.total_steps:,}"
 
     def _left(self, step: int) -> str:
-        """The time that the rest takes at the pace so far; '' without any step."""
+        """The time left at the pace so far; '' before the first step."""
         if not (done := step - self._first_step):
             return ""
         elapsed = time.perf_counter() - self._start
@@ -142,7 +142,7 @@ class Recorder:
         return best_step(self._rows)
 
     def write(self) -> None:
-        """Writes metrics.jsonl, whole, and what TensorBoard has not been given yet."""
+        """Writes metrics.jsonl in full, and the events that TensorBoard still lacks."""
         if self._workdir:
             path = self._workdir / "metrics.jsonl"
             files.write(path, "".join(json.dumps(row) + "\n" for row in self._rows))
@@ -153,7 +153,7 @@ class Recorder:
         self._written = time.perf_counter()
 
     def _write_when_due(self) -> None:
-        """On a GPU an epoch may take less than the file system's answer to a write."""
+        """On a GPU, an epoch may take less time than writing to the file system."""
         if time.perf_counter() - self._written > _WRITE_SECONDS:
             self.write()
 
@@ -176,7 +176,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _errors_as_write_error(self) -> Iterator[None]:
-        """Makes errors of writing TensorBoard's events within a WriteError."""
+        """Turns errors in writing TensorBoard's events into WriteError."""
         try:
             yield
         except OSError as error:
@@ -188,7 +188,7 @@ class Recorder:
     def _epoch_mean(self, name: str, epoch: int) -> float | None:
         """The mean over the epoch's steps, from the rows of its calls.
 
-        Over those that there are where metrics.jsonl was deleted; None without any.
+        If metrics.jsonl was deleted, over the rows there are; None without any.
         """
         before = self._plan.epoch_end(epoch - 1)
         rows = [row for row in self._rows if name in row and row["step"] > before]

@@ -36,15 +36,15 @@ class ResNet(nn.Module):
     """A residual network; build it with `resnet`.
 
     The stages' blocks are named `stage<s>_block<b>`, counted from 1. Under `scan` the
-    blocks of a stage after its first, which are equal, are stacked along a new first
-    axis of each array in `stage<s>_blocks`; `stack` and `unstack` convert. Under
-    `stochastic_depth`, training draws from the random numbers named 'dropout'.
+    blocks of a stage after its first, which are identical, are stacked along a new
+    first axis of each array in `stage<s>_blocks`; `stack` and `unstack` convert. Under
+    `stochastic_depth`, training draws from the RNG stream 'dropout'.
 
     `net.clone(block_class=..., norm_class=...)` has other blocks, and other modules in
-    place of BatchNorm. `block_class` is called as `PostActivationBlock` is with its
-    first four fields, and what it returns with the block's arguments; with it,
-    `zero_init` has no effect. `norm_class` is called with a `name`, and with a
-    `scale_init` where `zero_init` asks a post-activation block for it.
+    place of BatchNorm. `block_class` is called like `PostActivationBlock`, with its
+    first four fields, and what it returns with the block's arguments; `zero_init` then
+    has no effect. `norm_class` is called with a `name`, and with a `scale_init` where
+    a post-activation block needs one for `zero_init`.
     """
 
     block: str
@@ -121,7 +121,7 @@ class ResNet(nn.Module):
 
     @property
     def norm_momentum(self) -> float:
-        """The part of BatchNorm's running statistics that a training batch leaves."""
+        """The share of BatchNorm's running statistics that a training batch keeps."""
         return 0.99 if self.keras else 0.9
 
     @property
@@ -139,9 +139,9 @@ class ResNet(nn.Module):
     def _branch_scales(self, train: bool) -> list[list[Float[Array, "blocks"]]]:
         """For each stage, the stochastic-depth scales of its blocks; empty when off.
 
-        The chances that blocks are computed fall linearly with depth from the first
-        block's (Huang et al. 2016, eq. 4). They are drawn all at once, so that what is
-        drawn does not depend on `scan`.
+        The blocks' survival probabilities fall linearly with depth, from the first on
+        (Huang et al. 2016, eq. 4). All scales are drawn at once, so that they do not
+        depend on `scan`.
         """
         if not (train and self.stochastic_depth):
             return [[] for _ in self.blocks_per_stage]
@@ -167,7 +167,7 @@ class ResNet(nn.Module):
             self._norm,
         )
         if self.remat:
-            # Within a loop XLA cannot undo it.
+            # Inside a loop, XLA cannot undo remat.
             looped = self.scan and not first and self.blocks_per_stage[stage] > 2
             again = nn.remat(build.func, static_argnums=(2,), prevent_cse=not looped)
             build = partial(again, *build.args, **build.keywords)
@@ -180,7 +180,7 @@ class ResNet(nn.Module):
 
 
 def _scan(block: nn.Module, x: Images, train: bool, length: int, *each) -> Images:
-    """Runs `length` equal blocks; the n-th also gets what is at n in each of `each`."""
+    """Runs `length` identical blocks; the n-th also gets item n of each of `each`."""
     x, _ = nn.scan(
         lambda block, x, each: (block(x, train, *each), None),
         variable_axes={"params": 0, "batch_stats": 0},
@@ -212,7 +212,7 @@ def resnet(
 
     Args:
       version: 1 (basic blocks, post-activation, shortcut A) or 2 (bottleneck blocks,
-        pre-activation, shortcut B). The next arguments change this one by one.
+        pre-activation, shortcut B). Later arguments change this one by one.
       depth: layers with weights on the longest path; see `blocks_per_stage`.
       num_classes: length of the logits.
       variant: 'paper', or 'keras' for the network of the Keras example.
@@ -223,22 +223,22 @@ def resnet(
       activation: 'post' or 'pre'.
       block: 'basic' (two 3x3) or 'bottleneck' (1x1, 3x3, 1x1).
       stem: 'cifar' (3x3 convolution, three stages) or 'imagenet' (7x7 convolution and
-        pooling of stride 2, four stages, shortcut B; bottlenecks from depth 50, with
-        the stride in the 3x3 convolution, as torchvision's: "version 1.5").
+        pooling, each of stride 2, four stages, shortcut B; bottlenecks from depth 50,
+        with the stride in the 3x3 convolution, as in torchvision: "version 1.5").
       width: channels of the stem; 0: the papers' 16, or 64 with stem 'imagenet'.
-      stochastic_depth: chance in training that the last block's branch is left out of
-        a batch; it rises linearly from the first block's (Huang et al. 2016). The
-        branch is computed all the same, and its BatchNorm's statistics follow it.
-      zero_init: each block begins as the identity, or what its shortcut does.
+      stochastic_depth: probability in training that the last block's branch is dropped
+        for a batch; it rises linearly from the first block's (Huang et al. 2016). The
+        branch is computed all the same, and updates its BatchNorm's statistics.
+      zero_init: each block starts as the identity, or as its shortcut.
       dtype: of the computation. Parameters, BatchNorm statistics and logits are
         float32 all the same (float64 logits where `dtype` is float64).
-      scan: equal blocks run in a loop that compiles once, for very deep networks.
-      remat: a block's activations are computed again in the backward pass, not kept;
-        XLA for CPU undoes this outside the loops of `scan`.
+      scan: identical blocks run in a loop that compiles once, for very deep networks.
+      remat: a block's activations are recomputed in the backward pass, not kept; XLA
+        for CPU undoes this outside the loops of `scan`.
 
     Returns:
       A linen module. Images are float [batch, height, width, channels] of any size
-      from 8x8 and any number of channels; logits float32 [batch, num_classes].
+      from 8x8 up and any number of channels; logits float32 [batch, num_classes].
 
     Raises:
       ValueError: a choice is not one of those above, or the depth does not fit.
@@ -281,8 +281,8 @@ def resnet(
 def in_float32(net: ResNet) -> ResNet:
     """The network, computing in float32 at least.
 
-    For gradients in programs that `compilation` does not compile: where these are in
-    bfloat16, XLA for CPU can give NaN (jaxlib 0.12).
+    For gradients in programs that `compilation` does not compile: in bfloat16, XLA for
+    CPU can give NaN for them (jaxlib 0.12).
     """
     return net.clone(dtype=jnp.promote_types(jnp.float32, net.dtype))
 
@@ -300,7 +300,7 @@ def describe(net: ResNet) -> str:
 
 
 def _name(build: Callable) -> str:
-    """The name of a class or function, with the arguments that are given to it."""
+    """The name of a class or function, with the arguments bound to it."""
     if not isinstance(build, partial):
         return build.__name__
     given = ", ".join(f"{name}={value!r}" for name, value in build.keywords.items())
@@ -315,7 +315,7 @@ def initialize(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> di
     accelerator or on `scan`.
 
     Returns:
-      {'params': ..., 'batch_stats': ...} of float32 NumPy arrays, named as `net` does.
+      {'params': ..., 'batch_stats': ...} of float32 NumPy arrays, named as in `net`.
     """
     with _on_cpu():
         variables = jax.device_get(_init(net.clone(scan=True), key, tuple(image_shape)))
@@ -328,7 +328,7 @@ def _on_cpu():
 
 @partial(
     jax.jit,
-    static_argnums=(0, 2),  # once for all seeds of a process
+    static_argnums=(0, 2),  # compiled once for all seeds
     # Random-number code is long and runs once: compile it without optimisation.
     compiler_options={"xla_backend_optimization_level": 0},
 )
@@ -340,9 +340,9 @@ def _init(net: ResNet, key: Array, image_shape: tuple[int, int, int]) -> dict:
 def zeros(net: ResNet, image_shape: tuple[int, int, int]) -> dict:
     """The unrolled network's variables, all zero: nothing is computed.
 
-    They serve as shapes too, at any size: memory that is not written takes no place.
+    They also serve as shapes, at any size: memory never written to takes no space.
     """
-    stacked = net.clone(scan=True)  # traces equal blocks once
+    stacked = net.clone(scan=True)  # traces identical blocks once
     with _on_cpu():  # as in `initialize`, which then need not trace again
         shapes = _init.eval_shape(stacked, jax.random.key(0), tuple(image_shape))
     return unstack(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))

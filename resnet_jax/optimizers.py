@@ -1,4 +1,4 @@
-"""The optimizer and its learning-rate schedule, from the config, by Optax."""
+"""The optimizer and its learning-rate schedule, from the config, with Optax."""
 
 from collections.abc import Callable
 from functools import partial
@@ -41,7 +41,7 @@ def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
     """Scales each kernel's update to the kernel's norm (You et al. 2017, 1708.03888).
 
     As `optax.scale_by_trust_ratio`, but each of the blocks that `model.scan` stacks in
-    one array has norms of its own. Biases and BatchNorm are left as they are.
+    one array has its own norms. Biases and BatchNorm are left as they are.
     """
 
     def scale(path, update, param):
@@ -120,7 +120,7 @@ def _is_bn_bias(path) -> bool:
 
 
 def _scale_bn_biases(factor: float) -> optax.GradientTransformation:
-    """A learning rate of their own (Jordan 2024, arXiv 2404.00498, appendix)."""
+    """Scales BatchNorm biases' rate (Jordan 2024, arXiv 2404.00498, appendix)."""
     return _by_path(
         lambda path, update, _: factor * update if _is_bn_bias(path) else update
     )
@@ -131,7 +131,7 @@ def _scale_layers(config: ConfigDict) -> optax.GradientTransformation:
 
     def scale(path, update, _):
         if freeze.is_frozen(config, freeze.joined(path)):
-            return jnp.full_like(update, -0.0)  # adding it keeps every bit
+            return jnp.full_like(update, -0.0)  # adding it changes no bit
         if path[0].key == "classifier":
             return update
         return config.backbone_factor * update
@@ -140,10 +140,10 @@ def _scale_layers(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _weight_decay(config: ConfigDict) -> optax.GradientTransformation:
-    """Adds each parameter's decay, which `bn_bias_factor` shall not change.
+    """Adds each parameter's decay, which `bn_bias_factor` must not change.
 
-    As in Jordan's code, the decay of BatchNorm's biases is divided by it (with 0 they
-    have none, and stay as they are).
+    As in Jordan's code, the decay of BatchNorm's biases is divided by that factor (if
+    it is 0, they have no decay, and stay as they are).
     """
     factor = config.bn_bias_factor
 
@@ -159,7 +159,7 @@ def _weight_decay(config: ConfigDict) -> optax.GradientTransformation:
 def peak_rate(config: ConfigDict) -> float:
     """The learning rate that the schedule scales, from the whole config.
 
-    With `optimizer.linear_rate_batch` it is in proportion to the batch: the linear
+    With `optimizer.linear_rate_batch` it is proportional to the batch size: the linear
     scaling rule of Goyal et al. 2017, arXiv 1706.02677, section 2.1.
     """
     rate, batch = config.optimizer.learning_rate, config.optimizer.linear_rate_batch
@@ -175,7 +175,7 @@ def schedule(
       config: `config.schedule`.
       peak: the learning rate itself, which the schedule scales.
       total_steps: updates in the whole run.
-      steps_per_epoch: updates in an epoch, with a fraction where batches do not
+      steps_per_epoch: updates in an epoch, not an integer if the batch size does not
         divide the training set.
     """
     if config.name == "onecycle":

@@ -1,9 +1,9 @@
 """One program over all devices: under jit on a mesh, or under pmap.
 
-A function to run is written once, of replicated arguments (state, dataset, counts) and
-of arguments sharded by example. Under 'jit' it sees the whole batch, and XLA divides
-the work: BatchNorm is over the batch. Under 'pmap' each device runs it on its own part
-of the batch, with BatchNorm over that part, and averages by `axis_name`.
+A function to run is written once, for replicated arguments (state, dataset, counts) and
+arguments sharded by example. Under 'jit' it sees the whole batch, and XLA divides the
+work: BatchNorm is over the batch. Under 'pmap' each device runs it on its own part of
+the batch, with BatchNorm over that part, and averages over `axis_name`.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ _ONE_DEVICE_PIXELS = 16
 
 
 def add_cpu() -> None:
-    """Adds a CPU that `JAX_PLATFORMS` leaves out: variables are drawn on it.
+    """Adds the CPU if `JAX_PLATFORMS` leaves it out: variables are drawn on it.
 
-    Call before JAX looks for devices, as joining other processes may make it do.
+    Call before JAX looks for devices, which joining other processes may make it do.
     """
     platforms = (jax.config.jax_platforms or "cpu").split(",")
     if "cpu" not in platforms:
@@ -50,7 +50,7 @@ def require_devices() -> None:
         raise UserError(
             f"JAX finds no devices ({one_line(error)}): see JAX_PLATFORMS={wanted}"
         ) from None
-    # `add_cpu` named the CPU too, which JAX takes where it finds none of the others.
+    # `add_cpu` added the CPU, which JAX uses if it finds none of the others.
     if platform == "cpu" and wanted and "cpu" not in wanted.split(","):
         raise UserError(
             f"JAX_PLATFORMS={wanted}: there is no such device here: correct or unset it"
@@ -58,19 +58,19 @@ def require_devices() -> None:
 
 
 def split_cpu(batch_size: int, processes: int = 1, image_size: int = 0) -> None:
-    """Makes JAX see a CPU as one device a core; call before JAX looks for devices.
+    """Makes JAX see a CPU as one device per core; call before JAX looks for devices.
 
-    XLA leaves reductions and elementwise work on one core of a device. Takes the
-    largest divisor of a process's part of the batch up to the number of cores. It is
-    one device for small images, and before jax 0.12, where one is as fast with our
-    options, and several are wrong with them (`compilation.OPTIONS_SPAN_DEVICES`). Does
-    nothing where `JAX_NUM_CPU_DEVICES` says how many, or where JAX has devices already.
-    Adds a CPU where there would be none, see `add_cpu`.
+    XLA runs reductions and elementwise work on only one core of a device. The number of
+    devices is the largest divisor of a process's part of the batch up to the number of
+    cores. It is one for small images, and before jax 0.12, where with our options one
+    is as fast, and several give wrong results (`compilation.OPTIONS_SPAN_DEVICES`).
+    Does nothing if `JAX_NUM_CPU_DEVICES` sets the number, or if JAX has devices
+    already. Adds a CPU if there would be none, see `add_cpu`.
 
     Args:
       batch_size: over all processes.
       processes: how many share the batch.
-      image_size: pixels a side, 0 where not known: then not small.
+      image_size: pixels a side; 0: unknown, treated as not small.
     """
     add_cpu()
     if "JAX_NUM_CPU_DEVICES" in os.environ:
@@ -117,11 +117,11 @@ class Parallel:
           mode: 'jit' or 'pmap'.
           batch_size: over all of them.
           image_shape: of the images that programs are for, if they are for images.
-          fast_start: a fast start counts for more than speed, which on a CPU may need
-            that programs are compiled at each start.
+          fast_start: whether a fast start matters more than speed, which on a CPU may
+            require compiling programs at each start.
 
         Raises:
-          UserError: the batch does not divide.
+          UserError: the batch does not divide evenly.
         """
         count = len(devices)
         if batch_size % count:
@@ -156,7 +156,7 @@ class Parallel:
         """Places host arrays whole on every device."""
         if self.mode == "jit":
             return jax.tree.map(self._whole, tree)
-        # One copy a device, along a first axis that pmap takes away again.
+        # One copy per device, along a first axis that pmap removes again.
         return jax.tree.map(self._copies, tree)
 
     def _whole(self, leaf: ArrayLike) -> jax.Array:
@@ -182,7 +182,7 @@ class Parallel:
         if self.mode == "pmap":
             tree = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
         # On a CPU `device_get` may return the device's own memory, which a later call
-        # is free to write over.
+        # may overwrite.
         return jax.tree.map(np.array, jax.device_get(tree))
 
     def compile(
@@ -200,9 +200,9 @@ class Parallel:
         Args:
           function: to run.
           *args: placed by `replicate` or `shard`.
-          donated: numbers of the arguments whose memory the results may take.
-          inference: it is a forward pass alone, which on a CPU is faster without XLA's
-            library of loops.
+          donated: indices of the arguments whose memory the results may reuse.
+          inference: whether it is only a forward pass, which on a CPU is faster without
+            XLA's library of loops.
         """
         if self.mode == "pmap":
             jitted = jax.pmap(function, axis_name=_AXIS, donate_argnums=donated)

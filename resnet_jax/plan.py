@@ -20,7 +20,7 @@ class Plan:
 
     Attributes:
       size_ends: the last update on images of each of `sizes`, in pixels; after the
-        last of these they are whole.
+        last of these, images are full-size.
     """
 
     examples: int
@@ -79,15 +79,16 @@ class Plan:
     def call_end(self, step: int) -> int:
         """Where the call that starts after update `step` ends.
 
-        At fixed multiples, at epochs' ends and where the images' size changes, wherever
-        the run was resumed, so that the numbers reported of each call are the same too.
+        At fixed multiples, at epochs' ends and where the image size changes, wherever
+        the run was resumed, so that the numbers reported for each call are the same
+        too.
         """
         multiple = (step // self.steps_per_call + 1) * self.steps_per_call
         changes = [end for end in self.size_ends if end > step]
         return min(multiple, self.epoch_end(self.epoch(step + 1)), *changes)
 
     def image_size(self, step: int) -> int:
-        """Pixels of the images of the call that starts after update `step`; 0: all."""
+        """The image size in the call that starts after update `step`; 0: full size."""
         return next(
             (
                 size

@@ -32,7 +32,7 @@ from resnet_jax.trained import Trained
 
 STDIN = "-"
 _BATCH_SIZE = 128  # at most
-_MANY = 5_000  # examples, for which speed counts for more than an early start
+_MANY = 5_000  # examples, for which speed matters more than a fast start
 _AHEAD = 256  # pictures decoded while the devices compute
 
 
@@ -78,7 +78,7 @@ class Predictor:
 
 
 def find_pictures(arguments: list[str]) -> list[str]:
-    """The files that arguments name; of folders, the pictures anywhere in them.
+    """The files that arguments name; for folders, the pictures anywhere in them.
 
     Raises:
       UserError: there are no arguments, one is not there, or a folder has no picture.

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the run ends where nothing is lost, within seconds."""
+"""SIGTERM and SIGINT: the run ends within seconds, where nothing is lost."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import threading
 from resnet_jax import UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STARTUP_SECONDS = 10  # for Python to get a word in, between two compilations
+_STARTUP_SECONDS = 10  # for Python's handler to run, between two compilations
 
 
 class StoppedError(UserError):
@@ -19,13 +19,13 @@ class StoppedError(UserError):
 
     def __init__(self, received: signal.Signals, where: str):
         super().__init__(f"by {received.name} {where}: the same command resumes it")
-        self.exit_status = 128 + received  # as shells have it
+        self.exit_status = 128 + received  # as in shells
 
 
 class Interrupt(BaseException):
     """A signal during the start-up, which `Preemption` re-raises as a StoppedError.
 
-    No `except Exception` on the way, here or in a library, takes it for a failure.
+    No `except Exception` on the way, here or in a library, mistakes it for a failure.
     """
 
     def __init__(self, received: signal.Signals):
@@ -34,9 +34,9 @@ class Interrupt(BaseException):
 
 
 class Preemption:
-    """While entered, a first SIGTERM or SIGINT asks for an end, a second one ends.
+    """While entered, a first SIGTERM or SIGINT requests a stop, a second forces it.
 
-    A start-up has nothing to save: there the first one ends it too.
+    A start-up has nothing to save: there even the first one ends it.
 
     Attributes:
       received: the signal that came, else None.
@@ -71,7 +71,7 @@ class Preemption:
             self._reader.close()
         if isinstance(raised, Interrupt):
             raise raised.error from None
-        if self.received and raised is None:  # since the run last looked
+        if self.received and raised is None:  # it came after the run's last look
             raise StoppedError(self.received, "at the end, which is saved")
 
     def started(self) -> None:
@@ -85,7 +85,7 @@ class Preemption:
             raise Interrupt(signal.Signals(number))
 
     def _watch(self) -> None:
-        """A thread, as Python's handlers wait for a call to the device to return."""
+        """Runs in a thread, as Python's handlers wait for device calls to return."""
         while received := self._reader.recv(1):
             if received[0] not in _SIGNALS:
                 continue

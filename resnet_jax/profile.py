@@ -15,7 +15,7 @@ from jax.profiler import ProfileData
 from resnet_jax import bucket, hosts
 from resnet_jax.trainer import Trainer
 
-# Loops and calls, whose parts are traced themselves.
+# Loops and calls, whose parts are traced separately.
 _CONTAINERS = re.compile(r"(while|conditional|call)(\.\d+)?")
 
 
@@ -25,7 +25,7 @@ class Operation:
 
     Attributes:
       name: in the program, such as 'fusion.12'.
-      seconds: that it took in all.
+      seconds: its total time.
       count: how often it ran, on all devices.
     """
 
@@ -36,7 +36,7 @@ class Operation:
 
 @contextlib.contextmanager
 def traced(trainer: Trainer, directory: Path, start: int, stop: int) -> Iterator[None]:
-    """Leaves a trace of a call of `trainer.train` in DIRECTORY/profile.
+    """Writes a trace of a call of `trainer.train` to DIRECTORY/profile.
 
     Prints the ten costliest operations.
     """
@@ -45,7 +45,7 @@ def traced(trainer: Trainer, directory: Path, start: int, stop: int) -> Iterator
     options.python_tracer_level = 0
     with jax.profiler.trace(directory, profiler_options=options):
         yield
-    # Names of files begin with the time.
+    # Traces are in folders named by the time.
     file = max(directory.glob("plugins/profile/*/*.xplane.pb"))
     place = bucket.display_path(directory)
     hosts.print_once(f"profile   of steps {start + 1:,} to {stop:,}: {place}")
@@ -54,16 +54,16 @@ def traced(trainer: Trainer, directory: Path, start: int, stop: int) -> Iterator
 
 
 def operations(file: Path) -> list[Operation]:
-    """The operations that ran on the devices by a trace, the costliest first.
+    """The operations that ran on the devices according to a trace, costliest first.
 
-    Time in which several run is shared among them, so that all add up to the
-    time in which there was any.
+    Time in which several run is divided among them, so that all add up to the time in
+    which any ran.
     """
     starts, ends, ended = {}, {}, {}
     for plane in ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             for event in line.events:
-                # On a TPU events of this line are operations, elsewhere they say so.
+                # On a TPU, events of this line are operations; elsewhere, they say so.
                 if line.name == "XLA Ops":
                     name = event.name.partition(" = ")[0].lstrip("%")
                 else:
@@ -76,7 +76,7 @@ def operations(file: Path) -> list[Operation]:
                     ended.setdefault(name, []).append(event.start_ns)
     edges = []
     for name in starts:
-        # An event is only the start of what other threads of a CPU do until its end.
+        # On a CPU an event may only start what other threads do until its "end: ".
         apart = len(ended.get(name, ())) == len(starts[name])
         edges += [(time, 1, name) for time in starts[name]]
         edges += [(time, -1, name) for time in (ended if apart else ends)[name]]
@@ -90,7 +90,7 @@ def operations(file: Path) -> list[Operation]:
 
 
 def sources(program: str) -> dict[str, str]:
-    """Where in the network a compiled program's operations come from, by its text.
+    """Where in the network a program's operations come from, by its HLO text.
 
     For example 'stage1_block1/conv1/conv_general_dilated, backward'; for a fusion that
     of its last part.
@@ -114,7 +114,7 @@ def table(found: list[Operation], places: dict[str, str], count: int = 10) -> st
     lines = [f"{'share':>9}{'ms each':>10}{'times':>8}  operation"]
     for operation in found[:count]:
         each = 1000 * operation.seconds / operation.count
-        # XLA adds whom it calls: custom-call.3__onednn$convolution.
+        # XLA appends what it calls: custom-call.3__onednn$convolution.
         place = places.get(operation.name.partition("__onednn$")[0], "")
         lines.append(
             f"{operation.seconds / total:>9.1%}{each:>10.3f}{operation.count:>8,}  "

@@ -1,4 +1,4 @@
-"""What computes a result: versions of the packages, and the commit of this code."""
+"""What computes a result: package versions, and the commit of this code."""
 
 import hashlib
 import inspect
@@ -12,7 +12,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def versions_and_commit() -> dict:
-    """What computes here: versions of the packages and of this code."""
+    """The versions of the packages and the commit of this code."""
     versions = {name: metadata.version(name) for name in _PACKAGES}
     versions["python"] = platform.python_version()
     return {"versions": versions, "git_commit": _git_commit()}
@@ -37,8 +37,8 @@ def _digest(content: bytes) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code; '-dirty-DIGEST' follows where Python files differ from
-    it, the start of the SHA-256 of how.
+    """The commit of the code, with '-dirty-DIGEST' if Python files differ from it:
+    DIGEST is the start of the diff's SHA-256.
     """
 
     def git(*arguments: str) -> str:
@@ -56,7 +56,7 @@ def _git_commit() -> str | None:
             Path(git("rev-parse", "--show-toplevel"))
             != Path(__file__).resolve().parents[1]
         ):
-            return None  # the code is installed within a repository of another
+            return None  # the code is installed inside another repository
         changes = git("diff", "HEAD", "--", ":/*.py")
         dirty = f"-dirty-{_digest(changes.encode())}" if changes else ""
         return git("rev-parse", "HEAD") + dirty

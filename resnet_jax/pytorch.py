@@ -82,7 +82,7 @@ def from_state(state: dict[str, np.ndarray], where: str) -> Weights:
     Without a projection anywhere, the shortcuts are A, which have no weights.
 
     Raises:
-      UserError: they are no such network's; the sentence names the first wrong one.
+      UserError: they fit no such network; the sentence names the first wrong one.
     """
     flat = {}
     for name, array in state.items():
@@ -141,7 +141,7 @@ def _our_path(match: re.Match, array: np.ndarray) -> tuple[str, ...]:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The state dict in a file of PyTorch's, or in a checkpoint that holds one.
+    """The state dict in a PyTorch file, or in a checkpoint that holds one.
 
     Raises:
       UserError: it cannot be read, or PyTorch is not installed.
@@ -149,7 +149,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     torch = _torch(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind, as pickle's are
+    except Exception as error:  # of any kind, as pickle's errors are
         cause = one_line(error)
         raise UserError(
             f"{path} cannot be read as weights of PyTorch ({cause}): give a file of "

@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float
 class Windows(NamedTuple):
     """Where the pixels of a result lie along one side of the images.
 
-    Each is the mean over a window, in pixels of the images, of which the first lies
-    from -1/2 to 1/2.
+    Each is the mean over a window, in pixels of the images, the first of which spans
+    -1/2 to 1/2.
     """
 
     centres: Float[Array, "batch pixels"]
-    width: Float[Array, "batch 1"] | float  # at least 1: between two pixels, linear
+    width: Float[Array, "batch 1"] | float  # at least 1: linear between two pixels
     length: int  # of the images
 
     @classmethod
@@ -36,15 +36,15 @@ class Windows(NamedTuple):
     def within(
         self, starts: Float[Array, "batch"], parts: Float[Array, "batch"]
     ) -> "Windows":
-        """The same of a part of each image; where it begins, and what part it is."""
+        """The same for a part of each image, by its start and length as fractions."""
         parts, start = parts[:, None], starts[:, None] * self.length
         centres = (self.centres + 0.5) * parts + start - 0.5
         return self._replace(centres=centres, width=jnp.maximum(1, self.width * parts))
 
     def weights(self, zero_outside: bool) -> Float[Array, "batch pixels length"]:
-        """The share of each window that each pixel of the images has.
+        """The share of each window that each pixel of the images covers.
 
-        Without `zero_outside` those at the border repeat outside.
+        Without `zero_outside`, border pixels repeat outside.
         """
         edges = np.arange(self.length + 1, dtype=np.float32) - 0.5
         if not zero_outside:
@@ -63,10 +63,10 @@ def resample(
     columns: Windows,
     zero_outside: bool,
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Reads the images in windows: two small matrix products an image.
+    """Reads the images in windows: two small matrix products per image.
 
-    Exact where windows are whole pixels. Outside the images is zero, or else the pixel
-    at their border.
+    Exact where windows are whole pixels. Outside the images there are zeros, or else
+    their border pixels.
     """
     exact = {"precision": jax.lax.Precision.HIGHEST}
     images = jnp.einsum("bik,bkjc->bijc", rows.weights(zero_outside), images, **exact)

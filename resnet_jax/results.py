@@ -73,7 +73,7 @@ def _warn_without_second_call(step: int, plan: Plan) -> None:
 
 
 def unreached_settings(config: ConfigDict, plan: Plan) -> list[str]:
-    """What a run of so few epochs never comes to."""
+    """What a run of so few epochs never reaches."""
     if not plan.total_steps:
         return []
     found, augment = [], config.augment
@@ -90,7 +90,7 @@ def unreached_settings(config: ConfigDict, plan: Plan) -> list[str]:
 
 
 def suspicious_settings(config: ConfigDict) -> list[str]:
-    """What no recipe for these data or this depth would have, or only by mistake."""
+    """What no recipe for this data or depth would have, except by mistake."""
     found, augment, schedule = [], config.augment, config.schedule
     if data.base_name(config.dataset.name) in _NOT_FLIP_INVARIANT:
         flips = ("flip", "alternating_flip")
@@ -156,7 +156,7 @@ def _training(config: ConfigDict, plan: Plan) -> str:
 
 
 def is_whole(result: dict, config: ConfigDict) -> bool:
-    """Whether a `summary.json` is of all the updates that its run's config now asks."""
+    """Whether a `summary.json` covers all updates that the config now asks for."""
     if not (steps := result["steps"]):
         return not config.epochs and not config.steps
     examples = round(steps * config.batch_size / result["epochs"])
@@ -218,7 +218,7 @@ def summarize(
 def peak_memory() -> int:
     """The most bytes that this process has held so far, on its first device.
 
-    On a CPU, whose memory JAX does not count, in all.
+    On a CPU, whose memory JAX does not track, in total.
     """
     counted = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in counted:

@@ -1,8 +1,8 @@
 """The cost of a training step, and how long a device would take at its peaks.
 
-FLOPs are those of the network: 2 for a multiply-accumulate, forward and two backward,
-without what `model.remat` computes again. Bytes are what the compiled program moves to
-and from memory by XLA's own count.
+FLOPs are those of the network: 2 per multiply-accumulate, once forward and twice
+backward, without what `model.remat` recomputes. Bytes are what the compiled program
+moves to and from memory, by XLA's own count.
 """
 
 import re
@@ -24,8 +24,8 @@ class Peak(NamedTuple):
     bandwidth: float
 
 
-# By `jax.Device.device_kind`. NVIDIA's data sheets, of GPUs since Ampere with TF32,
-# which XLA computes float32 convolutions in; a V100 and a T4 have no bfloat16. TPU:
+# By `jax.Device.device_kind`. NVIDIA's data sheets, for GPUs since Ampere with TF32, in
+# which XLA computes float32 convolutions; V100 and T4 have no bfloat16. TPU:
 # docs.cloud.google.com/tpu/docs/system-architecture-tpu-vm, where XLA computes
 # float32 convolutions in bfloat16.
 _PEAKS = {
@@ -44,7 +44,7 @@ _PEAKS = {
 
 
 def peak(device_kind: str) -> Peak | None:
-    """The peaks of a device; None where they are not known, such as a CPU's."""
+    """The peaks of a device; None if they are unknown, such as a CPU's."""
     known = (peak for kind, peak in _PEAKS.items() if re.match(kind, device_kind))
     return next(known, None)
 
@@ -59,7 +59,7 @@ def step_cost(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]
 
     Returns:
       'flops_per_step'; 'bytes_per_step', or None where loops or oneDNN hide them; and
-      of known devices 'seconds_by_flops' and 'seconds_by_bytes', the time that these
+      for known devices 'seconds_by_flops' and 'seconds_by_bytes', the time that these
       alone would take.
     """
     count = trainer.parallel.device_count
@@ -78,8 +78,8 @@ def step_cost(trainer: Trainer, config: ConfigDict, macs: int) -> dict[str, Any]
 
 
 def achieved(step: dict[str, Any], seconds: float) -> dict[str, float]:
-    """'flops_per_second' of steps that took `seconds` each, and of known devices 'mfu',
-    the share of their peak.
+    """'flops_per_second' of steps that took `seconds` each, and, for known devices,
+    'mfu', the fraction of their peak.
     """
     rates = {"flops_per_second": float(f"{step['flops_per_step'] / seconds:.4g}")}
     if "seconds_by_flops" in step:
@@ -109,7 +109,7 @@ def compile_step_cost(
     Raises:
       UserError: as for `Trainer`.
     """
-    config = ConfigDict({**config.to_dict(), "steps": 1})  # whatever a run makes
+    config = ConfigDict({**config.to_dict(), "steps": 1})  # however many a run makes
     labels = np.zeros(config.batch_size, np.int32)
     split = data.Split(np.zeros((len(labels), *image_shape), np.uint8), labels)
     names = tuple(map(str, range(num_classes)))

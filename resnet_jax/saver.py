@@ -12,10 +12,10 @@ from resnet_jax.trainer import Trainer
 
 
 class Saver:
-    """Saves states, in the first process, and tells when they are saved.
+    """Saves states, in the first process, and reports when they are saved.
 
     Attributes:
-      saved_step: of the last state that was given to save; None: none yet.
+      saved_step: that of the last state passed to `save`; None: none yet.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Saver:
 
     @property
     def minutes(self) -> float:
-        """Since the last state was given to save, or the start."""
+        """Minutes since a state was last passed to `save`, or since the start."""
         return (time.perf_counter() - self._time) / 60
 
     def save(self, state: TrainState, step: int) -> None:
@@ -55,7 +55,7 @@ class Saver:
     def wait(self) -> None:
         """Waits in all processes for the end of a save, and reports it.
 
-        Those that do not save must not end before: JAX would end the first one, too.
+        Those that do not save must not end earlier: JAX would end the first one, too.
         """
         hosts.run_on_first(lambda: self._report(self._checkpoints.wait()))
 

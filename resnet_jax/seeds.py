@@ -1,7 +1,7 @@
-"""Several seeds of one config, one after another, each as the run it would be alone.
+"""Several seeds of one config, one after another, each as if it were run alone.
 
-One program of all seeds would be no quicker: on a CPU `vmap` makes a convolution of
-several kernels a grouped one, which is slower than one after another.
+One program for all seeds would be no faster: on a CPU, `vmap` turns a convolution with
+several kernels into a grouped one, which is slower than one after another.
 """
 
 import math
@@ -24,7 +24,7 @@ def run_all(
     diverges does not keep the others from training.
 
     Args:
-      config: the config of all.
+      config: the config that all share.
       parent: where the runs are, and `seeds.json`.
       run: trains one, given its config and directory, and returns its summary.
 
@@ -93,12 +93,12 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
 def mean_and_interval(values: list[float]) -> dict:
     """Mean, standard deviation and 95% interval of the mean (Student's t) over seeds.
 
-    Of one value there is only a mean, and of none not even that: None instead.
+    For one value there is only a mean, and for none not even that: None instead.
     """
     mean = float(np.mean(values)) if values else None
     deviation = interval = None
     if len(values) > 1:
-        from scipy.special import stdtrit  # takes a fifth of a second
+        from scipy.special import stdtrit  # importing takes a fifth of a second
 
         deviation = float(np.std(values, ddof=1))
         half = deviation / math.sqrt(len(values)) * stdtrit(len(values) - 1, 0.975)
@@ -107,7 +107,7 @@ def mean_and_interval(values: list[float]) -> dict:
 
 
 def accuracy_interval(accuracies: list[float]) -> dict:
-    """`mean_and_interval` of parts of 1, within whose bounds the interval stays."""
+    """`mean_and_interval` of fractions; the interval is clipped to [0, 1]."""
     result = mean_and_interval(accuracies)
     if result["interval"]:
         result["interval"] = np.clip(result["interval"], 0, 1).tolist()

@@ -1,7 +1,7 @@
-"""Names of blocks: each its own in files, or stacked in one tree for a loop.
+"""Names of blocks: one for each in files, or one for a stack of them in a loop.
 
-Under `model.scan` the blocks of a stage after its first, which are equal, are stacked
-along a new first axis of each array.
+Under `model.scan` the blocks of a stage after its first, which are identical, are
+stacked along a new first axis of each array.
 """
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def unstack(tree):
-    """Gives the blocks stacked under `scan` names of their own, anywhere in `tree`.
+    """Gives blocks that are stacked under `scan` their own names, anywhere in `tree`.
 
     `tree` is variables, gradients, or a state that holds such dicts (Optax's too).
     """

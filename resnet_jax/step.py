@@ -29,7 +29,7 @@ class TrainState(struct.PyTreeNode):
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
-    ema: dict | None = None  # the moving mean of params, and statistics for it
+    ema: dict | None = None  # the moving average of params, and statistics for it
 
     @property
     def trained(self) -> dict:
@@ -95,7 +95,7 @@ def make_train_step(
     loss and accuracy on the batch before the update, and the gradient's norm. With
     `axis_name`, gradients, metrics and BatchNorm statistics are averaged over it.
     Images are scaled to `image_size` (0: as they are), and not mixed from step
-    `unmixed_from_step` on. An example that is mixed counts for the larger part's class.
+    `unmixed_from_step` on. A mixed example counts as the class of its larger part.
     """
 
     def loss(params, batch_stats, images, targets, rng):
@@ -114,14 +114,14 @@ def make_train_step(
         return loss, (changed["batch_stats"], metrics)
 
     def gradients(params, batch_stats, images, targets, rng):
-        """Of one part of the batch: gradients, new statistics, metrics."""
+        """Gradients, new statistics and metrics of one part of the batch."""
         gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
             params, batch_stats, images, targets, rng
         )
         return gradient, batch_stats, metrics
 
     def accumulated(params, batch_stats, images, targets, rng):
-        """The same of all parts: one after another, at a part's memory."""
+        """The same for all parts, one after another: takes the memory of one."""
         parts = config.optimizer.accumulate
 
         def add(carry, part):
@@ -154,7 +154,7 @@ def make_train_step(
         targets = jax.nn.one_hot(batch.labels, net.num_classes, dtype=images.dtype)
         targets = optax.smooth_labels(targets, config.label_smoothing)
         if config.augment.mixup or config.augment.cutmix:
-            # After the keys of the examples and of the network.
+            # A number after those of the examples' and the network's keys.
             mix_rng = jax.random.fold_in(rng, 2 * config.batch_size)
             images, targets = mix(
                 config.augment,
@@ -164,7 +164,7 @@ def make_train_step(
                 state.step >= unmixed_from_step,
             )
         compute = gradients if config.optimizer.accumulate == 1 else accumulated
-        # After the examples' keys: what a network that draws at random draws from.
+        # A number after the examples', for networks that draw random numbers.
         network_rng = jax.random.fold_in(rng, config.batch_size)
         gradient, batch_stats, metrics = compute(
             state.params, state.batch_stats, images, targets, network_rng
@@ -178,8 +178,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, batch_stats, opt_state)
         if state.ema:
-            # Short at first, so that the start is soon forgotten: as TensorFlow's
-            # ExponentialMovingAverage with `num_updates`.
+            # A small decay at first, so that the start is soon forgotten: as in
+            # TensorFlow's ExponentialMovingAverage with `num_updates`.
             decay = jnp.minimum(
                 config.optimizer.ema, (1 + new.step) / (10.0 + new.step)
             )
@@ -196,7 +196,7 @@ def _keys(seed):
 
 
 def epoch_order(seed, epoch, examples: int):
-    """int32 [examples], the permutation in which an epoch takes the examples."""
+    """int32 [examples], the order in which an epoch takes the examples."""
     return jax.random.permutation(jax.random.fold_in(_keys(seed)[0], epoch), examples)
 
 
@@ -205,9 +205,9 @@ def make_train_call(
 ) -> Callable:
     """Builds `train_call(state, sums, images, labels, positions, seed, stop)`.
 
-    It makes the updates until step `stop`, of the batches that
-    `batches(images, labels, positions, seed, first)`, a function of the step, gives.
-    Returns the new state, and the sums of the metrics with these steps' added.
+    It makes the updates until step `stop`, on the batches that the result of
+    `batches(images, labels, positions, seed, first)` gives for each step. Returns the
+    new state, and `sums` with these steps' metrics added.
     """
 
     def train_call(state: TrainState, sums, images, labels, positions, seed, stop):
@@ -220,7 +220,7 @@ def make_train_call(
             state, metrics = train_step(state, batch(step), rng, axis_name=axis_name)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        # Seed and number of steps are no constants of the program: one compilation
+        # Seed and number of steps are not compile-time constants: one compilation
         # serves all, and a step's bits do not depend on the length of its call.
         return jax.lax.fori_loop(state.step, stop, update, (state, sums))
 
@@ -235,7 +235,7 @@ def streamed_batches(images, labels, positions, seed, first):
 
 
 def resident_batches(plan: Plan, alternating_flip: bool = False) -> Callable:
-    """Batches of a training split that is on the device whole.
+    """Batches of a training split that is held whole on the device.
 
     Update s takes places s*B to s*B+B-1 of the epochs' permutations laid end to end, B
     being the batch size.

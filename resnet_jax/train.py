@@ -47,10 +47,10 @@ def train_and_evaluate(
 
     Resumes from the newest checkpoint there; a finished run is left as it is. SIGTERM
     or SIGINT end it after the call that is under way, with a checkpoint. Of several
-    processes (`hosts`), the first alone uses the directory, and, where they are not
+    processes (`hosts`), only the first uses the directory and, unless they are
     streamed, the data set's files.
 
-    `build(config, num_classes)` may build another network than the config's own, for
+    `build(config, num_classes)` may build a network other than the config's own, for
     experiments with blocks; the directory is then for that network alone.
 
     Raises:
@@ -223,7 +223,7 @@ def _run(
 def _require_resumable(
     config: ConfigDict, directory: Path, trainer: Trainer, opened: _Opened
 ) -> None:
-    """Raises UserError where data or network are others now, or the run ends before."""
+    """Raises UserError if data or network have changed, or the run now ends earlier."""
     (step, record), plan = opened.newest, trainer.plan
     seen = record["examples"]
     trained.require_same_data(directory, opened.dataset, trainer.normalization, seen)
@@ -242,7 +242,7 @@ def _require_resumable(
 def _finished(
     config: ConfigDict, directory: Path, summary: dict, made_by: dict
 ) -> dict:
-    """Says that a run has ended, and whether by other code; returns its summary."""
+    """Reports that a run has ended, and whether by other code; returns its summary."""
     step = f"{summary['steps']:,}"
     hosts.print_once(f"finished  at step {step} of {step}: {results.sentence(summary)}")
     then, now = (
@@ -312,7 +312,7 @@ def _loop(
         elif ended and step != resumed:
             recorder.epoch_row(step, epoch, {})
         number = received()
-        # Saving may take all devices: no process may decide it by its own clock.
+        # Saving may take all devices, so no process may decide on it by its own clock.
         late = 0 < config.checkpoint.every_minutes <= saver.minutes
         due |= hosts.max_over_processes(int(late)) > 0
         due |= number > 0 or recorder.best_step == step

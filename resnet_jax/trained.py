@@ -38,10 +38,10 @@ class Inputs:
 
     Attributes:
       dataset: name of the data set, for titles.
-      class_names: one a label.
+      class_names: one per label.
       image_shape: height, width and channels.
       normalization: mean and scale, as `augment.normalize` takes them.
-      network: describes a network that is not the config's; '': it is.
+      network: describes the network if it is not the config's; '': it is.
     """
 
     dataset: str
@@ -122,7 +122,7 @@ def load(
         )
     directory = bucket.local(directory)
     config = workdir.read_config(directory)
-    validate(config)  # its file can have been edited
+    validate(config)  # its file may have been edited
     parallel.split_cpu(config.batch_size, image_size=data.known_size(config.dataset))
     parallel.require_devices()
     compilation.use_compilation_cache()
@@ -147,7 +147,7 @@ def _find(
     if path.is_dir():
         checkpoints = Checkpoints(path, keep=None)
         newest, saved = checkpoints.newest(), checkpoints.steps()
-        if checkpoint == "best":  # evaluated, and saved
+        if checkpoint == "best":  # of those evaluated and saved
             rows = read_rows(directory)
             step = best_step([row for row in rows if row["step"] in saved])
         elif checkpoint == "latest":
@@ -171,10 +171,10 @@ def _find(
 def load_data(run: Trained) -> data.Dataset:
     """The data set of a run, for what comes after training.
 
-    Warns if there are not as many images to train on as there were.
+    Warns if the number of training images has changed.
 
     Raises:
-      UserError: it is not there, or has other classes or another shape of images.
+      UserError: it is missing, or has other classes or another shape of images.
     """
     dataset = data.load(run.config.dataset)
     now = len(dataset.train.labels)
@@ -190,14 +190,14 @@ def load_data(run: Trained) -> data.Dataset:
 
 
 def own_network(net: models.ResNet, config: ConfigDict) -> str:
-    """Describes a network that is not the one that its config describes; '': it is."""
+    """Describes a network if it is not the one that its config describes; '': it is."""
     standard = build_network(config, net.num_classes)
     same = net.clone(scan=standard.scan, remat=standard.remat) == standard
     return "" if same else models.describe(net)
 
 
 def require_same_network(directory: Path, before: str, now: str) -> None:
-    """Refuses another network than that of a run; both as `own_network` gives them."""
+    """Refuses a network other than the run's; both as `own_network` gives them."""
     if before != now:
         raise UserError(
             f"--workdir={directory} holds a run of "
@@ -231,7 +231,7 @@ def require_same_data(
     normalization: tuple[np.ndarray, np.ndarray],
     seen: int,
 ) -> None:
-    """Refuses to train a run further on other data than it has seen.
+    """Refuses to train a run further on data other than it has seen.
 
     Args:
       directory: the run's.
@@ -254,7 +254,7 @@ def require_same_data(
 
 
 def _differing(inputs: Inputs, dataset: data.Dataset) -> str:
-    """What a network cannot read of a data set; '': it can."""
+    """Why a network cannot read a data set; '': it can."""
     if inputs.class_names != tuple(dataset.class_names):
         pairs = itertools.zip_longest(
             map(repr, inputs.class_names), map(repr, dataset.class_names)

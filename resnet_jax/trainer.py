@@ -38,8 +38,8 @@ class Trainer:
       normalization: mean and scale that images are normalised by.
       learning_rate: of each update, a function of the number of updates done.
       compile_seconds: spent in compiling so far.
-      programs: the compiled calls that train, by the images' size, after `compile`;
-        none where no update is made.
+      programs: the compiled calls that train, by image size, after `compile`; none if
+        no update is made.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Trainer:
         build: Build = build_network,
         devices: list | None = None,
     ):
-        """Builds the network by `build(config, num_classes)`; on all devices, if None.
+        """Builds the network by `build(config, num_classes)`; `devices` None: all.
 
         Raises:
           UserError: the batch does not suit the data or the devices.
@@ -112,7 +112,7 @@ class Trainer:
         self.compile_seconds += time.perf_counter() - start
 
     def begin_compiling(self) -> None:
-        """Lets `compile` begin in the background."""
+        """Begins in the background what `compile` then waits for."""
         start = time.perf_counter()
         self._begun = self._begin()
         self.compile_seconds += time.perf_counter() - start
@@ -158,7 +158,7 @@ class Trainer:
                 config.batch_size,
                 parallel,
                 config.test_time_flip,
-                # As long as a call of training: a batch's forward pass is a third.
+                # As long as a training call: a forward pass is a third of a step.
                 batches_per_call=3 * self.plan.steps_per_call,
             )
             for name, split in (
@@ -210,7 +210,7 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, float]]:
         """Makes the updates from step `start` to `stop`: one call to the devices.
 
-        `state` is used up. Returns the new one, and the means of the steps' metrics.
+        `state` is donated. Returns the new one, and the means of the steps' metrics.
         """
         call = self.programs[self.plan.image_size(start)]
         place = self.parallel.replicate
@@ -232,7 +232,7 @@ class Trainer:
         every_split: bool,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """Evaluates on every split, or on validation alone, where there is any.
+        """Evaluates on every split, or on validation alone (test, if there is none).
 
         Returns:
           What `Evaluator` does, named as 'validation_loss' and 'test_loss'; None if

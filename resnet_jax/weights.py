@@ -15,8 +15,8 @@ from resnet_jax import UserError, models
 from resnet_jax.config import build_network
 from resnet_jax.trained import Inputs, Trained
 
-FORMAT = 1  # of what a file holds; another one is not read
-# Fields of `config.model` that say how a network is computed, not which it is.
+FORMAT = 1  # of a file's content; another one is not read
+# Fields of `config.model` that say how a network is computed, not which one it is.
 _COMPUTED = ("dtype", "scan", "remat")
 
 
@@ -77,11 +77,11 @@ def flatten(variables: dict) -> dict:
 def from_arrays(
     model: dict, flat: dict[str, np.ndarray], where: str, inputs: Inputs | None = None
 ) -> Weights:
-    """Makes weights of arrays by path, if they are exactly those of the network.
+    """Makes weights from arrays by path, if they are exactly those of the network.
 
     Raises:
-      UserError: `model` describes no network; or an array is missing, is too many, or
-        has another shape. The sentence begins with `where` and names the first.
+      UserError: `model` describes no network; or an array is missing, superfluous, or
+        of another shape. The sentence begins with `where` and names the first.
     """
     weights = Weights(model, unflatten_dict(flat, sep="/"), inputs)
     try:

@@ -53,7 +53,7 @@ def default(config_flag: str, config: ConfigDict) -> Path:
         parts.append(recipe)
     if config.dataset.name not in ("cifar10", *parts):
         parts.append(config.dataset.name)
-    name = re.sub(r"[/:]", "-", "-".join(parts))  # of data sets, as 'svhn/full'
+    name = re.sub(r"[/:]", "-", "-".join(parts))  # of data sets such as 'svhn/full'
     return Path("runs", name, f"seed{config.seed}")
 
 
@@ -61,7 +61,7 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
     """Checks that a run with this config may use a directory, and changes nothing.
 
     Returns:
-      Sentences about the fields that differ from the run's so far, and may.
+      Sentences about the fields that differ from the run's so far, as they may.
 
     Raises:
       UserError: it is a file or cannot be written, or holds another config's run.
@@ -121,7 +121,7 @@ def _left_by_a_start(workdir: Path) -> bool:
 
 @contextlib.contextmanager
 def claim(workdir: Path) -> Iterator[None]:
-    """Makes a directory and keeps other processes out of it; leaves no empty one.
+    """Makes a directory and locks other processes out; leaves no empty one behind.
 
     The lock is the system's, and ends with the process that holds it.
 
@@ -139,14 +139,14 @@ def claim(workdir: Path) -> Iterator[None]:
             "directory"
         ) from None
     with file:
-        with contextlib.suppress(OSError):  # a full disk: it is told of later
+        with contextlib.suppress(OSError):  # a full disk is reported later
             os.ftruncate(file.fileno(), 0)
             holder = f"process {os.getpid()} on {socket.gethostname()}"
             os.write(file.fileno(), holder.encode())
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # as where it may not be written now
+            with contextlib.suppress(OSError):  # it may no longer be writable
                 path.unlink()
             for empty in (workdir / "checkpoints", *missing):
                 with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ def _locked(path: Path) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return file  # a file system without locks is used without
+                return file  # the file system has no locks: do without
             file.seek(0)
             holder = file.read() or "a process"
             file.close()
@@ -181,7 +181,7 @@ def is_run(workdir: Path) -> bool:
 
 
 def runs_in(directory: Path) -> list[Path]:
-    """The runs that are in a directory, as seed0."""
+    """The runs in a directory, such as seed0."""
     return sorted(path for path in directory.glob("*") if is_run(path))
 
 
@@ -252,10 +252,10 @@ RESUME = "fix that, then run the same command to resume from the newest checkpoi
 
 
 def write(path: Path, content: str | bytes, fix: str = RESUME) -> None:
-    """Writes a file whole: a reader sees the old content or the new, never a part.
+    """Writes a file atomically: a reader sees the old content or the new, never a part.
 
     Raises:
-      WriteError: it cannot be written; the old content is there. It ends with `fix`.
+      WriteError: it cannot be written; the old content stays. It ends with `fix`.
     """
     temporary = path.with_name(f".{path.name}.part")
     content = content.encode() if isinstance(content, str) else content
@@ -274,7 +274,7 @@ def write(path: Path, content: str | bytes, fix: str = RESUME) -> None:
 
 
 def make(out: Path) -> None:
-    """Makes the directory that `--out` names. Raises UserError where it cannot be."""
+    """Makes the directory that `--out` names. Raises UserError if it cannot."""
     if re.match(r"[a-z0-9]+:/", str(out)):
         raise UserError(f"--out={out}: give a directory of this machine")
     if str(out).startswith("~"):
@@ -297,5 +297,5 @@ def as_json(config: ConfigDict) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file whole."""
+    """Writes a JSON file atomically."""
     write(path, json.dumps(content, indent=2) + "\n")

@@ -2,8 +2,8 @@
 
 `image_folder` (your own pictures), `digits` (scikit-learn's, no download), `fake`
 (random, for speed tests), and every image-classification set that TFDS has prepared in
-array_record format, of which cifar10, cifar100, fashion_mnist and svhn_cropped are
-downloaded and prepared here. TensorFlow is never imported.
+array_record format; cifar10, cifar100, fashion_mnist and svhn_cropped are downloaded
+and prepared here. TensorFlow is never imported.
 """
 
 import re
@@ -21,9 +21,9 @@ from resnet_jax.data.source import KNOWN as KNOWN
 from resnet_jax.data.source import Source
 from resnet_jax.data.stream import StreamedImages as StreamedImages
 
-# Decoded images up to this many bytes live on the device; more of them are streamed.
+# Decoded images up to this many bytes stay on the device; more of them are streamed.
 RESIDENT_BYTES = 2 * 2**30
-# By the name in a config, beside image_folder and TFDS's sets: what makes a `Source`.
+# What makes a `Source`, by name in a config; besides image_folder and TFDS's sets.
 SOURCES = {"digits": digits.source, "fake": fake.source}
 
 
@@ -33,7 +33,7 @@ def base_name(name: str) -> str:
 
 
 def known_size(config: ConfigDict) -> int:
-    """Pixels a side of the images of `config.dataset`; 0: reading them would tell."""
+    """Pixels a side of the images of `config.dataset`; 0: known once they are read."""
     known = KNOWN.get(base_name(config.name))
     return config.image_size or (known[1][0] if known else 0)
 
@@ -46,7 +46,7 @@ def check(config: ConfigDict) -> None:
 
     Raises:
       UserError: the set is unknown, or cannot be read or prepared; `data_dir` or `path`
-        is given and not there; a split is not in TFDS's syntax; or the mirror is no
+        is given but missing; a split is not in TFDS's syntax; or the mirror is not an
         address.
     """
     for field, spec in _specs(config).items():
@@ -68,18 +68,18 @@ def check(config: ConfigDict) -> None:
 
 
 def load(config: ConfigDict) -> Dataset:
-    """Reads a data set, downloading and preparing it where need be.
+    """Reads a data set, downloading and preparing it if need be.
 
     Args:
       config: `name`; `path` and `split_seed` of image_folder; `data_dir` ('':
         $TFDS_DATA_DIR or ~/tensorflow_datasets); `mirror` ('': the official host, else
         the base URL to download from); `image_size` (0: as stored, else pixels a side
-        of a square, to which an image's middle is resized, bilinear); `stream`
-        ('always', 'never', or 'auto': if it is larger than `RESIDENT_BYTES`); and
+        of the square to which an image's middle is resized, bilinearly); `stream`
+        ('always', 'never', or 'auto': if larger than `RESIDENT_BYTES`); and
         `train_split`, `validation_split` (may be '') and `eval_split` in TFDS's syntax.
 
     Raises:
-      UserError: as for `check`; and where the set cannot be had, is damaged, has no
+      UserError: as for `check`; also if the set cannot be obtained, is damaged, has no
         such split, or has images of several sizes; or training and validation overlap.
     """
     check(config)
@@ -121,7 +121,7 @@ def reopen(loaded: Dataset, config: ConfigDict) -> None:
     """Lets a data set that came from another process read its streamed images here.
 
     Raises:
-      UserError: they are not here, or not the same.
+      UserError: they are missing here, or not the same.
     """
     parts = [loaded.train, loaded.validation, loaded.eval]
     streamed = [part.images for part in parts if part and part.streams]
@@ -150,7 +150,7 @@ def _specs(config: ConfigDict) -> dict[str, str]:
 def _streams(
     config: ConfigDict, source: Source, selections: dataset.Selections
 ) -> bool:
-    """Whether the images are read batch by batch, and not kept in memory."""
+    """Whether the images are read batch by batch, rather than kept in memory."""
     if config.stream != "auto":
         return config.stream == "always"
     size, (split, rows) = config.image_size, selections[0][0]

@@ -17,7 +17,7 @@ from resnet_jax import UserError
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
-ATTEMPTS = 3  # in a row that bring nothing new
+ATTEMPTS = 3  # in a row without new data
 PAUSE_SECONDS = 1.0
 
 
@@ -47,7 +47,7 @@ def find(archive: Archive, data_dir: Path) -> Path | None:
     """The path of an archive in `data_dir` or its downloads/; None: it is not there.
 
     Raises:
-      UserError: the file there is another one.
+      UserError: the file there is a different one.
     """
     for path in (data_dir / archive.name, data_dir / "downloads" / archive.name):
         if not path.exists():
@@ -75,8 +75,8 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
       The path of the file, whose checksum is right.
 
     Raises:
-      UserError: the file that is there, or that came, is another one; or it cannot
-        be had: the message has what was tried and the ways out.
+      UserError: the file found or downloaded is a different one; or it cannot be
+        obtained: the message says what was tried and what to do.
     """
     if path := find(archive, data_dir):
         return path
@@ -114,10 +114,10 @@ def sha256(path: Path) -> str:
 
 
 def download(url: str, path: Path, *, size: int, digest: str) -> None:
-    """Downloads a file to `path`, where it appears only once it is whole and right.
+    """Downloads a file to `path`, where it appears only once complete and verified.
 
-    The bytes received so far stay in `path` + '.part', also when the program is
-    stopped, and the next call resumes from there, if the server knows the Range header.
+    The bytes received so far stay in `path` + '.part', even if the program is stopped;
+    the next call resumes from there, if the server supports the Range header.
 
     Args:
       url: where the file is.
@@ -128,7 +128,7 @@ def download(url: str, path: Path, *, size: int, digest: str) -> None:
     Raises:
       DownloadError: the server does not have it or does not answer, after a few
         attempts.
-      UserError: another file came; it is deleted.
+      UserError: a different file came; it is deleted.
     """
     part = path.with_name(path.name + ".part")
     most, failures = _length(part), 0
@@ -157,7 +157,7 @@ def download(url: str, path: Path, *, size: int, digest: str) -> None:
 def _receive(url: str, part: Path, size: int) -> None:
     """Appends to `part` the bytes that one request brings."""
     have = _length(part)
-    # 'identity': some servers would label a .gz as compressed, to be unpacked.
+    # 'identity': some servers would otherwise label a .gz as content to unpack.
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -167,7 +167,7 @@ def _receive(url: str, part: Path, size: int) -> None:
         if 400 <= status < 500 and status not in (408, 429):
             raise DownloadError(f"HTTP {status} {response.reason}")
         response.raise_for_status()
-        if status != 206:  # The server does not know Range and sends all of it.
+        if status != 206:  # The server does not support Range and sends all of it.
             have = 0
         coming = int(response.headers.get("Content-Length", size - have))
         if have + coming != size:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-_NAMES = "names"  # of all arrays: shows when one is gone
-_DAMAGED = (OSError, ValueError, EOFError)  # or not there
+_NAMES = "names"  # of all arrays: shows if one is missing
+_DAMAGED = (OSError, ValueError, EOFError)  # or missing
 
 
 def cached(
@@ -21,8 +21,8 @@ def cached(
     """Returns what `make` returns, or what it returned for this key before.
 
     Args:
-      key: has all that the arrays depend on; '' keeps nothing.
-      make: makes the arrays, by name; 'images' comes back as a map of its file.
+      key: has all that the arrays depend on; '': nothing is kept.
+      make: makes the arrays, by name; 'images' comes back memory-mapped.
     """
     if not key:
         return make()

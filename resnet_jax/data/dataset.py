@@ -13,7 +13,7 @@ from resnet_jax.data.picture import UnreadableError, fit
 from resnet_jax.data.source import Source
 from resnet_jax.data.stream import StreamedImages
 
-# A share of files that cannot be read is left out; a larger one is no accident.
+# Up to this share of unreadable files is left out; a larger one is no accident.
 UNREADABLE_LIMIT = 0.1
 _TOLD = 10
 
@@ -44,10 +44,10 @@ class Dataset:
 
     Attributes:
       name: for titles and reports; says so where the data are not real.
-      class_names: one name a label.
+      class_names: one name per label.
       train: what is trained on.
-      validation: what is for choosing; None where `validation_split` is ''.
-      eval: what is reported at the end; None where training alone is measured.
+      validation: for model selection; None if `validation_split` is ''.
+      eval: what is reported at the end; None where only training is measured.
       notes: lines that the user should see, such as files that were left out.
     """
 
@@ -60,7 +60,6 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes."""
         return len(self.class_names)
 
     @property
@@ -75,10 +74,10 @@ def read(
     """Reads every example once.
 
     Returns:
-      Arrays for `cut`: 'labels', 'kept' (how many of each selection could be read) and
-      'skipped' (sentences about the others); with 'images', or, where they are to be
-      streamed, with their 'splits' and 'indices', and 'sum' and 'squares' of the images
-      of the first selection, which is trained on.
+      Arrays for `cut`: 'labels', 'kept' (how many of each selection could be read),
+      'skipped' (sentences about the others), and 'images' or, if they are to be
+      streamed, their 'splits' and 'indices', and 'sum' and 'squares' over the images of
+      the first selection, which is trained on.
 
     Raises:
       UserError: images differ in size, have no label, or too many are damaged.
@@ -96,7 +95,7 @@ def read(
     for number, split, index, image, label in progress:
         if isinstance(image, UnreadableError):
             skipped.append(str(image))
-            # Of a few files, one alone may be damaged.
+            # However few the files, one may be damaged.
             if len(skipped) > max(1, UNREADABLE_LIMIT * examples):
                 raise UserError(
                     f"{source.name}: over {UNREADABLE_LIMIT:.0%} of {examples:,} "

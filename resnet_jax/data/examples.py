@@ -1,6 +1,6 @@
 """The examples of a prepared TFDS set, decoded in several processes if there are many.
 
-In threads, Python's lock lets small pictures be decoded no faster than in one.
+Because of Python's lock, several threads decode small pictures no faster than one.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from resnet_jax import UserError
 from resnet_jax.data import picture
 
 CHUNK = 1000  # examples read at once: one by one takes twice as long
-_PROBE = 200  # examples that tell how long the others take
-# Seconds of decoding that are worth the start of processes, which takes most of one.
+_PROBE = 200  # examples that show how long the others take
+# Seconds of decoding that justify starting processes, which takes most of a second.
 WORTHWHILE = 2.0
-_PROCESSES = 8  # at most: more would wait for the one that takes what they decode
+_PROCESSES = 8  # at most: more would wait for the one that receives their output
 _PIECE = 2**20  # bytes of pixels that a process hands over at once, at most
-_LOST = (OSError, EOFError, pickle.UnpicklingError)  # that a process is, or never was
+_LOST = (OSError, EOFError, pickle.UnpicklingError)  # a process died or never started
 
 Example = tuple[np.ndarray | picture.UnreadableError, int]
 
@@ -33,10 +33,10 @@ class Examples:
     """`Source.examples` of a prepared set."""
 
     def __init__(self, directory: Path, channels: int, size: int):
-        """Of a prepared set.
+        """Examples of a prepared set.
 
         Args:
-          directory: where it lies.
+          directory: where it is.
           channels: of its images; 0: it does not say.
           size: pixels a side, as `picture.decode` takes it.
         """
@@ -62,7 +62,7 @@ class Examples:
         done, seconds = 0, (time.perf_counter() - start) / number * len(rest)
         count = min(_PROCESSES, _cores())
         if seconds > WORTHWHILE and count > 1:
-            # Each has several pieces.
+            # Each process gets several pieces.
             most = min(_PIECE // getattr(image, "nbytes", 1), len(rest) // 4 // count)
             starts = range(0, len(rest), max(1, most))
             pieces = [rest[start : start + starts.step] for start in starts]
@@ -75,7 +75,7 @@ class Examples:
         if split not in self._opened:
             import tensorflow_datasets as tfds
 
-            # TFDS would give a palette's indices, and as many channels as a file has.
+            # TFDS would return palette indices, and as many channels as a file has.
             as_stored = {"image": tfds.decode.SkipDecoding()}
             self._opened[split] = builder(self._directory).as_data_source(
                 split, decoders=as_stored
@@ -94,8 +94,8 @@ class Examples:
     def _read_in_processes(
         self, split: str, pieces: list[Sequence[int]], count: int
     ) -> Iterator[Example]:
-        """Reads the pieces as `_read` does; ends early where one of `count` does."""
-        # What goes wrong in a process goes wrong here, too, where it can be told.
+        """Reads pieces as `_read` does; ends early if one of `count` processes does."""
+        # What fails in a process then fails here too, where it can be reported.
         with contextlib.ExitStack() as stack, contextlib.suppress(*_LOST):
             processes = [
                 stack.enter_context(_process(self, split, pieces[number::count]))
@@ -144,7 +144,7 @@ def _process(
 
 
 def builder(directory: Path):
-    """TFDS's builder of a prepared set; UserError where it cannot be read."""
+    """TFDS's builder of a prepared set; UserError if it cannot be read."""
     import tensorflow_datasets as tfds
 
     try:
@@ -156,7 +156,7 @@ def builder(directory: Path):
 def decoded(
     content: bytes, size: int, channels: int, name: str
 ) -> np.ndarray | picture.UnreadableError:
-    """Pixels as `predict` reads them too: grey where the set is, else RGB."""
+    """Pixels as `predict` also reads them: grey if the set is, else RGB."""
     try:
         return picture.decode(io.BytesIO(content), size, 1 if channels == 1 else 3)
     except picture.UnreadableError as error:
@@ -164,7 +164,7 @@ def decoded(
 
 
 def damaged(directory: Path, reason: str) -> UserError:
-    """What to raise where a prepared set's files are not whole."""
+    """The error to raise if a prepared set's files are incomplete."""
     return UserError(
         f"{directory} is damaged or half-written ({reason}): delete it and run again"
     )

@@ -24,7 +24,7 @@ from resnet_jax.data.source import Source
 TEST_FRACTION = 0.2
 _SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SPELLINGS = (*_SPLITS, "train", "training", "testing")
-_PROBE = 16  # pictures that tell how long the others take
+_PROBE = 16  # pictures that show how long the others take
 _CHUNK = 1024  # pictures that the threads read ahead
 
 
@@ -62,8 +62,8 @@ def source(path: str, size: int, split_seed: int) -> Source:
       split_seed: seed of the order, and of the test set where the folder has none.
 
     Raises:
-      UserError: there are no two classes with pictures, a class is in the test set
-        alone, splits have other names than above, or a folder cannot be read.
+      UserError: fewer than two classes have pictures, a class is only in the test set,
+        splits have names other than those above, or a folder cannot be read.
     """
     root, notes = check(path), []
     folders = {name: root / name for name in _SPLITS if listing.folders(root / name)}
@@ -138,7 +138,7 @@ def source(path: str, size: int, split_seed: int) -> Source:
 
 
 def _reject_misspelt_splits(path: str, root: Path) -> None:
-    """Checks that no split, such as `Train`, is taken for a class."""
+    """Checks that no split, such as `Train`, is mistaken for a class."""
     splits = [
         name
         for name in listing.folders(root)
@@ -175,7 +175,7 @@ def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _shuffled(paths: list[str], root: Path, seed: int) -> list[str]:
-    """Orders files by their own names alone: no other file changes the order."""
+    """Orders files by their own names alone, so no other file changes the order."""
 
     def draw(path: str) -> bytes:
         name = os.path.relpath(path, root).replace(os.sep, "/")
@@ -236,7 +236,7 @@ def _key(splits: dict[str, list[_File]], root: Path) -> str:
                 stat = Path(path).stat()
                 state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_mode}"
             except OSError:
-                state = "gone"  # a link to nothing: reported when it is read
+                state = "gone"  # a dangling link: reported when it is read
             name = os.path.relpath(path, root)
             digest.update(f"{split} {label} {state} {name}\n".encode(errors="replace"))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Lists folders of pictures, by the files' names; no hidden files, no litter."""
+"""Lists folders of pictures, by file name; skips hidden files and system litter."""
 
 import os
 from pathlib import Path
@@ -37,12 +37,12 @@ def classes(folder: Path, ignored: list[str]) -> dict[str, list[str]]:
 
 
 def folders(folder: Path) -> list[str]:
-    """The names of the folders inside a folder; [] where it is not one."""
+    """The names of the folders inside a folder; [] if it is not one."""
     return _entries(folder)[0] if folder.is_dir() else []
 
 
 def has_loose_pictures(folder: Path) -> bool:
-    """Whether pictures lie in a folder itself."""
+    """Whether there are pictures directly in a folder."""
     return any(map(_is_picture, _entries(folder)[1]))
 
 

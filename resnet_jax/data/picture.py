@@ -10,17 +10,17 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-# By content and not by name, since many a '.jpg' is another format.
+# For listing; decoding goes by content, since many a '.jpg' is another format.
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 )
 
-# Seconds: a picture that is read in less is mostly read by Python, whose lock makes
-# several threads take longer than one.
+# Seconds: reading a picture in less is mostly Python's work, whose lock makes several
+# threads take longer than one.
 QUICK = 5e-4
-# Larger pictures are refused below, before they are decoded, and in a sentence.
+# `decode` itself refuses larger pictures, before decoding them, with a sentence.
 Image.MAX_IMAGE_PIXELS = None
-# What Pillow repairs by itself is no news to someone who trains on thousands.
+# What Pillow repairs by itself is of no interest when training on thousands.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -35,10 +35,10 @@ def decode(
 ) -> np.ndarray:
     """Reads a picture: EXIF orientation applied; transparency composited on white.
 
-    The middle of it is resized (bilinear, over all pixels that a new one covers) to
-    `size`, a square's side or height and width; 0 leaves the whole picture as it is. Of
-    an animation it is the first frame. A JPEG is decoded at a half, a quarter or an
-    eighth where that is no smaller than `size`. One channel is grey.
+    Its middle is resized (bilinearly, over all pixels that a new one covers) to `size`,
+    a square's side or (height, width); 0 leaves the whole picture as it is. Of an
+    animation, the first frame is read. A JPEG is decoded at a half, a quarter or an
+    eighth of its size if that is no smaller than `size`. One channel means grey.
 
     Returns:
       uint8 [height, width, channels].
@@ -57,14 +57,14 @@ def decode(
                 side = max(size) if isinstance(size, tuple) else size
                 image.draft(None, (side, side))
             image.load()
-            # A damaged note does not spoil the picture. In place, it is turned before
-            # Pillow rewrites the note, which may fail.
+            # Damaged EXIF data does not spoil the picture. In place, it is rotated
+            # before Pillow rewrites the EXIF data, which may fail.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(image, in_place=True)
             image = _rgb(image)
     except UnreadableError:
         raise
-    except Exception as error:  # Pillow's plugins raise all kinds at damaged files.
+    except Exception as error:  # Pillow's plugins raise anything on damaged files.
         raise UnreadableError(_reason(error)) from None
     if size:
         height, width = size if isinstance(size, tuple) else (size, size)

@@ -2,8 +2,8 @@
 
 TFDS's own builders read the archives through TensorFlow. A subclass of each, which
 reads them with NumPy, writes the same array_record files in the same order, so that
-sets prepared here serve every other program that uses TFDS, and the other way round
-(only `extra` of svhn_cropped, 1.3 GB, is left out).
+sets prepared here work in every other program that uses TFDS, and vice versa (only
+`extra` of svhn_cropped, 1.3 GB, is left out).
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Fields = dict[str, np.ndarray | list[str]]
 def prepare(name: str, data_dir: Path, mirror: str) -> Path:
     """Prepares one of `NAMES`; downloads what is neither in `data_dir` nor downloads/.
 
-    The result appears in its place only when it is whole.
+    The result appears in its place only once it is complete.
 
     Args:
       name: the set.
@@ -40,7 +40,7 @@ def prepare(name: str, data_dir: Path, mirror: str) -> Path:
       The directory of the prepared set, `data_dir/name/version`.
 
     Raises:
-      UserError: an archive is wrong or cannot be had, or writing fails.
+      UserError: an archive is wrong or cannot be obtained, or writing fails.
     """
     import tensorflow_datasets as tfds
 
@@ -90,7 +90,7 @@ def _build(parent: type, name: str, data_dir: Path, paths: dict[str, Path]) -> N
             return {split: self._generate_examples(splits[split]) for split in splits}
 
         def _generate_examples(self, fields):
-            # TFDS shuffles by the key: with TFDS's own, the order is TFDS's own.
+            # TFDS shuffles by key: with TFDS's own keys, the order is TFDS's own.
             rows = tqdm(
                 zip(*fields.values(), strict=True),
                 desc=f"Preparing {name}",
@@ -144,7 +144,7 @@ def _read_cifar(builder, paths: dict[str, Path]) -> dict[str, Fields]:
 
 
 def _read_fashion_mnist(builder, paths: dict[str, Path]) -> dict[str, Fields]:
-    """MNIST's IDX files: 16 bytes and 28x28 images, 8 bytes and labels."""
+    """MNIST's IDX files: 28x28 images after 16 bytes, labels after 8 bytes."""
 
     def read(file, header):
         with gzip.open(paths[file]) as stream:

@@ -1,4 +1,4 @@
-"""The form in which every source of data is given to `load`, and the known ones."""
+"""The interface that every source of data gives `load`, and the known sources."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 
 from resnet_jax.data.picture import UnreadableError
 
-# The sets that need no TensorFlow: classes, image shape, and examples of all splits;
-# None: as the user's folder has them.
+# The sets that need no TensorFlow: classes, image shape, and examples in all splits;
+# None: whatever the user's folder has.
 KNOWN = {
     "cifar10": (10, (32, 32, 3), 60_000),
     "cifar100": (100, (32, 32, 3), 60_000),
@@ -21,16 +21,16 @@ KNOWN = {
 
 
 class Source(NamedTuple):
-    """Labelled images, known in number, of which none is read yet.
+    """A known number of labelled images, none of which is read yet.
 
     Attributes:
       name: the data's name in titles and reports.
-      class_names: one name a label.
+      class_names: one name per label.
       sizes: the number of examples in each split.
       examples: `examples(split, indices)` reads (image, label) pairs in that order;
         an image is uint8 `[height, width]` or `[height, width, channels]`, or the
         error, beginning with the file, that says why there is none.
-      key: changes whenever a pixel may; '' where reading again is as quick as keeping.
+      key: changes whenever a pixel may; '' if reading again is as fast as caching.
       notes: lines that the user should see.
     """
 

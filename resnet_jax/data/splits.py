@@ -29,7 +29,7 @@ def parse(spec: str, field: str) -> list[tuple[str, str, str]]:
     for term in spec.split("+"):
         match = _PART.fullmatch(term.strip())
         name, start, stop = match.groups("") if match else ("", "", "")
-        # TFDS takes a plain bound next to a percentage for one, which no one expects.
+        # TFDS reads a plain bound beside a percentage as one too, which no one expects.
         mixed = start and stop and start.endswith("%") != stop.endswith("%")
         if not match or mixed:
             raise UserError(
@@ -41,7 +41,7 @@ def parse(spec: str, field: str) -> list[tuple[str, str, str]]:
 
 
 def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, range]]:
-    """Resolves a split to the examples of the source that it means.
+    """Resolves a split to the examples of the source that it selects.
 
     Args:
       spec: the split as the user wrote it.
@@ -80,7 +80,7 @@ def select(spec: str, field: str, sizes: dict[str, int]) -> list[tuple[str, rang
 
 
 def _index(bound: str, size: int) -> int:
-    """The index that a bound means; percents round to the nearest, as in TFDS."""
+    """The index that a bound means; percentages round to nearest, as in TFDS."""
     number = int(bound.rstrip("%"))
     limit = 100 if bound.endswith("%") else size
     if abs(number) > limit:
@@ -104,7 +104,7 @@ def check_disjoint(
     validation: list[tuple[str, range]],
     sizes: dict[str, int],
 ) -> None:
-    """Checks that no example is both trained on and used for choosing.
+    """Checks that no example is used for both training and model selection.
 
     Args:
       train: the result of `select` for `train_split`.

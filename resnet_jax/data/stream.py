@@ -12,10 +12,10 @@ from resnet_jax import UserError
 from resnet_jax.data.picture import QUICK, UnreadableError, fit
 from resnet_jax.data.source import Source
 
-THREADS = 16  # that read ahead, if that takes long
-_AHEAD = 2  # batches that are read before they are asked for
+THREADS = 16  # that read ahead, if reading is slow
+_AHEAD = 2  # batches that are read ahead
 # Images that a thread reads at once: handing one over takes Grain as long as decoding
-# one of 32 pixels.
+# an image of 32 pixels.
 _CHUNK = 16
 
 
@@ -25,7 +25,7 @@ class StreamedImages:
     Attributes:
       shape: (examples, height, width, channels).
       sums: the sum of all its images and that of their squares, exact, each int64
-        [height, width, channels]; None for splits of which nothing is computed.
+        [height, width, channels]; None for splits that need no statistics.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class StreamedImages:
         self._splits, self._indices = splits, indices
 
     def __getstate__(self) -> dict:
-        """For another process, where `reopen` comes next."""
+        """For another process, which calls `reopen` next."""
         return self.__dict__ | {"_source": self._source._replace(examples=None)}
 
     def reopen(self, source: Source) -> None:
-        """Reads from now on from a source, which must be the same.
+        """From now on reads from this source, which must be the same.
 
         Raises:
           UserError: it has other classes, or other numbers of images.
@@ -86,7 +86,7 @@ class StreamedImages:
 
 
 def _threads(images: StreamedImages, rows: list[int]) -> int:
-    """How many threads to read with, by how long most of some rows take."""
+    """How many threads to read with, by the median time that some rows take."""
     times = [time.perf_counter()]
     for row in rows:
         images[row]
@@ -103,12 +103,12 @@ def batches(
     positions: np.ndarray,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads one batch after another, before they are asked for.
+    """Reads one batch after another, ahead of time.
 
     Args:
       images: to read.
       labels: int32, of each.
-      row_of: the row that comes at a place; places are counted on from batch to batch.
+      row_of: the row at a place; places are numbered consecutively across batches.
       places: the numbers of the batches.
       positions: int32, the places in a batch that this process reads.
       batch_size: places in a batch, over all processes.

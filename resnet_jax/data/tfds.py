@@ -59,7 +59,7 @@ def _key(directory: Path) -> str:
 def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
     """The 'class_names', 'channels', 'splits' and 'sizes' of a set that can be read.
 
-    No 'channels' (0) where the set does not say.
+    'channels' is 0 if the set does not say.
 
     Raises:
       UserError: as for `source`.
@@ -99,7 +99,7 @@ def data_directory(data_dir: str) -> Path:
     """The directory of prepared sets: as given, $TFDS_DATA_DIR or TFDS's default.
 
     Raises:
-      UserError: it is given and not there.
+      UserError: it is given but missing.
     """
     directory, origin = data_dir, "config.dataset.data_dir"
     if not directory:
@@ -116,7 +116,7 @@ def data_directory(data_dir: str) -> Path:
 
 
 def locate(name: str, data_dir: str) -> Path | None:
-    """Where a set lies prepared; None if it does not but `prepare` can prepare it.
+    """Where a prepared set is; None if it is not prepared but `prepare` can do so.
 
     Args:
       name: as in `source`.
@@ -180,7 +180,7 @@ def _check_readable(directory: Path, base: str) -> None:
             raise ValueError("it is no object")
     except ValueError as error:
         raise damaged(directory, f"dataset_info.json: {error}") from None
-    # TFDS did not write the format down when there was only this one.
+    # TFDS did not record the format when there was only this one.
     formats = [info.get("fileFormat", "tfrecord")]
     formats += info.get("alternativeFileFormats", [])
     if "array_record" not in formats:

@@ -53,7 +53,7 @@ def main(argv: list[str], build: Build = build_network) -> None:
 
 
 def _runs(place: Path) -> list[Path]:
-    """The run in a directory, or those in the directories in it."""
+    """The run in a directory, or the runs in its subdirectories."""
     return (not workdir.is_run(place) and workdir.runs_in(place)) or [place]
 
 

@@ -30,7 +30,7 @@ class Analysis:
       mistakes: the most confident ones, see `_mistakes`.
       calibration: see `_calibration`.
       gradients: see `gradient_norms`.
-      gradient_images: the number of training images that they are of.
+      gradient_images: the number of training images that they are over.
     """
 
     confusion: np.ndarray
@@ -41,7 +41,7 @@ class Analysis:
 
 
 def analyse(run: Trained) -> Analysis:
-    """Measures a run's network. Raises UserError where its data set is not there."""
+    """Measures a run's network. Raises UserError if its data set is missing."""
     dataset = trained.load_data(run)
     images, labels = dataset.eval
     predictor = Predictor(run, len(labels))
@@ -135,7 +135,7 @@ def gradient_norms(
 
     Returns:
       'at the start', unless the run began with other weights (`config.init_from`), and
-      'at the end': of each convolution and the classifier the norm of its kernel's
+      'at the end': for each convolution and the classifier, the norm of its kernel's
       gradient.
     """
     config, net = run.config, models.in_float32(run.net.clone(stochastic_depth=0.0))

@@ -1,4 +1,4 @@
-"""How far a network's confidence can be believed, and temperature scaling.
+"""How far a network's confidence can be trusted, and temperature scaling.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599.
 """
@@ -51,7 +51,7 @@ def negative_log_likelihood(logits: Logits, labels: Labels) -> float:
 
 
 def temperature(logits: Logits, labels: Labels) -> float:
-    """The divisor of logits that gives the smallest NLL (section 4.2), 1/20 to 20."""
+    """The logits' divisor with the smallest NLL (section 4.2), from 1/20 to 20."""
     bound = np.log(20.0)
     result = minimize_scalar(
         lambda log: negative_log_likelihood(logits / np.exp(log), labels),
@@ -64,8 +64,8 @@ def temperature(logits: Logits, labels: Labels) -> float:
 def cross_fitted_temperature(logits: Logits, labels: Labels) -> tuple[Logits, float]:
     """Scales each half of the examples by the temperature that the other half gives.
 
-    It serves where there is no other split to fit on: no example's own label is used
-    for it. Returns the logits, and the mean of both temperatures; a single example
+    For use where there is no other split to fit on: no example's own label is used for
+    it. Returns the logits, and the mean of both temperatures; a single example
     stays as it is.
     """
     if len(labels) < 2:

@@ -14,7 +14,7 @@ from resnet_jax.config import flat
 
 
 def training_command(config: ConfigDict) -> str:
-    """The shortest command whose config is this one, from one of configs/."""
+    """The shortest command that gives this config, from one of configs/."""
     wanted = flat(config)
     commands = []
     for file, fields in _candidate_configs().items():
@@ -29,7 +29,7 @@ def training_command(config: ConfigDict) -> str:
 
 
 def _candidate_configs() -> dict[str, dict]:
-    """Every config of configs/, with and without a recipe, by the flag's value."""
+    """Every config in configs/, with and without a recipe, by `--config`'s value."""
     found = {}
     for _, name, _ in pkgutil.iter_modules(configs.__path__):
         module = importlib.import_module(f"configs.{name}")

@@ -15,7 +15,7 @@ from resnet_jax.workdir import write
 def draw_curves(workdir: Path) -> None:
     """Draws loss, accuracy and learning rate by epoch into `curves.png`.
 
-    Nothing of a run that only evaluated its weights.
+    Nothing for a run that only evaluated its weights.
     """
     rows = metrics.read_rows(workdir)
     if not any(row["step"] for row in rows):
@@ -34,7 +34,7 @@ def draw_curves(workdir: Path) -> None:
         axes.legend()
     loss.set_yscale("log")
     loss.yaxis.set_major_formatter("{x:g}")
-    loss.yaxis.set_minor_formatter(LogFormatter())  # none where there are many
+    loss.yaxis.set_minor_formatter(LogFormatter())  # no labels where there are many
     accuracy.yaxis.set_major_formatter(percent_tick)
     _plot(rate, by_epoch(rows, "learning_rate"), {"color": "C0"})
     rate.set_ylabel("learning rate")
@@ -50,8 +50,8 @@ def draw_curves(workdir: Path) -> None:
 def by_epoch(rows: list[dict], name: str) -> list[tuple[float, float]]:
     """The values of a metric, such as 'train_loss', each with its epoch.
 
-    A call of few updates, as the last of an epoch, has noisier means than others: those
-    of training are added to the call before.
+    A call of few updates, such as the last of an epoch, has noisier means than others:
+    those of training are merged into the previous call's.
     """
     rows = [row for row in rows if row.get(name) is not None]
     steps = [row["step"] for row in rows]
@@ -70,5 +70,5 @@ def by_epoch(rows: list[dict], name: str) -> list[tuple[float, float]]:
 
 def _plot(axes, line: list[tuple[float, float]], style: dict) -> None:
     if line:
-        marker = "o" if len(line) < 5 else None  # a line through one is not seen
+        marker = "o" if len(line) < 5 else None  # a line through one point is invisible
         axes.plot(*zip(*line, strict=True), linewidth=1.2, marker=marker, **style)

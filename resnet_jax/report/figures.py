@@ -47,14 +47,14 @@ def lines(
     percent: bool = False,
     colors: list[int] | None = None,
 ) -> Markup:
-    """Draws (name, x, y) lines; those with one name and colour are in the legend once.
+    """Draws (name, x, y) lines; those of the same name are in the legend once.
 
     Args:
       series: finite values.
       labels: of both axes.
       log: a logarithmic y axis.
       percent: y is shown in percent.
-      colors: number of each line's colour; left out, each has its own.
+      colors: index of each line's colour; None: each has its own.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(labels)

@@ -30,7 +30,7 @@ from resnet_jax.report.analysis import analyse, interval
 from resnet_jax.report.command import training_command
 from resnet_jax.report.curves import by_epoch
 
-_CLASSES_SHOWN = 20  # in a table; of more classes the worst
+_CLASSES_SHOWN = 20  # in a table; of more classes, only the worst
 # Fields in which the runs of one row may differ.
 _SAME_TRAINING = {"seed", "dataset.data_dir", "dataset.mirror"}
 _SPLITS = ("train", "validation", "test")
@@ -60,10 +60,10 @@ def write(
 ) -> Path:
     """Writes a run's report to `out` or its `report.html`, and returns the path.
 
-    `build` is that of `train.train_and_evaluate`.
+    `build` is as for `train.train_and_evaluate`.
 
     Raises:
-      UserError: the run is not there or has not finished, or its data set is not there.
+      UserError: the run is missing or has not finished, or its data set is missing.
       WriteError: the file cannot be written.
     """
     result = _finished(directory)
@@ -126,11 +126,11 @@ class _Run(NamedTuple):
 
 
 def compare(directories: list[Path], path: Path) -> None:
-    """Writes a page that compares finished runs; those that differ in the seed, and
-    in nothing else, are one row.
+    """Writes a page that compares finished runs; those that differ only in the seed
+    share a row.
 
     Raises:
-      UserError: one is not there or has not finished.
+      UserError: one is missing or has not finished.
       WriteError: the file cannot be written.
     """
     runs = [_read(directory) for directory in directories]
@@ -158,7 +158,7 @@ def _read(directory: Path) -> _Run:
 def _grouped(runs: list[_Run]) -> tuple[list[list[_Run]], list[str]]:
     """Runs of the same training, and the fields in which these groups differ.
 
-    A second run of one seed is no further sample of it: it is in a group of its own.
+    A second run of the same seed is not another sample: it has a group of its own.
     """
     names = sorted({name for run in runs for name in run.fields} - _SAME_TRAINING)
     groups: dict[tuple, list[_Run]] = {}
@@ -256,14 +256,14 @@ def _gradients(norms: dict[str, dict[str, float]]):
     series = []
     for when, by_layer in norms.items():
         values = np.array(list(by_layer.values()))
-        # Zeros, which a log axis cannot show, come from units that are dead.
+        # Zeros, which a log axis cannot show, come from dead units.
         shown = np.flatnonzero(values > 0)
         series.append((when, shown + 1, values[shown]))
     return figures.lines(series, ("layer, from the input", "gradient norm"), log=True)
 
 
 def _classes(names: tuple[str, ...], confusion: np.ndarray) -> list[dict]:
-    """Each class with its accuracy and interval; of very many, the worst."""
+    """Each class with its accuracy and interval; of very many, only the worst."""
     rows = []
     for label, name in enumerate(names):
         total, correct = int(confusion[label].sum()), int(confusion[label, label])
@@ -301,7 +301,7 @@ def _confusion(names: tuple[str, ...], confusion: np.ndarray) -> dict:
 
 
 def _shown(value):
-    """A picture as the address of itself; anything else as it is."""
+    """A picture as a data URL; anything else as it is."""
     if not isinstance(value, Image.Image):
         return value
     buffer = io.BytesIO()
@@ -310,7 +310,7 @@ def _shown(value):
 
 
 def _mean_interval(values: list[float], examples: int) -> tuple[float, float, float]:
-    """Mean and 95% interval: over seeds by Student's t; of one, over the examples."""
+    """Mean and 95% interval: over seeds by Student's t; for one, over the examples."""
     if len(values) == 1:
         return values[0], *interval(round(values[0] * examples), examples)
     statistics = seeds.accuracy_interval(values)
