@@ -1,44 +1,43 @@
-"""The worth of each ingredient of the `strong` recipe, in accuracy and in seconds.
+"""What each ingredient of the `strong` recipe is worth, in accuracy and in seconds.
 
     python -m experiments.ablation [--scale=full]
 
 Claim. Tricks are mostly published with the network, data and budget that suit them;
-here each meets the same network twice: alone, added to the `paper` recipe, and among
-the others, removed from `strong`. Where the two differ, ingredients do each other's
-work.
+here each is tested on the same network twice: alone, added to the `paper` recipe, and
+among the others, removed from `strong`. Where the two differ, ingredients stand in for
+one another.
 
-Method. Version 1 on CIFAR-10. An ingredient is worth the last epoch's accuracy with it
-minus that without, on a validation split and in points, seed by seed, since equal seeds
-share their first weights and their order of images. The means over seeds have 95%
-intervals (Student's t). Three seeds are too few to estimate each ingredient's variance:
-all runs of a recipe share one, which is what remains of their accuracies after the
-means of each ingredient and of each seed are subtracted (randomised blocks).
-Seconds are those of the updates alone, medians over seeds, as a ratio. At budgets other
-than 200 epochs, everything counted in epochs shrinks in proportion.
+Method. Version 1 on CIFAR-10. An ingredient's worth is the last epoch's validation
+accuracy with it minus that without it, in points, paired by seed, since equal seeds
+share initial weights and image order. Means over seeds have 95% confidence intervals
+(Student's t). Three seeds are too few to estimate each ingredient's variance, so all
+runs of a recipe share one: that of the residuals once the means of each ingredient and
+of each seed are subtracted (randomised blocks).
+Times are those of the updates alone, as ratios of medians over seeds. At budgets other
+than 200 epochs, everything counted in epochs is scaled in proportion.
 
-Found (smoke: 235 updates; three seeds; a copy of CIFAR-10 whose images were coded as
-JPEG):
-- Two ingredients are worth something here, alone and among the others: Nesterov's
-  momentum, 3.3 and 2.7 points, and the cosine rate with its warm-up, 2.0 and 1.3. All
-  of `strong` is 3.8 points ahead of `paper`.
-- Of the regularisers two cost accuracy at so few updates: cutmix 4.4 points, stochastic
-  depth 3.5. Zero init costs 9.5: blocks that begin as the identity have little time to
-  become anything else.
-- Growing images take two thirds of the time, with no visible loss.
-- The intervals are those of 22 comparisons, not widened for their number: about one of
-  22 would exclude 0 by chance, and the cosine rate's among the others (0.05 to 2.4) is
-  near it. They are not independent: all of a recipe are differences from the same three
-  runs. In `budgets`, at 20 layers, the same normalisation was worth more than its
-  interval here (2.5 and 3.6 points).
-- All others' intervals, of 1.2 to 1.6 points on either side, include 0: six epochs do
-  not tell what they are worth, nor what they would be worth after 200.
-- A shared variance supposes that all runs of a recipe vary alike. EMA of weights and
-  test-time flip change evaluation alone, so that their runs are paired with those
-  without, and their intervals too wide. Seed by seed the EMA is worth -0.16, 0.24 and
+Found (smoke: 235 updates; three seeds; a JPEG-compressed copy of CIFAR-10):
+- Two ingredients help here, both alone and among the others: Nesterov momentum, 3.3 and
+  2.7 points, and the cosine schedule with its warm-up, 2.0 and 1.3. `strong` as a whole
+  is 3.8 points ahead of `paper`.
+- Two of the regularisers cost accuracy with so few updates: cutmix 4.4 points,
+  stochastic depth 3.5. Zero init costs 9.5: blocks that begin as the identity have
+  little time to become anything else.
+- Growing images cut the time to two thirds, with no visible loss of accuracy.
+- The intervals are not widened for the number of comparisons, 22: about one in 22 would
+  exclude 0 by chance, and that of the cosine schedule among the others (0.05 to 2.4)
+  comes close to 0. They are not independent: all those of a recipe are differences from
+  the same three runs. In `budgets`, at 20 layers, the same normalisation was worth more
+  (2.5 and 3.6 points) than its interval here allows.
+- The intervals of all others, 1.2 to 1.6 points on either side, include 0: six epochs
+  do not show what they are worth, nor what they would be worth after 200.
+- A shared variance assumes that all runs of a recipe vary alike. EMA of weights and
+  test-time flip change only the evaluation, so their runs are paired with those without
+  them, and their intervals are too wide. Seed by seed, the EMA is worth -0.16, 0.24 and
   0.24 points in `paper` and -0.14, 0.22 and 0.16 in `strong`, a quarter of a point at
   most, and the flip -0.06, 0.24 and 1.02.
 - Times are from a shared machine, and those of equal runs differ by up to two thirds;
-  those of 'BN-bias learning rate' were measured on another day, and say nothing.
+  those of 'BN-bias learning rate' were measured on another day and mean nothing.
 
 Cost. Smoke: 8 layers, 5,000 images, six epochs, 72 runs, fifty minutes on two cores.
 Full: 20 layers, 45,000 images, 200 epochs, over 70 runs.
@@ -74,7 +73,7 @@ SCALES = {
         },
     },
 }
-_EPOCHS = 200  # of the recipe, which the numbers of epochs below assume
+_EPOCHS = 200  # of the recipe; the numbers of epochs below assume it
 # Changes to a config; where `strong` has the ingredient, its values are used instead.
 INGREDIENTS = {
     "per-channel normalisation": {"augment.normalization": "mean_std"},
@@ -164,7 +163,7 @@ def worths(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], di
 
 
 def half_interval(samples: list[list[float]]) -> float | None:
-    """Half of the 95% interval of the difference of two samples' means.
+    """Half the width of the 95% interval of a difference between two samples' means.
 
     Student's t for randomised blocks (Fisher 1935, The Design of Experiments, chapter
     4): the n-th values of all samples share an effect, which cancels in differences,

@@ -1,18 +1,18 @@
-"""Where BatchNorm and ReLU stand in a residual block.
+"""Where BatchNorm and ReLU go in a residual block.
 
     python -m experiments.activation_order [--scale=full]
 
-Claim. Anything that touches the sum of shortcut and branch hurts: BatchNorm after the
-addition, and a ReLU that keeps branches from being negative. With both before the
-convolutions (full pre-activation), deep networks are easier to train and generalise
+Claim. Anything that interferes with the sum of shortcut and branch hurts: BatchNorm
+after the addition, or a ReLU that keeps branches from being negative. With both before
+the convolutions (full pre-activation), deep networks are easier to train and generalise
 better, although they end at a slightly higher training loss; with the ReLU alone before
 them, they are about as good as the original (He et al. 2016, arXiv 1603.05027, sections
 4.1 and 4.2, figure 4 and table 2).
 
-Method. The five orders of figure 4 (`arrangements.ORDERS`) in one network.
+Method. The five orders of figure 4 (`arrangements.ORDERS`) in the same network.
 
 Cost. Smoke: 56 layers of width 8, digits, ten epochs at rate 0.1; three minutes from
-nothing on two cores of a shared x86 machine. Full: 110 layers of basic and 164 of
+scratch on two cores of a shared x86 machine. Full: 110 layers with basic and 164 with
 bottleneck blocks, CIFAR-10, the paper's recipe, 30 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; test error in percent):
@@ -22,11 +22,11 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; test error in percen
 - Pre-activation ends at lower training errors, unlike in the paper: 2.1 (1.6-2.4)
   ReLU-only and 1.9 (1.8-2.3) full, against 3.0 (2.8-3.0). (In an earlier measurement of
   the same seeds the ranges of full, 1.6-3.1, and original, 2.8-7.0, overlapped.)
-  ReLU-only is ahead from the first epoch on, where full is behind, and in one seed
-  stays so until the eighth.
-- Whether it generalises better does not show: 3.3 (1.4-3.6) and 2.5 (0.8-2.5) overlap
-  with the original's range, or touch it. An earlier measurement of the same seeds had
-  both apart from it; that is a few of 360 test images.
+  ReLU-only is ahead from the first epoch on; full is behind in the first, and in one
+  seed until the eighth.
+- Whether it generalises better cannot be told: 3.3 (1.4-3.6) and 2.5 (0.8-2.5) overlap
+  or touch the original's range. In an earlier measurement of the same seeds both lay
+  apart from it; the difference is a few of 360 test images.
 """
 
 from functools import partial

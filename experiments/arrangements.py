@@ -16,8 +16,8 @@ from resnet_jax.blocks import Branch, Images, Output
 from resnet_jax.config import build_network
 from resnet_jax.convolution import convolve
 
-# Figure 4. The convolutions of a branch before its last one, the last one, and what
-# follows the addition; C is a convolution, B a BatchNorm, R a ReLU.
+# Figure 4. Each convolution of a branch but the last, the last, and what follows the
+# addition; C is a convolution, B a BatchNorm, R a ReLU.
 ORDERS = {
     "original": ("CBR", "CB", "R"),
     "BN after addition": ("CBR", "C", "BR"),
@@ -48,7 +48,7 @@ class Block(nn.Module):
     norm: Callable[..., nn.Module]
 
     def _layers(self, train: bool) -> Callable[[str, Images], Images]:
-        """Builds run(letters, x); layers are numbered from call to call."""
+        """Builds run(letters, x); the numbering of layers continues across calls."""
         convs, norms = enumerate(self.branch, start=1), itertools.count(1)
 
         def run(letters: str, x: Images) -> Images:
@@ -83,7 +83,7 @@ class OrderedBlock(Block):
 
     A projection reads what the first convolution reads, and has a BatchNorm if the last
     convolution has. The network's first block activates what both its paths
-    read, and its last block its output, if no other layer does (section 4.1).
+    read, and its last block activates its output if no other layer does (section 4.1).
     """
 
     order: str
@@ -104,9 +104,9 @@ class OrderedBlock(Block):
 
 
 class ShortcutBlock(Block):
-    """The original block with one of SHORTCUTS, at changes of shape as elsewhere.
+    """The original block with one of SHORTCUTS, also where the shape changes.
 
-    A gate is the sigmoid of a 1x1 convolution of what the block reads: it scales the
+    A gate g is the sigmoid of a 1x1 convolution of what the block reads: it scales the
     shortcut by 1 - g and, if it is 'exclusive', the branch by g.
     """
 

@@ -1,27 +1,28 @@
-"""Images per second of ours, a plain Flax loop, PyTorch and Keras on equal networks.
+"""Images per second: ours, a plain Flax loop, PyTorch and Keras on the same networks.
 
     pip install -r requirements-bench.txt
     python -m experiments.benchmark --networks=v1-20,v2-56 --batch_sizes=128
     python -m experiments.benchmark --networks=v2-1001 --contenders=ours,plain
 
 Each contender (`experiments/peers`) runs in a process of its own. All get the same
-images and weights, and timing starts only when their logits agree with ours, and one
-update of ours with the plain loop's. Then they are timed in turn while the others are
-idle, in alternating order; the medians of the rounds count, after a round to warm up.
-Each has as many threads as there are cores.
+images and weights, and timing starts only once their logits agree with ours and one
+update of ours agrees with the plain loop's. They are then timed in turn while the
+others are idle, in alternating order; after a warm-up round, the medians of the rounds
+count. Each has as many threads as there are cores.
 
 'step' is training on batches that are ready in memory, 'epoch' is training with the
-contender's own input pipeline (flips, and crops from images padded by 4), 'evaluate' is
-the accuracy on as many images of the test split. Ours keeps its data on the device and
-augments them there, so 'step' includes all that and equals 'epoch'; 'input' is the
-share of an epoch that is spent before the network. An epoch is `--images` images, fewer
-than CIFAR-10 has, so work done once an epoch weighs more than in a real one. 'first' is
-the time from the process's start to the end of the first update, without a compilation
-cache, and 'compile' the first update's time minus a later one's; ours also compiles its
-evaluation in it. Memory is the process's peak, or the GPU's share of it, without the
-worker processes of PyTorch's loader. By default v1-20 and v2-56 are measured at batch
-128, with epochs of 1,280 images, in five rounds: an hour or two on two cores.
-`--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` takes a night.
+contender's own input pipeline (flips, and crops from images padded by 4), 'evaluate'
+computes the accuracy on as many images of the test split. Ours keeps the data on the
+device and augments them there, so 'step' includes all that and equals 'epoch'; 'input'
+is the share of an epoch spent on what comes before the network. An epoch is `--images`
+images, fewer than CIFAR-10 has, so work done once per epoch weighs more than in a real
+one. 'first' is the time from the process's start to the end of the first update,
+without a compilation cache, and 'compile' the first update's time minus a later one's;
+for ours it includes compiling the evaluation. Memory is the process's peak, or that of
+its GPU memory, without the worker processes of PyTorch's loader. By default v1-20 and
+v2-56 are measured at batch 128, with epochs of 1,280 images, in five rounds: an hour or
+two on two cores. `--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` takes a
+night.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ from resnet_jax import UserError, command_line, data, workdir
 from resnet_jax.config import validate
 
 _MEASURED = ("in_memory", "epoch", "evaluate")
-# Largest difference from our logits, by their largest; bfloat16 keeps 8 bits.
+# Largest difference from our logits, relative to the largest; bfloat16 keeps 8 bits.
 _TOLERANCE = {"float32": 1e-3, "bf16": 0.1}
 _UPDATE_TOLERANCE = 1e-6
 
@@ -99,7 +100,7 @@ def network_config(network: str, batch_size: int, images: int, dataset: str):
         raise UserError(f"--networks={network}: give networks such as v1-20,v2-56")
     deep = int(depth) >= 1000
     config = common.get_config("paper", int(version), int(depth), scan=deep, remat=deep)
-    # More steps than the rounds take, and few enough to be counted.
+    # More steps than the rounds take, but few enough to count their images in int32.
     config.update(batch_size=batch_size, steps=min(10**6, 2**31 // batch_size - 1))
     config.dataset.update(name=dataset, stream="never")
     for split, most in (("train", images), ("eval", min(images, 10_000))):
@@ -137,9 +138,9 @@ def compare(config, names: list[str], rounds: int) -> dict:
 
 
 def _begun(process: Process, name: str, running: dict) -> dict:
-    """Warms a contender up; returns the measurements of its start.
+    """Warms a contender up; returns the measurements of its start-up.
 
-    Raises FailedError if its logits are not those of ours.
+    Raises FailedError if its logits differ from ours.
     """
     start = process.answer()
     logits = np.array(process.ask("logits")["value"])

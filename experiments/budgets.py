@@ -2,27 +2,27 @@
 
     python -m experiments.budgets [--scale=full]
 
-Claim. A recipe is for a budget. What makes 200 epochs better, such as mixed images and
-averaged weights, can make five worse, and vice versa.
+Claim. A recipe is made for a budget. What improves 200 epochs, such as mixed images and
+averaged weights, can hurt five, and vice versa.
 
 Method. Version 1, 20 layers, CIFAR-10. Each of RECIPES trains on the same part of the
 training set for the same number of epochs, with three seeds; everything that a recipe
-counts in epochs shrinks in proportion. The last epochs are compared, on a validation
+counts in epochs is scaled in proportion. The last epochs are compared, on a validation
 split that no recipe trains on; the test split plays no part. 'keras' has its own
-network and batches of 32, and so makes four times the updates; 'akamaster' is 'paper'
-as in akamaster/pytorch_resnet_cifar10, which normalises by the channels' means and
-deviations.
+network and batches of 32, and so makes four times as many updates; 'akamaster' is
+'paper' as in akamaster/pytorch_resnet_cifar10, which normalises by each channel's mean
+and standard deviation.
 
-Found (smoke: 79 and 235 updates, of 'keras' 313 and 938; means of three seeds; a copy
-of CIFAR-10 whose images were coded as JPEG):
+Found (smoke: 79 and 235 updates, 313 and 938 for 'keras'; means of three seeds; a
+JPEG-compressed copy of CIFAR-10):
 - `strong` is ahead of 'paper' by 5 and 6 points, in every seed, and level with 'keras',
-  which makes four times as many updates. Half of that is its normalisation: it is 2
-  points ahead of 'akamaster', which is no more than seeds differ.
-- So for `strong`, which mixes images and averages weights, five epochs do not bear the
-  claim out. They do for `fast` alone, which has too few updates.
+  which makes four times as many updates. Half of that lead is due to its normalisation:
+  it is 2 points ahead of 'akamaster', which is no more than seeds differ.
+- So for `strong`, which mixes images and averages weights, five epochs do not bear out
+  the claim. They do so only for `fast`, which has too few updates.
 - `fast` has hardly learnt anything after 79 updates: its rate rises to 0.4 within the
   first two epochs, from which it recovers slowly. After 235 it is 5 points ahead of
-  'paper', in four fifths of the time, on a machine that others used too.
+  'paper', in four fifths of the time, on a shared machine.
 
 Cost. Smoke: 2,000 images, 5 and 15 epochs, 30 runs; 40 minutes on two cores of a shared
 x86 machine. Full: 45,000 images.

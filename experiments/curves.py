@@ -16,7 +16,7 @@ from resnet_jax.config import Build, build_network
 from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 
-# The error of a network that has diverged, among ten classes: it guesses.
+# The error that a diverged network is given: that of guessing among ten classes.
 CHANCE = 0.9
 
 
@@ -68,7 +68,7 @@ def run(
 
 
 def run_directory(config: dict, network: str = "") -> Path:
-    """Where `run` trains: in one place for equal arguments."""
+    """Where `run` trains: the same place for equal arguments."""
     key = json.dumps([config, network], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     model = config["model"]
@@ -108,7 +108,7 @@ def curves(
 
 
 def shorten(config: ConfigDict, epochs: int) -> None:
-    """Sets `epochs`, and everything counted in epochs in proportion.
+    """Sets `epochs`, and scales everything counted in epochs in proportion.
 
     A constant warm-up is kept, since the paper counts it in updates.
     """
@@ -165,8 +165,9 @@ def plot(
 ) -> None:
     """Draws a curve in percent by epoch: the median over seeds, and their range.
 
-    There is a value for each `every` epochs. A run that has diverged guesses from then
-    on, even if it did so before the first: up to `epochs`, if all of them have.
+    There is a value every `every` epochs. A diverged run counts as guessing from then
+    on, even if it diverged before the first value: up to `epochs`, if all runs have
+    diverged.
     """
     values = [result.get(name, []) for result in results]
     longest = max(epochs // every, *map(len, values))

@@ -2,19 +2,19 @@
 
     python -m experiments.depth_and_version [--scale=full]
 
-Claim. Deeper residual networks are better, at the price of their depth: 8.75, 6.97 and
-6.61 percent test error on CIFAR-10 with 20, 56 and 110 layers of version 1 (He et al.
-2015, arXiv 1512.03385, table 6; 110 layers: the mean of five runs). Version 2, whose
-blocks are bottlenecks that begin with BatchNorm and ReLU, gains more from depth (He et
-al. 2016, arXiv 1603.05027, table 3).
+Claim. Deeper residual networks are better, but cost more: 8.75, 6.97 and 6.61 percent
+test error on CIFAR-10 with 20, 56 and 110 layers of version 1 (He et al. 2015, arXiv
+1512.03385, table 6; 110 layers: the mean of five runs). Version 2, whose blocks are
+bottlenecks that begin with BatchNorm and ReLU, gains more from depth (He et al. 2016,
+arXiv 1603.05027, table 3).
 
-Method. Both versions at the same depths, trained alike. Their costs are those of the
-paper's networks at either scale: width 16, updates of 128 images of 32x32 pixels.
-Memory is XLA's count for the program of one update on one device (state, batch and
+Method. Both versions at the same depths, trained alike. At either scale, costs are
+those of the paper's networks: width 16, updates of 128 images of 32x32 pixels. Memory
+is XLA's count for the program of one update on one device (state, batch and
 temporaries), time the median of three updates; remat keeps only the blocks' inputs for
 the backward pass.
 
-Cost. Smoke: digits, width 8, five epochs at rate 0.1; four minutes from nothing on two
+Cost. Smoke: digits, width 8, five epochs at rate 0.1; four minutes from scratch on two
 cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe, 24 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
@@ -23,16 +23,16 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
 - v2: training error 9.2 (8.1-9.3), 15.4 (13.0-15.7), 15.0 (13.8-15.1); test error 4.4
   (4.4-6.4), 8.1 (6.7-10.8), 8.3 (6.1-10.8).
 - So the benefit of depth does not show: 20 layers are enough for the digits. What shows
-  is which version tolerates depth: with 110 layers v1 has learnt little after five
-  epochs, in any seed, and v2 most of the digits.
+  is which version tolerates depth: after five epochs with 110 layers, v1 has learnt
+  little, in any seed, and v2 most of the digits.
 - Memory, MiB, at 20, 56, 110 layers: v1 270, 701, 1346, v2 399, 1430, 2866: it grows
   with depth, and v2 takes 1.5 to 2.1 times as much, with 0.8 to 0.65 of the parameters
-  and MACs, since its blocks' ends have four times the channels. With remat less than a
-  third remains at 110 layers: v1 339, v2 789.
+  and MACs, since its blocks' outputs have four times the channels. With remat, less
+  than a third remains at 110 layers: v1 339, v2 789.
 - Time of an update on two cores, s: v1 0.36, 1.07, 2.13, v2 0.39, 1.59, 2.81: v2 is
-  slower, with two thirds to three quarters of the MACs. Remat, which computes more,
-  takes about as long (v1-110 2.13, v2-110 2.45), which suggests that memory is this
-  CPU's bottleneck.
+  slower, despite having two thirds to three quarters of the MACs. Remat, which computes
+  more, takes about as long (v1-110 2.13, v2-110 2.45), which suggests that memory is
+  this CPU's bottleneck.
 """
 
 import itertools
@@ -64,7 +64,7 @@ TIMED_UPDATES = 3
 def cost(version: int, depth: int, remat: bool, batch_size: int) -> dict:
     """'params', 'macs' per image, 'memory' in bytes and 'seconds' of an update."""
     config = common.get_config("paper", version, depth, scan=True, remat=remat)
-    one = jax.devices()[:1]  # whatever number the trainings have had JAX look for
+    one = jax.devices()[:1]  # however many the trainings had JAX create
     device = parallel.Parallel.over(one, "jit", batch_size, IMAGE_SHAPE)
     net = build_network(config, num_classes=10)
     tx = optimizers.optimizer(config.optimizer, lambda _: 0.01)

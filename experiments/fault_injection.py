@@ -8,8 +8,8 @@ the same parameters, optimizer state and BatchNorm statistics, the same metrics.
 and the same summary.json (except for times) as one that was never interrupted.
 
 Method: a first run of a small network on scikit-learn's digits is left alone. Each of
-the others gets one to three signals, each in a start of its own, aimed at its start-up,
-a training call, an evaluation, a save, or the moment when a checkpoint gets its name;
+the others gets one to three signals, each in a separate start, aimed at its start-up, a
+training call, an evaluation, a save, or the moment when a checkpoint gets its name;
 then the same command runs to the end. With SIGTERM the process must also exit by itself
 within 30 seconds, with status 143, or 0 if the run was over by then; in its first
 seconds, while it imports, the signal kills it like any Python process.
@@ -35,8 +35,8 @@ from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.metrics import best_step, read_rows
 from resnet_jax.trainer import Trainer
 
-# Phases of a run; how many of its beginnings a signal may follow, and by how many
-# seconds at most.
+# For each phase of a run: how many of its beginnings a signal may follow, and its
+# longest delay in seconds.
 _PHASES = {
     "start-up": (1, 6.0),
     "training": (8, 0.2),
@@ -97,7 +97,7 @@ def start(
     Args:
       directory: of the run; NAME.log beside it gets what the command prints.
       number: the signal.
-      aim: a phase, which of its beginnings to wait for, and the seconds after that.
+      aim: a phase, which of its beginnings to wait for, and how many seconds more.
       arguments: more arguments of the command.
 
     Returns:
@@ -160,7 +160,7 @@ def contents(directory: Path) -> tuple[str, dict, list[np.ndarray]]:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Names the contents of two runs that are not identical to the bit."""
+    """Names the contents of two runs that are not bit-identical."""
     (metrics, summary, arrays), (other, other_summary, other_arrays) = map(
         contents, (first, second)
     )

@@ -2,34 +2,34 @@
 
     python -m experiments.feature_visualisation [--scale=full]
 
-Claim. First filters see edges, and later layers see more of the class and less of the
-place (Zeiler and Fergus 2014, arXiv 1311.2901); a classifier on a layer's features gets
-better from layer to layer (Alain and Bengio 2016, arXiv 1610.01644); and residual
+Claim. The first filters see edges, and later layers more of the class and less of its
+position (Zeiler and Fergus 2014, arXiv 1311.2901); a classifier on a layer's features
+gets better from layer to layer (Alain and Bengio 2016, arXiv 1610.01644); and residual
 blocks refine what they read, instead of computing it from scratch (Greff et al. 2017,
 arXiv 1612.07771).
 
 Method. Version 1, trained. (a) The first layer's filters. (b) Each block's output for
-test images, the mean over its channels, from the smallest value to the largest. (c) Its
-Grad-CAM for the right class (Selvaraju et al. 2017, arXiv 1610.02391): where more of
-what the block sees would raise the class's logit. (d) Test accuracy of the nearest
-class mean of a block's features, averaged over places; no layer is trained for it. (e)
-The part of the image that Grad-CAM covers: 100% if it is even, little if it is a point.
-Medians over seeds, bands their range.
+test images, averaged over channels, scaled from its smallest value to its largest. (c)
+Its Grad-CAM for the right class (Selvaraju et al. 2017, arXiv 1610.02391): where more
+of what the block sees would raise the class's logit. (d) Test accuracy of classifying
+by the nearest class mean of a block's features, averaged over positions; no layer is
+trained for it. (e) The fraction of the image that Grad-CAM covers: 100% if it is
+uniform, little if it is a point. Medians over seeds, bands their range.
 
 Cost. Smoke: digits at 32x32 pixels, three trainings of 8 epochs; four minutes from
-nothing on two cores of a shared x86 machine.
+scratch on two cores of a shared x86 machine.
 
-Found. The picture is refined step by step. After the first block class means tell 4 of
-10 digits apart, and every block adds to that, quickly at first and a little at the end,
-until the last one is about as good as the network's own classifier. Pictures within a
-stage look alike, as if blocks that keep the shape changed their input only a little
-(how much was not measured), and new features come at the stages' first blocks (4 and
+Found. The picture is refined step by step. After the first block the class means get 4
+of 10 digits right, and every block adds to that, much at first and a little at the end,
+until the last one is about as good as the network's own classifier. Activations within
+a stage look alike, as if blocks that keep the shape changed their input only a little
+(how much was not measured), and new features appear in the stages' first blocks (4 and
 7). Grad-CAM of the early blocks lies in thin lines along strokes, and at the image's
 border; in the last stage it is one blob over the part that distinguishes the digit: the
 right arm of the 4, the middle of the 9. Grad-CAM means little where channels do not yet
-stand for parts of classes. The 3x3 filters of the first layer are differences in some
-direction, but too small, and on digits too little needed, to look like the edges of
-larger filters.
+stand for parts of classes. The first layer's 3x3 filters are differences in some
+direction, but too small, and too little needed on digits, to look like the edge
+detectors that larger filters become.
 
 Numbers (smoke, seeds 0, 1, 2).
 - Test accuracy of the nearest class mean by block (medians): 38, 58, 67, 79, 85, 91,
@@ -128,7 +128,7 @@ def nearest_mean_accuracy(fitted, fitted_labels, features, labels) -> float:
 
 
 def area(maps: np.ndarray) -> float:
-    """The part of the image that a map covers: 1 if even, 1 / pixels if a point.
+    """The fraction of the image that a map covers: 1 if uniform, 1 / pixels if a point.
 
     The mean over those of `maps` [examples, height, width] that are not all zero.
     """

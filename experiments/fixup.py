@@ -2,32 +2,32 @@
 
     python -m experiments.fixup [--scale=full]
 
-Claim. BatchNorm is not needed to train deep residual networks at its learning rate if
+Claim. Deep residual networks can be trained without BatchNorm, at its learning rate, if
 every block begins as the identity: by Fixup (Zhang et al. 2019, arXiv 1901.09321), or
-by SkipInit, one number per block (De and Smith 2020, arXiv 2002.10444).
+by SkipInit, one scalar per block (De and Smith 2020, arXiv 2002.10444).
 
-Method. Version 1 with one of KINDS in place of BatchNorm, with equal recipes. No norm:
-only a learnt offset for each channel ('He' in the stored cells). SkipInit: also a
-learnt number, 0 at first, by which the branch is multiplied. Fixup: the last kernels of
-branches and the classifier begin as 0, the branches' other kernels smaller by the
-square root of the number of blocks; a learnt number is added before and after each
+Method. Version 1 with one of KINDS in place of BatchNorm, all with the same recipe. No
+norm: only a learnt offset for each channel ('He' in the stored cells). SkipInit: also a
+learnt scalar, initially 0, that multiplies the branch. Fixup: each branch's last kernel
+and the classifier begin at 0, and a branch's other kernels are divided by the square
+root of the number of blocks; a learnt scalar is added before and after each
 convolution, and one multiplies the branch.
 
-Cost. Smoke: digits, width 8, 15 epochs at rate 0.1; four minutes from nothing on two
+Cost. Smoke: digits, width 8, 15 epochs at rate 0.1; four minutes from scratch on two
 cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe at rates 0.1 and 0.01,
 72 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
-- 56 layers that only leave BatchNorm out diverge within ten updates, in every seed.
-  With SkipInit they train, to a training error of 5.0 (4.2-8.0) and a test error of 6.1
-  (3.3-7.2), and with Fixup, to 4.1 (4.0-12.9) and 5.8 (4.2-8.6).
-- 20 layers can train without anything, to 7.7 and 12 on the training set, but in one of
-  three seeds they guess. (In an earlier measurement of the same seeds none did.)
-  SkipInit has 6.3 (4.2-24.9) and 6.4 (4.4-14.7), Fixup 7.1 (6.9-10.3) and 6.4
+- 56 layers that merely leave BatchNorm out diverge within ten updates, in every seed.
+  With SkipInit they train to a training error of 5.0 (4.2-8.0) and a test error of 6.1
+  (3.3-7.2), with Fixup to 4.1 (4.0-12.9) and 5.8 (4.2-8.6).
+- 20 layers can train with neither, to training errors of 7.7 and 12, but in one of
+  three seeds they end at chance. (In an earlier measurement of the same seeds none
+  did.) SkipInit has 6.3 (4.2-24.9) and 6.4 (4.4-14.7), Fixup 7.1 (6.9-10.3) and 6.4
   (4.4-6.9).
-- So they do what they are made for, which is depth, and the ranges do not show which
-  does it better. BatchNorm does more: training errors of 0.9 and 1.9, and in the fourth
-  epoch, 10 to 32, where theirs are still 77 to 83.
+- So both do what they are made for, which is to make depth trainable, and the ranges do
+  not show which does it better. BatchNorm does more: training errors of 0.9 and 1.9,
+  and 10 to 32 in the fourth epoch, where theirs are still 77 to 83.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Offset(nn.Module):
 
 
 class SkipInitBlock(Block):
-    """conv-offset-ReLU-conv-offset, times a number, add the shortcut, ReLU."""
+    """conv-offset-ReLU-conv-offset, times a learnt scalar, plus the shortcut, ReLU."""
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Output:
@@ -74,16 +74,16 @@ class SkipInitBlock(Block):
 
 
 class FixupBlock(Block):
-    """Figure 1, right, of Zhang et al.; `FixupResNet` draws the kernels.
+    """Figure 1, right, of Zhang et al.; `FixupResNet` initialises the kernels.
 
-    Its numbers get a tenth of the learning rate, as in the authors' code, where their
-    weight decay is a tenth, too.
+    Its scalars get a tenth of the learning rate, as in the authors' code, where they
+    also get a tenth of the weight decay.
     """
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Output:
         def number(name: str, start: float = 0.0):
-            # A factor inside of sqrt(0.1) multiplies gradient descent's steps by 0.1.
+            # Scaling the parameter by sqrt(0.1) scales gradient descent's steps by 0.1.
             factor = 0.1**0.5
             initial = nn.initializers.constant(start / factor)
             return factor * self.param(name, initial, (1,))
@@ -101,7 +101,7 @@ class FixupBlock(Block):
 
 
 class FixupResNet(models.ResNet):
-    """A network that is initialised by section 4.1 of Zhang et al."""
+    """A network initialised as in section 4.1 of Zhang et al."""
 
     @nn.nowrap
     def init(self, *args, **kwargs) -> dict:

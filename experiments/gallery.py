@@ -41,7 +41,7 @@ def paragraph(doc: str, label: str) -> str:
 
 
 def section(module: ModuleType, name: str, files: list[Path]) -> str:
-    """The part of the page that shows an experiment's results, one file a scale."""
+    """The part of the page that shows an experiment's results, one file per scale."""
     doc = module.__doc__
     figures, commands = [], []
     for file in files:

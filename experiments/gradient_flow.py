@@ -2,39 +2,40 @@
 
     python -m experiments.gradient_flow [--scale=full]
 
-Claim. Through a plain network gradients shrink or grow geometrically with depth, at
-initialisation: without BatchNorm by the initial scale of the kernels (He et al. 2015,
-arXiv 1502.01852), with it always upward, by about sqrt(pi / (pi - 1)) = 1.21 per layer
-(Yang et al. 2019, arXiv 1902.08129). Shortcuts with BatchNorm make that a power law.
+Claim. At initialisation, gradients through a plain network shrink or grow geometrically
+with depth: without BatchNorm at a rate set by the kernels' initial scale (He et al.
+2015, arXiv 1502.01852); with it they always grow, by a factor of about sqrt(pi / (pi -
+1)) = 1.21 per layer (Yang et al. 2019, arXiv 1902.08129). Shortcuts with BatchNorm turn
+that into a power law.
 
-Method. Norms, over a batch of 32, of the loss's gradient with respect to what each
-block reads; the growth of the norm's logarithm per layer, fitted within the stages (0.1
-is a factor of 1.1). Then SGD updates at rate 0.01. Lines are medians over seeds, bands
-their range; grey lines in (g) are theory (`predicted_growth`). Where bottlenecks have
-1001 layers, basic blocks and plain networks have 1202 (*). What leaves the range of
-float32 is not drawn, and said so.
+Method. Norms, over a batch of 32, of the loss's gradient with respect to each block's
+input; the growth of the norm's logarithm per layer, fitted within the stages (0.1 is a
+factor of 1.1). Then SGD updates at rate 0.01. Lines are medians over seeds, bands their
+range; grey lines in (g) are theory (`predicted_growth`). Where bottleneck networks have
+1001 layers, those of basic blocks and plain ones have 1202 (*). Values outside the
+range of float32 are not drawn, and a note says so.
 
 Cost. Smoke: digits at 16x16 pixels, five minutes on two cores of a shared x86 machine.
 
 Found. A plain network of 56 layers without BatchNorm multiplies its gradient by the
 same factor in each layer, the one that theory gives: it vanishes or explodes unless the
-initial scale is just right. BatchNorm replaces that by growth that no scale changes, a
-factor of 10,000 over 56 layers. Shortcuts alone are no cure, contrary to what is often
-said: without BatchNorm each block adds its branch's variance to what it reads, so that
-at the usual scale gradients of a residual network grow geometrically too, and faster
-than the plain network's shrink; only where the branch starts small (scale 0.5) do they
-keep their size. It takes shortcuts with BatchNorm: the branch's share of the sum then
-falls from block to block, and the gradient follows a power of the layer, at 1001 layers
-too.
+initial scale is just right. BatchNorm replaces that with growth that does not depend on
+the scale, a factor of 10,000 over 56 layers. Shortcuts alone are no cure, contrary to
+what is often said: without BatchNorm each block adds its branch's variance to its
+input's, so that at the usual scale a residual network's gradients grow geometrically
+too, and faster than a plain network's shrink; only where the branch starts small (scale
+0.5) do they keep their size. It takes shortcuts together with BatchNorm: the branch's
+share of the sum then falls from block to block, and the gradient follows a power law in
+the layer number, at 1001 layers too.
 
 Numbers (smoke, ranges over seeds 0, 1, 2).
 - Plain, no BN, depth 56: growth per layer -0.80 to -0.79, -0.43 to -0.40, -0.085 to
   -0.056, 0.26 to 0.29 at initial scales 0.5, 0.71, 1, 1.41; predicted -0.76, -0.41,
   -0.063, 0.28. So He's scale of 1, which a plain network needs, still loses a little to
-  the padding; at depth 1202 nothing of the gradient is left in float32.
+  the padding; at depth 1202 none of the gradient is left in float32.
 - Shortcuts, no BN, depth 56, the same scales: v2 0.002, 0.016, 0.10 to 0.11, 0.34;
   predicted 0.002, 0.018, 0.105, 0.345. v1 0.00, 0.03 to 0.05, 0.14 to 0.17, 0.35 to
-  0.38; predicted -0.01, 0.02, 0.13, 0.36, which is up to 0.03 low, since it takes the
+  0.38; predicted -0.01, 0.02, 0.13, 0.36, which is up to 0.03 low, since it assumes the
   ReLUs after the sums to be active independently of each other. At scale 1 and 1001
   layers both leave the range of float32, and v1-56 diverges within two updates.
 - Plain, BN: 0.158 to 0.168 at depth 56, 0.135 to 0.150 at 1202 (mean-field: 0.19).
@@ -166,7 +167,7 @@ def predicted_growth(network: str, initial_scale: float, image_size: int) -> flo
 
 
 def _active(branch: float) -> float:
-    """The part of v1's ReLUs after a sum that are active, deep in the network.
+    """The fraction of v1's ReLUs after a sum that are active, deep in the network.
 
     A branch gives normal values with a mean square of `branch` times the input's.
     """

@@ -4,23 +4,24 @@
 
 Claim. He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv 1512.03385,
 figure 7: the standard deviations of layer responses, after BatchNorm and before ReLU
-and addition, are smaller in residual networks than in plain ones, and the smaller the
-deeper. So residual functions are closer to zero: each layer changes its signal less.
+and addition, are smaller in residual networks than in plain ones, and smaller the
+deeper they are. So residual functions are closer to zero: each layer changes its signal
+less.
 
-Method. Version 1, trained; deviations over test images, places and channels. Medians
-over seeds, bands their range. Responses start at 1, and weight decay takes 64,000
-updates in the paper to bring them down; smoke has 450, with a decay a hundred times as
-strong (0.01, rate 0.1).
+Method. Version 1, trained; standard deviations over test images, positions and
+channels. Medians over seeds, bands their range. Responses start at 1, and weight decay
+takes 64,000 updates in the paper to bring them down; smoke has 450, with a decay a
+hundred times as strong (0.01, rate 0.1).
 
 Cost. Smoke: digits, nine trainings; two minutes on two cores of a shared x86 machine.
 
 Found. As in the paper. Sorted by size, the responses of a residual network are below
 those of a plain one of the same depth, most of all the large ones: the plain network's
 last layer responds about twice as strongly as any residual layer. With 32 layers
-instead of 20 most responses are smaller again. The network's order shows how: of a
-residual block's two layers the second, which is added to the shortcut, keeps its
-response, and the first, which BatchNorm rescales anyway, falls to 0.6 of it. Among the
-smallest responses plain and residual are alike.
+instead of 20 most responses are smaller still. In the network's order one sees how: of
+a residual block's two layers the second, which is added to the shortcut, keeps its
+response, and the first, which BatchNorm rescales anyway, falls to 0.6 of it. The
+smallest responses are alike in plain and residual networks.
 
 Numbers (smoke, seeds 0, 1, 2).
 - Mean over layers: plain-20 0.23, 0.23, 0.23; residual-20 0.18, 0.18, 0.18; residual-32
@@ -54,8 +55,8 @@ SCALES = {
 def run_config(scale: str, depth: int, residual: bool) -> dict:
     """The config of a network, as JSON holds it.
 
-    Responses start at 1, BatchNorm's first scale, and weight decay brings them down
-    where the loss does not keep them up: in He's recipe by 0.1 * 1e-4 an update, in
+    Responses start at 1, BatchNorm's initial scale, and weight decay brings them down
+    where the loss does not keep them up: in He's recipe by 0.1 * 1e-4 per update, over
     64,000 of them. 'smoke' has 450, so it decays a hundred times faster.
     """
     config = trained.run_config(scale, depth, residual)

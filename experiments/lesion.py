@@ -3,42 +3,42 @@
     python -m experiments.lesion [--scale=full]
 
 Claim. Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow
-Networks", arXiv 1605.06431: n blocks with shortcuts are 2^n paths, of lengths that are
+Networks", arXiv 1605.06431: n blocks with shortcuts form 2^n paths, whose lengths are
 binomially distributed. Deleting a block leaves half of the paths, so that a residual
 network hardly notices, while a plain one is lost; the error grows smoothly with the
-number of blocks deleted, or put in another order; and since a path's gradient falls
-exponentially with its length, only short paths train the network.
+number of blocks deleted or reordered; and since a path's gradient falls exponentially
+with its length, only short paths train the network.
 
-Method. Version 1, trained. (a) A block is deleted: its shortcut replaces it, also in a
+Method. Version 1, trained. (a) One block is deleted: a shortcut replaces it, also in a
 plain network. (b) Several blocks, drawn at random: the median of all draws and seeds,
-and the band that holds 80% of them. (c) Blocks of a stage, except its first one, are
+and the band that holds 80% of them. (c) Blocks within a stage, except its first, are
 swapped; Kendall's tau is 1 for the right order. (d) Norm of the loss's gradient with
 respect to the pixels along one path: back through the branches of some blocks and only
-the shortcuts of all others; times the number of such paths.
+the shortcuts of all others; also times the number of such paths.
 Elsewhere lines are medians over seeds, bands their range.
 
-Cost. Smoke: digits, width 8, ten epochs, nine trainings, which are among those of
-loss_landscape; four minutes from nothing on two cores of a shared x86 machine.
+Cost. Smoke: digits, width 8, ten epochs, nine trainings, all shared with
+loss_landscape; four minutes from scratch on two cores of a shared x86 machine.
 
-Found. Most of it holds on digits. Deleting any block of the plain network destroys it,
-while each of the last 10 of a residual network's 27 blocks can go for 4.5 points or
-less, and of the last 17 for 5.9. The exception is the first stage: without its first
-block a residual network, too, gets most digits wrong, since there is no good signal yet
-for shortcuts to carry. (Veit finds that for the blocks that change the shape. Here
-those cost 1 to 9 points with 56 layers, but the first of them 13 to 35 with 20.) When
-more blocks go, or change places, the median error rises smoothly over several of them,
-where the plain network is at chance from the first on; but it matters more which blocks
-go than how many: one draw of 3 does next to no harm, another nearly as much as 10. With
-56 layers most of the gradient comes along paths shorter than half the network, though
-not as few blocks as Veit's, whose networks are deeper and trained for longer; with 20
-hardly more than half of it does.
+Found. Most of the claim holds on digits. Deleting any one block of the plain network
+destroys it, while any one of the last 10 of a residual network's 27 blocks can go at a
+cost of 4.5 points or less, and any of the last 17 at 5.9 or less. The exception is the
+first stage: without its first block a residual network, too, gets most digits wrong,
+since there is no good signal yet for shortcuts to carry. (Veit finds that for the
+blocks that change the shape. Here those cost 1 to 9 points with 56 layers; with 20 the
+first of them costs 13 to 35.) When more blocks go or change places, the median error
+rises smoothly over several of them, whereas the plain network is at chance from the
+first on; but which blocks go matters more than how many: one draw of 3 does next to no
+harm, another nearly as much as 10. With 56 layers most of the gradient comes along
+paths shorter than half the network, though not as short as Veit's, whose networks are
+deeper and trained for longer; with 20, hardly more than half of it does.
 
 Numbers (smoke, seeds 0, 1, 2, test error in percent).
 - Whole: residual-56 3.3, 3.3, 2.5; residual-20 2.5, 3.1, 3.9; plain-20 18, 9, 14.
 - One block deleted, median over the blocks: 6.4, 4.4, 3.9; 8.3, 12, 22; 89, 89, 91,
   where guessing is 90. The worst block: 87, 68, 72; 84, 92, 85; 96, 93, 94. It is the
-  first one, except in seed 2 of residual-56, where the first gives 68. The least that
-  the plain network loses by a block is 54 points.
+  first one, except in seed 2 of residual-56, where the first gives 68. Deleting a block
+  costs the plain network at least 54 points.
 - 1, 2, 3, 5, 7, 10 blocks deleted from residual-56, medians of 25 draws and 3 seeds: 5,
   9, 26, 47, 79, 88; 80% of the draws are in 3-40, 4-49, 6-70, 17-86, 44-90, 73-92. Half
   of the digits are wrong from 6 blocks on; in residual-20 from 2 on (53, 14-89), in
@@ -46,8 +46,8 @@ Numbers (smoke, seeds 0, 1, 2, test error in percent).
 - Order of residual-56, medians: 5 at tau 0.9 to 1 (2.5 to 68), 50 at 0.8 to 0.9, 75 at
   0.7 to 0.8.
 - Paths of residual-56: each block on a path multiplies the gradient by 0.76 to 0.78, so
-  that 90% of it comes along paths of 7 to 16 of 27 blocks, 11.5 to 11.8 in the mean,
-  against 13.5 without gradients. In residual-20 the factor is 0.96 to 0.99.
+  that 90% of it comes along paths of 7 to 16 of 27 blocks, 11.5 to 11.8 on average,
+  against 13.5 if all paths counted alike. In residual-20 the factor is 0.96 to 0.99.
 - An earlier training with the same seeds had 80, 58, 82 without the first block of
   residual-56, 2.5 points or less for each of its last 10, half of the digits wrong from
   5 blocks on, and a factor of 0.93 to 0.96 in residual-20.
@@ -77,7 +77,7 @@ SCALES = {
     "smoke": {"networks": ((56, True), (20, True), (20, False)), "draws": 25},
     "full": {"networks": ((110, True), (56, True), (20, False)), "draws": 50},
 }
-PATH_EXAMPLES = 64  # whose gradients are averaged
+PATH_EXAMPLES = 64  # whose gradients' norms are averaged
 
 
 def block_names(net) -> list[str]:

@@ -7,46 +7,47 @@ Claim. Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", arXiv
 shortcuts. Without them it turns to chaos as depth grows to 56; with them it stays a
 bowl.
 
-Method. The loss on the first 128 training examples (full: 10,240), as they are, on a
-plane through the trained network, along two random directions in which each filter is
-as long as the network's own, so that distance 1 changes it by its own length; BatchNorm
-keeps the trained network's running statistics. Below, medians over directions, and the
-ends of the spectrum of the loss's Hessian at the middle, to a thousandth, by ARPACK. A
-convex loss has no negative eigenvalues; the paper measures by |smallest / largest| how
-far from convex it is. Surfaces are of seed 0; lines are medians over seeds, bands their
-range.
+Method. The loss on the first 128 training examples (full: 10,240), not augmented, on a
+plane through the trained network, along two random directions in which each filter has
+the norm of the network's own, so that distance 1 changes it by its own length;
+BatchNorm keeps the trained network's running statistics. Below, medians over
+directions, and the extreme eigenvalues of the loss's Hessian at the centre, to a
+thousandth, by ARPACK. A convex loss has no negative eigenvalues; the paper measures how
+far from convex it is by |smallest / largest|. Surfaces are of seed 0; lines are medians
+over seeds, bands their range.
 
-Cost. Smoke: digits, width 8, ten epochs, twelve trainings, nine of which are those of
-lesion; five minutes from nothing on two cores of a shared x86 machine.
+Cost. Smoke: digits, width 8, ten epochs, twelve trainings, nine of them shared with
+lesion; five minutes from scratch on two cores of a shared x86 machine.
 
-Found. In part. With shortcuts the loss around the network is a bowl with one minimum,
-with 20 layers and with 56. So it is without them with 20, but for a shallow dent
-halfway out in one seed. The plain network of 56 layers stands on ground of another
-kind: a flat middle, and walls that take the loss to 30,000 and more at a step as long
-as the network itself, where shortcuts have 850 to 1,000. It has one to three minima, so
-that their number does not tell it from the others in every seed. But it is hardly
-trained: at this rate it gets 22 to 41% of the digits right, the others 82 to 98%. So
-this is the ground on which it does not train, and no comparison of two trained
-networks, as the paper's. The paper's |smallest / largest| separates nothing at the
-middle: it is 0.01 to 0.04 for all but two plain networks of 56 layers, which have 0.008
-and 0.006, the most convex by that measure, since one direction is so sharp. Apart are
-the ends themselves: plain networks of either depth have smaller smallest eigenvalues
-than residual ones, in all seeds. They have larger largest ones than the residual ones
-of their own seed, but not than those of every seed.
+Found. The claim holds in part. With shortcuts the loss around the network is a bowl
+with one minimum, at 20 layers and at 56. At 20 layers it is a bowl without them, too,
+but for a shallow dent halfway out in one seed. The landscape of the plain network of 56
+layers is of another kind: a flat middle, and walls that take the loss to 30,000 and
+more at a distance of the network's own length, where with shortcuts it is 850 to 1,000.
+It has one to three minima, so their number does not distinguish it from the others in
+every seed. But it is hardly trained: at this learning rate it gets 22 to 41% of the
+digits right, the others 82 to 98%. So this is a landscape in which the network does not
+train, not a comparison of two trained networks, as the paper's is. The paper's
+|smallest / largest| separates nothing at the centre: it is 0.01 to 0.04 for all but two
+plain networks of 56 layers, whose 0.008 and 0.006 make them the most convex by that
+measure, since one direction is so sharp. The eigenvalues themselves do differ: in all
+seeds the smallest is more negative in plain networks of either depth than in residual
+ones. The largest is larger than in the residual networks of the same seed, but not than
+in those of every seed.
 
 Numbers (smoke, seeds 0, 1, 2; distances in lengths of the network's filters).
 - Largest eigenvalue: plain-20 157, 259, 260; residual-20 120, 138, 184; plain-56 785,
   1439, 288; residual-56 138, 64, 84. Earlier trainings with the same seeds had 149 to
   217 and 326 to 394 in plain-20. The second of them had 349 to 18,484 in plain-56, and
-  all plain networks above all residual ones. So three seeds do not show how far
-  trainings spread.
+  all plain networks above all residual ones. So three seeds do not show how widely
+  trainings vary.
 - Smallest eigenvalue: plain-20 -5.2, -4.3, -4.2; residual-20 -2.6, -2.0, -2.5; plain-56
-  -6.0, -8.6, -6.1; residual-56 -2.8, -2.3, -1.4. An earlier training with the same
-  seeds had plain and residual ones apart only just. The next four are more than half of
-  it.
+  -6.0, -8.6, -6.1; residual-56 -2.8, -2.3, -1.4. In an earlier training with the same
+  seeds, plain and residual ones were only just apart. The next four eigenvalues are
+  each more than half as large.
 - |smallest / largest|: plain-20 0.033, 0.017, 0.016; residual-20 0.022, 0.015, 0.013;
   plain-56 0.008, 0.006, 0.021; residual-56 0.021, 0.036, 0.017.
-- Loss at the middle and at distance 1 (medians over directions): plain-20 0.3 to 0.6
+- Loss at the centre and at distance 1 (medians over directions): plain-20 0.3 to 0.6
   and 200 to 400; residual-20 0.06 to 0.07 and 100 to 210; plain-56 1.7 to 2.0 and
   30,000 to 690,000; residual-56 0.02 to 0.06 and 850 to 1,000.
 - Minima on the grid of 21 by 21 points: 2, 1, 3 in plain-56, 1, 1, 2 in plain-20, and
@@ -108,7 +109,8 @@ def filter_normalized(rng: np.random.Generator, params: dict) -> dict:
 def make_loss(net, batch_stats: dict, images, labels) -> Callable:
     """Builds loss(params): the mean over examples; BatchNorm as in evaluation.
 
-    A batch of 256 at a time, to save memory; more examples must be a multiple of that.
+    Computes a batch of 256 at a time, to save memory; more examples than that must be a
+    multiple of it.
     """
     batch = min(BATCH, len(images))
     images = images.reshape(-1, batch, *images.shape[1:])
@@ -206,7 +208,7 @@ def measure(config: dict, points: int, examples: int) -> dict:
 
 
 def profile(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from the middle of a surface, and the median loss at each."""
+    """Distances from the centre of a surface, and the median loss at each."""
     axis = np.linspace(-1, 1, len(losses))
     spacing = axis[1] - axis[0]
     rings = np.rint(np.hypot(*np.meshgrid(axis, axis)) / spacing)

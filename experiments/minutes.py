@@ -1,4 +1,4 @@
-"""The accuracy of ten minutes: recipe `fast`, a PyTorch script, the Keras example's.
+"""Accuracy in ten minutes: recipe `fast`, a PyTorch script, the Keras example's recipe.
 
     python -m experiments.minutes [--scale=full]
 
@@ -7,24 +7,24 @@ script and of the Keras example's recipe by at least five points.
 
 Method. Version 1, 20 layers, CIFAR-10, each contender alone in processes of its own.
 The clock starts with the process, imports and compilation included. `fast` is the
-ordinary command, with as many steps as fit; a shorter run, which does not count,
-measures how long a step takes, and leaves its compiled programs in JAX's cache.
-Everything the command does is within its time, also evaluation and report. The others
-stop when the time is over, before their evaluation. PyTorch: SGD, rate 0.1, batch 128,
-crops and flips, normalised by channel, as in akamaster/pytorch_resnet_cifar10; Keras on
+ordinary command, with as many steps as fit; a shorter run beforehand, which does not
+count, measures how long a step takes, and leaves its compiled programs in JAX's cache.
+Everything the command does counts, evaluation and report included. The others stop when
+the time is up, before their evaluation. PyTorch: SGD, rate 0.1, batch 128, crops and
+flips, normalised by channel, as in akamaster/pytorch_resnet_cifar10; Keras on
 TensorFlow: the recipe of its example cifar10_resnet.py (Adam, rate 0.001, batch 32,
-shifts and flips, He's initialisation) on the network of the others: shortcuts have no
-parameters, and BatchNorm has momentum 0.9. The drops of their rates, which are meant
-for 200 epochs, come at the same fractions of the ten minutes. They need `pip install -r
-requirements-bench.txt`.
+shifts and flips, He's initialisation) on the same network as the others: shortcuts have
+no parameters, and BatchNorm has momentum 0.9. Their learning-rate drops, which are
+meant for 200 epochs, come at the same fractions of the ten minutes. They need `pip
+install -r requirements-bench.txt`.
 
-Found (smoke, one seed, on a copy of CIFAR-10 whose images were coded as JPEG). 82.8%
-after 510 seconds and 357,376 images of `fast`, 72.0% after 259,728 images of the
-PyTorch script and 71.4% after 206,208 of the Keras example's recipe, both in 600
-seconds: 701, 433 and 344 images per second. The shorter run had been slow, so that
-`fast` left 90 seconds unused; in an earlier measurement it took 573 and had 83.6%.
-Small images raise the pace of `fast`; how much of the gain is theirs, and how much the
-rest of the recipe's, was not measured.
+Found (smoke, one seed, on a JPEG-compressed copy of CIFAR-10). `fast` reached 82.8%
+after 510 seconds and 357,376 images, the PyTorch script 72.0% after 259,728 images and
+the Keras example's recipe 71.4% after 206,208, both in 600 seconds: 701, 433 and 344
+images per second. The shorter run had been slow, so that `fast` left 90 seconds unused;
+in an earlier measurement it took 573 and reached 83.6%. Small images speed `fast` up;
+how much of the gain is due to them, and how much to the rest of the recipe, was not
+measured.
 
 Cost. Smoke: one seed, half an hour. Full: three seeds.
 """

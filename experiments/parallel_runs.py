@@ -42,7 +42,7 @@ def _last_line(path: Path) -> str:
 
 
 def _has_its_config(job: Job) -> bool:
-    """Whether the run has it: before a checkpoint it may restart with another."""
+    """Whether the run has the job's config: before a checkpoint it may get another."""
     if not workdir.is_run(job.directory):
         return False
     stored, wanted = workdir.read_config(job.directory), job.config
@@ -51,7 +51,7 @@ def _has_its_config(job: Job) -> bool:
 
 def devices() -> list[dict[str, str]]:
     """For each device that can train by itself, the environment that shows it alone."""
-    # In another process, since looking at a device takes it.
+    # In another process, since querying a device claims it.
     code = (
         "import jax; d = jax.local_devices();"
         "print(d[0].platform, len({getattr(x, 'coords', x.id) for x in d}))"
@@ -90,12 +90,12 @@ def start(job: Job, device: dict[str, str]) -> subprocess.Popen:
             env=os.environ | device | {"PYTHONPATH": path},
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C comes to it through this process alone
+            start_new_session=True,  # Ctrl-C reaches it only through this process
         )
 
 
 def run_all(waiting: list[Job], free: list[dict[str, str]]) -> None:
-    """Runs the jobs, one a device at a time.
+    """Runs the jobs, one per device at a time.
 
     Raises:
       UserError: a run failed, other than by divergence; the others have saved.

@@ -9,7 +9,7 @@ depth does no harm (He et al. 2015, arXiv 1512.03385, section 4.2 and figure 6).
 Method. Version 1 with and without shortcuts, 20, 32, 44 and 56 layers, otherwise
 equal. Training errors are means over an epoch, on augmented images.
 
-Cost. Smoke: digits, width 8, ten epochs at rate 0.1; three minutes from nothing on two
+Cost. Smoke: digits, width 8, ten epochs at rate 0.1; three minutes from scratch on two
 cores of a shared x86 machine. Full: CIFAR-10, the paper's recipe of 164 epochs, 24
 runs.
 

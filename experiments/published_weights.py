@@ -4,13 +4,14 @@
     python -m experiments.published_weights --weights=pytorch_resnet_cifar10
 
 The files are converted as by resnet_jax.convert, which needs PyTorch, and PyTorch's
-accuracy on the same test images stands beside ours; a network takes a minute on two CPU
-cores. On the original CIFAR-10 the difference from what was published tests network,
-reading of the data and evaluation. On a copy with other pixels it is what these cost a
-network that was trained on the original ones; --networks=v1-20 --epochs=5 then trains
-it further on the copy, which shows how much of that is lost for good.
+accuracy on the same test images is given beside ours; a network takes a minute on two
+CPU cores. On the original CIFAR-10 the difference from what was published tests the
+network, the reading of the data and the evaluation. On a copy with other pixels it is
+what these cost a network that was trained on the original ones; --networks=v1-20
+--epochs=5 then trains it further on the copy, which shows how much of that is lost for
+good.
 
-Writes akamaster.jsonl and .md to --out; what has been measured is not again.
+Writes akamaster.jsonl and .md to --out; what has been measured is not measured again.
 """
 
 import re
@@ -33,7 +34,7 @@ from resnet_jax.data.archive import sha256
 _CLONE = "https://github.com/akamaster/pytorch_resnet_cifar10"
 _TABLE = TABLES["akamaster"]
 _FILE = re.compile(r"resnet(\d+)\b.*\.th")
-# Of ImageNet, as its trainer.py normalises by.
+# ImageNet's, by which its trainer.py normalises.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RATE = 0.01  # of training further
 _CHUNK = 500  # test images at a time in PyTorch

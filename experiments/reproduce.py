@@ -8,8 +8,8 @@
 Ours is the last epoch's test accuracy, the mean over seeds 0, 1, ...; published values
 are mostly those of the best epoch on the test set, so our best epoch is also shown. The
 difference is given in standard errors, s * sqrt(1 / n + 1 / m), s being the standard
-deviation over our n seeds and m the number of runs of the published value; but not if
-the data are a copy with other pixels, since accuracies on it are not comparable. The
+deviation over our n seeds and m the number of runs behind the published value, but not
+if the data are a copy with other pixels, since accuracies on it are not comparable. The
 table has everything that is stored, including networks and seeds not asked for.
 
 Writes TABLE.json, .md, .png and .svg to --out, and each run's result to TABLE.jsonl as

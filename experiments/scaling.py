@@ -8,24 +8,24 @@ batch is divided among the devices, and so is the memory that it takes.
 
 Method. Each cell is measured in a process of its own, alone: it compiles the training
 call that `resnet_jax.main` makes, does a few updates to warm up, and takes the median
-of rounds. At every depth equal blocks are in a loop (`model.scan`).
-(a) and (d): v1-20 on 1, 2, 4 and 8 devices with the same whole batch; on a CPU they are
-simulated, and share its cores; elsewhere no more than there are.
-(b) and (e): by depth; the lines are fits of a + b x depth by relative errors, so that
-shallow networks count as much as deep ones.
+of rounds. At every depth, identical blocks run in a loop (`model.scan`).
+(a) and (d): v1-20 on 1, 2, 4 and 8 devices with the same total batch; on a CPU they are
+simulated and share its cores; elsewhere, no more than there are.
+(b) and (e): by depth; the lines are fits of a + b x depth that minimise relative
+errors, so that shallow networks count as much as deep ones.
 (c) and (f): by batch.
 Memory is what the compiler reserves on each device (`memory_analysis`: arguments,
 results and temporaries, the data set included); the table also has the process's peak,
-on a CPU everything that it holds.
+which on a CPU is everything that it holds.
 
 Found (smoke, each cell once; two cores of a shared machine). Memory and time are linear
-in the depth: 0.46 and 0.57 MiB per layer of versions 1 and 2, within 1% and 7% of a
+in the depth: 0.46 and 0.57 MiB per layer for versions 1 and 2, within 1% and 7% of a
 line from 20 to 1202 and 1001 layers, and 0.46 and 0.42 ms per layer, within 8%, where
 10% counts as linear. They are linear in the batch, too, time within 7% and memory
 within 0.1%, but with a constant part: from batch 32 to 256, v1-20 becomes 1.6 times as
 fast and v1-56 1.5 times; 512 gains nothing more. v1-20 with batch 128, jit and one
 device is in both (a) and (c), and reached 5,763 and 6,011 images per second; one device
-with pmap, which computes the same, 5,326: so much is noise. Eight simulated devices
+with pmap, which computes the same, 5,326: that much is noise. Eight simulated devices
 hold 7 MiB each where one holds 22. They share two cores, so they cannot be faster than
 one: eight reach 0.4 of its images per second with jit, and 0.6 with pmap. Compilation
 takes 3 to 7 s at any depth.
@@ -120,7 +120,7 @@ def device_counts() -> list[int]:
 
 
 def line(x, y) -> tuple[float, float, np.ndarray]:
-    """Fits y = a + b x by relative errors; returns a, b and the relative residuals."""
+    """Fits y = a + b x in relative terms; returns a, b and the relative residuals."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     slope, start = np.polyfit(x, y, 1, w=1 / y)
     return float(start), float(slope), (y - start - slope * x) / y
@@ -226,7 +226,7 @@ def main(argv: list[str]) -> None:
     experiment = Study.of(argv, __doc__)
     scale = SCALES[experiment.scale]
     usual = {"version": 1, "depth": 20, "devices": 0, "mode": "jit"} | scale
-    if experiment.redraw:  # on any machine what was measured on another
+    if experiment.redraw:  # on any machine, what was measured on another
         counts = sorted({cell["devices"] for cell in experiment.settings()} - {0})
     else:
         counts = device_counts()

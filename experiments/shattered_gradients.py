@@ -7,8 +7,8 @@ correlation of a network's input gradients at two inputs decays as 1 / 2^L in pl
 networks of L layers, but as 1 / sqrt(L) in residual ones with BatchNorm.
 
 Method. The paper's: fully connected networks at initialisation, 200 neurons per layer.
-(a) to (c): autocorrelation of the gradient at 256 points of a line, means over seeds;
-grey is the range of white noise (95%) for one seed, darker for the mean.
+(a) to (c): autocorrelation of the gradient at 256 points on a line, means over seeds;
+grey is the 95% range of white noise for one seed, darker grey for the mean.
 (d): correlation at 256 unrelated inputs; dotted lines are the paper's formulas, solid
 ones the same with the variance about the mean (`predicted`). Error bars are two
 standard errors. Below 1e-3 there is only noise.
@@ -19,12 +19,13 @@ machine.
 Found. In a plain network each layer halves the correlation of the gradients at two
 inputs, exactly as the paper says: after 24 layers they are unrelated even at
 neighbouring points, so that a step that helps one point says nothing about the next.
-With shortcuts and BatchNorm the correlation falls by a power of the depth, and there is
-some left after 100 layers; but the power is about -0.73, a faster decay than the
-paper's -0.5. The paper's formula lets each block add 1 to the variance that the next
-BatchNorm divides by. But a ReLU's outputs have a mean, which BatchNorm takes out, so a
+With shortcuts and BatchNorm the correlation falls by a power of the depth, and some is
+left after 100 layers; but the exponent is about -0.73, a faster decay than the paper's
+-0.5. The paper's formula lets each block add 1 to the variance that the next BatchNorm
+divides by. But a ReLU's outputs have a nonzero mean, which BatchNorm subtracts, so a
 block adds only 1 - 1 / pi = 0.68. That correction is ours; a test checks it against a
-network written out by hand. With it the formula is within a tenth at all depths.
+network written out by hand. With it the formula is within a tenth of the measurements
+at all depths.
 
 Numbers (smoke, means over seeds 0 to 19).
 - Plain: correlation 0.497, 0.250, 0.061, 0.0013 at 1, 2, 4, 10 layers; 1 / 2^L is 0.5,
@@ -35,7 +36,7 @@ Numbers (smoke, means over seeds 0 to 19).
   0.75, 0.46, 0.28, 0.16, 0.094, 0.057. Neighbours on the line have 0.71 at 50 layers,
   0.90 at beta 0.1.
 - Residual without BatchNorm: 0.37, 0.15, 0.041 at 4, 10, 24, above the paper's (3/4)^L
-  (0.32, 0.056, 0.001), since activations of unrelated inputs grow alike with depth.
+  (0.32, 0.056, 0.001), since activations of unrelated inputs become alike with depth.
 """
 
 import functools

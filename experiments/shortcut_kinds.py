@@ -3,15 +3,15 @@
     python -m experiments.shortcut_kinds [--scale=full]
 
 Claim. Any change to the shortcut, be it scaling, gating, convolution or dropout,
-multiplies over the blocks and makes a deep network harder to train, although gates on
+compounds over the blocks and makes a deep network harder to train, although gates on
 the shortcut alone and convolutions can represent the identity (He et al. 2016, arXiv
 1603.05027, section 3, figure 2 and table 1).
 
-Method. Every block of one network has one of `arrangements.SHORTCUTS`; the bias of a
-gate is its initial one.
+Method. Every block of a network has the same one of `arrangements.SHORTCUTS`; the bias
+given for a gate is its initial one.
 
 Cost. Smoke: 32 layers of width 8, digits, ten epochs at rate 0.1; five minutes from
-nothing on two cores of a shared x86 machine. Full: 110 layers, CIFAR-10, the paper's
+scratch on two cores of a shared x86 machine. Full: 110 layers, CIFAR-10, the paper's
 recipe, 27 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; final test error, percent):
@@ -22,14 +22,15 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; final test error, pe
 - All others are worse in every seed, on the training set too: 1x1 convolution 11.9
   (10.0-14.2), shortcut x 0.5 18.9 (10.6-22.8), shortcut gate at bias 0 19.2
   (10.6-21.4), both x 0.5 21.4 (9.2-28.1). Their ranges overlap, so that their order
-  means little. Without shortcuts it is 28.3 (21.4-43.3): only the convolution's range
-  lies apart from that; shortcut x 0.5 is better in every seed, too. On the training set
-  all four lie apart from the network without (33.5-49.4): 14.3 to 32.7.
-- The exclusive gate at bias -6, which at first almost leaves its branch out, is the
+  means little. Without shortcuts the error is 28.3 (21.4-43.3): only the convolution's
+  range lies apart from that; shortcut x 0.5 is better in every seed, too. On the
+  training set all four lie apart from the network without shortcuts (33.5-49.4): 14.3
+  to 32.7.
+- The exclusive gate at bias -6, which at first almost shuts off its branch, is the
   worst of those that learn, 47.8 (41.7-50.8). In the paper, whose training is 280 times
   as long, it is among the best.
-- The network with dropout guesses, 88.9 (88.9-92.2): dropout doubles the values that it
-  keeps, which adds to the variance at every block.
+- The network with dropout stays at chance, 88.9 (88.9-92.2): dropout doubles the values
+  that it keeps, which adds to the variance at every block.
 """
 
 from functools import partial

@@ -1,15 +1,16 @@
-"""How long a first update takes to come: with nothing compiled, and the second time.
+"""Time to the first update: with nothing compiled, and the second time.
 
     python -m experiments.startup [--scale=full]
 
 Claim. On two CPU cores the first update of 56 layers on digits is done within 12
-seconds of the command, and within 6 where the same has run before.
+seconds of starting the command, and within 6 if the same command has run before.
 
 Method. The ordinary command with `--config.steps=1` in a process of its own, from its
 start until it prints the line of its only epoch: imports, data, weights, compilation,
-one update, and the evaluation of the test split. The first time with an empty
-compilation cache, the second with what the first left there; in turn, five times. One
-command before these, which does not count, has the files of the packages read.
+one update, and the evaluation of the test split. The first time it has an empty
+compilation cache, the second what the first left there; such pairs are run five times.
+One command before these, which does not count, makes sure that the packages' files have
+been read.
 
 Found (smoke; medians of five, ranges in brackets; two cores of a shared x86 machine):
 - All five runs meet both: 9.9 seconds (9.6 to 10.3) and 5.0 (5.0 to 5.4).
@@ -52,7 +53,7 @@ def measure(file: str, round: int) -> dict:
 
 
 def seconds_to_first_update(config: str, cache: Path, *changes: str) -> float:
-    """Runs the command of training until its first line about an epoch.
+    """Runs the training command until its first line about an epoch.
 
     Raises:
       UserError: it ends without one.

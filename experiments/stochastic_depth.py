@@ -3,32 +3,33 @@
     python -m experiments.stochastic_depth [--scale=full]
 
 Claim. Deep residual networks generalise better, and train more easily, if each update
-leaves out a random part of the blocks, late ones more often than early ones: with 110
+drops a random subset of the blocks, late ones more often than early ones: with 110
 layers 5.23 against 6.41 percent test error on CIFAR-10, although the training loss is
 higher (Huang et al. 2016, arXiv 1603.09382, section 4 and figures 3 and 8).
 
-Method. Version 1; the chance to leave a block's branch out rises linearly with depth to
-`model.stochastic_depth` at the last one. Branches that stay are divided by the chance
-to stay, where the paper multiplies by it in the test. Training errors are means over an
-epoch, of networks without the blocks left out; test errors are those of the whole
-network.
+Method. Version 1; the probability of dropping a block's branch rises linearly with
+depth to `model.stochastic_depth` at the last one. Branches that stay are divided by the
+probability of staying, where the paper multiplies by it at test time. Training errors
+are means over an epoch, of networks without the dropped blocks; test errors are those
+of the whole network.
 
 Cost. Smoke: digits, width 8, rate 0.1: a short training of 56 layers, and a long one of
 32 on a quarter of the training set, tested on all other digits; four minutes from
-nothing on two cores of a shared x86 machine. Full: CIFAR-10, 110 layers, the paper's
+scratch on two cores of a shared x86 machine. Full: CIFAR-10, 110 layers, the paper's
 500 epochs, 12 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent). On digits only the
-price shows, and no benefit.
-- Ten epochs of 56 layers: test error 3.6 (2.5-5.3) without, 3.3 (3.1-4.7) with a chance
-  of 0.2, 78 (44-83) with 0.5, and training error 3.0 (2.8-3.0), 8.2 (7.1-10), 80
-  (59-81). It learns more slowly, with 0.5 much so; with 0.2 the whole network, too, has
-  test errors of 36 to 45 after three epochs, against 16 to 33, in every seed.
+cost shows, and no benefit.
+- Ten epochs of 56 layers: test error 3.6 (2.5-5.3) without, 3.3 (3.1-4.7) with a drop
+  probability of 0.2, 78 (44-83) with 0.5, and training error 3.0 (2.8-3.0), 8.2
+  (7.1-10), 80 (59-81). It learns more slowly, with 0.5 far more slowly; with 0.2 the
+  whole network, too, has test errors of 36 to 45 after three epochs, against 16 to 33
+  without, in every seed.
 - 100 epochs of 32 layers on 359 digits: nearly all of them are memorised, with
   training errors of 0, 0.3 and 0.9, but the test errors, 3.4 (2.9-3.5), 3.8 (3.6-4.3)
-  and 3.3 (3.0-3.7), are no better with it. Those of 0.2 are worse here, but were not in
-  an earlier measurement of the same seeds. There is little here for it to
-  regularise; the paper's setting is the full scale.
+  and 3.3 (3.0-3.7), are no better with stochastic depth. Those of 0.2 are worse here,
+  but were not in an earlier measurement of the same seeds. There is little here for it
+  to regularise; the paper's setting is the full scale.
 """
 
 import itertools

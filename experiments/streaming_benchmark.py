@@ -3,10 +3,10 @@
     python -m experiments.streaming_benchmark --path=DIR --out=results.json
 
 DIR has train/CLASS/* and test/CLASS/*. Each contender runs in a process of its own,
-alone on the machine, in alternating rounds whose median counts: 'ours', the batches of
-`resnet_jax.feed` placed on the devices; 'torch' and 'torch_workers', PyTorch's
-DataLoader in its own process and with a worker for each core, on the same files,
-decoded, resized, cropped and stacked by Pillow and NumPy; 'step' and 'streamed',
+alone on the machine, in alternating rounds, of which the median counts: 'ours', the
+batches of `resnet_jax.feed` placed on the devices; 'torch' and 'torch_workers',
+PyTorch's DataLoader in its own process and with a worker for each core, on the same
+files, decoded, resized, cropped and stacked by Pillow and NumPy; 'step' and 'streamed',
 training from memory and by streaming. Images per second of CPU time are also given: on
 a busy machine, compare these.
 """
@@ -43,7 +43,7 @@ def _config(path: str, image_size: int, stream: str):
 
 
 def ours(path: str, image_size: int) -> Callable[[int], None]:
-    """Returns a function that takes a number of batches."""
+    """Returns a function that consumes the given number of batches."""
     parallel.split_cpu(BATCH_SIZE)
     config = _config(path, image_size, "always")
     trainer = Trainer(config, data.load(config.dataset))
@@ -142,7 +142,7 @@ CONTENDERS = {
 
 
 def time_one(name: str, path: str, image_size: int) -> dict[str, float]:
-    """Images per second of a contender, of time and of this process's CPU time."""
+    """A contender's images per second of wall time, and of this process's CPU time."""
     take = CONTENDERS[name](path, image_size)
     take(WARM_UP)
     start, cpu = time.perf_counter(), os.times()
@@ -152,12 +152,12 @@ def time_one(name: str, path: str, image_size: int) -> dict[str, float]:
     images = STEPS * BATCH_SIZE
     rates = {"images_per_second": images / seconds, "per_cpu_second": images / used}
     if name == "torch_workers":
-        del rates["per_cpu_second"]  # most of it is its workers'
+        del rates["per_cpu_second"]  # most of the CPU time is its workers'
     return rates
 
 
 def measure(path: str, image_size: int, rounds: int) -> dict[str, list[dict]]:
-    """Times the contenders in turn; the rates of each round."""
+    """Times the contenders in turn; returns the rates of each round."""
     answers = {name: [] for name in CONTENDERS}
     for number in range(rounds):
         names = list(CONTENDERS)
@@ -175,7 +175,7 @@ def measure(path: str, image_size: int, rounds: int) -> dict[str, list[dict]]:
 
 
 def medians(answers: list[dict]) -> dict[str, float]:
-    """Of the rates of a contender's rounds."""
+    """The medians of a contender's rates over its rounds."""
     return {
         rate: round(statistics.median(answer[rate] for answer in answers), 1)
         for rate in answers[0]

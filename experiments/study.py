@@ -27,7 +27,7 @@ from configs import common
 from resnet_jax import UserError, command_line, provenance, workdir
 
 SEEDS = (0, 1, 2)
-# They differ in colour, grey, line and marker (colours: Okabe and Ito).
+# They differ in colour, grey level, line and marker (colours: Okabe and Ito).
 STYLES = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#d55e00", "linestyle": "--", "marker": "s"},
@@ -241,7 +241,7 @@ def numbers(array) -> list:
 
 
 def figure(width: float, height: float, **subplots) -> tuple[Figure, np.ndarray]:
-    """A figure of a paper, in inches, and its axes [rows, columns]."""
+    """A figure for a paper, sized in inches, and its axes [rows, columns]."""
     matplotlib.rcParams.update(_RC)
     drawn = Figure(figsize=(width, height), layout="constrained")
     return drawn, drawn.subplots(squeeze=False, **subplots)
@@ -266,7 +266,7 @@ def plot_seeds(axes: Axes, x, samples, **style) -> None:
 
 
 def plot_points(axes: Axes, row: float, values, **style) -> None:
-    """Draws a point a seed in a row, each a little lower, so that equal ones show."""
+    """Draws a point per seed in a row, each a little lower, so that equal ones show."""
     below = 0.1 * (np.arange(len(values)) - (len(values) - 1) / 2)
     axes.plot(values, row + below, **style | {"linestyle": "none"})
 

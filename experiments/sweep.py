@@ -11,9 +11,9 @@ another. (Several devices are tested only with stand-ins.)
 
 Cells are compared by the last epoch's accuracy on `dataset.validation_split`, by
 default a tenth held back from 'train'; the test split plays no part in the choice.
-Writes OUT/sweep.json, .md, .png and .svg, and prints the command that trains the best,
-which takes that tenth too. Warns where its value is an end of an axis of three or more,
-and where other cells are within the interval of its mean.
+Writes OUT/sweep.json, .md, .png and .svg, and prints the command that trains the best
+cell, on that tenth too. Warns if one of its values is at an end of an axis of three or
+more, and if other cells' means are within the interval of its mean.
 """
 
 import difflib
@@ -82,7 +82,7 @@ class Sweep(NamedTuple):
     """The sweep that a command line asks for."""
 
     grid: dict[str, list[str]]
-    cells: list[tuple[dict[str, str], list[Job]]]  # values by field; a job a seed
+    cells: list[tuple[dict[str, str], list[Job]]]  # values by field; a job per seed
     out: Path
     command: list[str]  # that trains what the grid changes
     on_all: bool  # the command trains on what the sweep held back, too
@@ -196,7 +196,7 @@ def best(cells: list[dict]) -> dict:
 
 
 def at_the_ends(grid: dict[str, list[str]], cell: dict[str, str]) -> list[str]:
-    """Sentences about numbers of a cell that are the least or the most of their axis.
+    """Sentences about numbers of a cell that are the smallest or largest of their axis.
 
     Axes of two values have nothing between, and are left out.
     """

@@ -2,40 +2,40 @@
 
     python -m experiments.thousand_layers [--scale=full]
 
-Claim. With a thousand layers the order of the layers decides: the training loss of the
-original residual network falls slowly at first, that of the pre-activation one at once,
-and its error ends far lower, 4.92 against 7.61 percent (He et al. 2016, arXiv
-1603.05027, section 4.2, figure 1 and table 3). The original with 1202 basic blocks'
-layers ends worse than with 110, 7.93 percent (He et al. 2015, arXiv 1512.03385, table
-6).
+Claim. With a thousand layers the order of the layers is decisive: the training loss of
+the original residual network falls slowly at first, that of the pre-activation one at
+once, and its error ends far lower, 4.92 against 7.61 percent (He et al. 2016, arXiv
+1603.05027, section 4.2, figure 1 and table 3). With 1202 layers of basic blocks the
+original ends worse than with 110, at 7.93 percent (He et al. 2015, arXiv 1512.03385,
+table 6).
 
 Method. Version 1 with basic blocks, version 1 with bottlenecks, which differs from
 version 2 only in the order of its layers and in shortcuts, and version 2. First updates
 are those of the deepest networks (1202, 1001 and 1001 layers), from initialisation, at
-a constant rate; loss and norm of the whole gradient are of augmented images, before
-each update (full: means over ten).
+a constant rate; the loss and the norm of the whole gradient are of augmented images,
+before each update (full: means over ten).
 
-Cost. Smoke: digits, width 8, rate 0.1; 20 updates of 32 images of the deepest, five
-epochs of 218 layers; eight minutes from nothing on two cores of a shared x86 machine.
+Cost. Smoke: digits, width 8, rate 0.1; 20 updates of 32 images for the deepest, five
+epochs for 218 layers; eight minutes from scratch on two cores of a shared x86 machine.
 Full: CIFAR-10, 400 updates at 0.01 as the paper's warm-up, and the paper's recipe for
 the deepest, 18 runs.
 
 Found (smoke; medians of seeds 0, 1, 2, ranges in brackets):
-- In part as the paper says. Before the first update version 2 has the loss of a guess,
+- Partly as the paper says. Before the first update version 2 has the loss of a guess,
   2.31 (2.24-2.37; ln 10 is 2.30), version 1 has 11 (9-19) with basic blocks and 6.4
   (5.7-7.8) with bottlenecks. In both versions BatchNorm keeps each branch at the same
   size, and the sum grows from block to block (`gradient_flow`), but version 2 has a
-  last BatchNorm before the classifier.
+  final BatchNorm before the classifier.
 - The first update, at ten times the paper's rate for it, throws version 1 to losses of
   218 (151-274) and 199 (122-378). Later ones take it to as much as a million with basic
-  blocks, and 526 (462-641) with bottlenecks, and the rest of the 20 is spent on coming
-  back to a guess: with bottlenecks 2.31 (2.31-2.38); with basic blocks two seeds have
-  2.2 and 4.0, one 66,000. Version 2 stays within 1.9 and 2.6, and has 2.08 (1.97-2.16)
-  at the end, which is little more than its batches differ.
+  blocks, and 526 (462-641) with bottlenecks, and the rest of the 20 is spent on getting
+  back to the loss of a guess: with bottlenecks 2.31 (2.31-2.38); with basic blocks two
+  seeds have 2.2 and 4.0, one 66,000. Version 2 stays between 1.9 and 2.6 and ends at
+  2.08 (1.97-2.16), a change little larger than the differences between its batches.
 - The norm of the whole gradient is large in all before the first update, 402 (297-478),
   2.9 (2.4-3.2) million and 4394 (3952-4916): as a whole it does not vanish.
-- 218 layers, five epochs: training error 86 (81-90) and 87 (78-88) percent of
-  version 1, 26 (19-39) of version 2, test error 86 (81-93), 89 (77-90), 18 (14-36).
+- 218 layers, five epochs: training error 86 (81-90) and 87 (78-88) percent for
+  version 1, 26 (19-39) for version 2, test error 86 (81-93), 89 (77-90), 18 (14-36).
   In so few epochs version 1 learns next to nothing, in any seed. Whether it would also
   end worse, as in the paper, only the full scale can show.
 """

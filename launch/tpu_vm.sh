@@ -9,19 +9,19 @@
 # Options, before the -- and the command:
 #   --zone=ZONE        of the VM, such as us-central2-b
 #   --type=TYPE        accelerator type: v4-8, v5litepod-8, v5p-8, v6e-8, v4-32...
-#   --name=NAME        of the VM; one of this name is used again (resnet-jax)
+#   --name=NAME        of the VM; an existing one of this name is reused (resnet-jax)
 #   --runtime=VERSION  of the VM's software (the one that goes with the type)
-#   --project=PROJECT  (gcloud's own)
-#   --spot             cheaper, and may be taken away: the command's --workdir=gs://...
+#   --project=PROJECT  (gcloud's default)
+#   --spot             cheaper, but may be preempted: the command's --workdir=gs://...
 #                      keeps the training's state
-#   --restarts=N       how often to start again (10)
-#   --poll=SECONDS     between two looks at the state (30)
+#   --restarts=N       how many times to start again (10)
+#   --poll=SECONDS     between checks of the state (30)
 #   --keep             do not delete the VM afterwards; one that was created by other
 #                      means is never deleted
 #   --dry-run          print every gcloud command and run none
 #
 # An interrupted launch leaves the training running: the same launch follows it again.
-# The exit status is the command's; 2 for wrong use; 1 where gcloud fails.
+# The exit status is the command's; 2 for incorrect usage; 1 if gcloud fails.
 
 set -euo pipefail
 
@@ -86,7 +86,7 @@ scratch=$(mktemp -d)
 where=(--zone="$zone" --quiet)
 [[ -z $project ]] || where+=(--project="$project")
 label=launcher=resnet_jax
-made='' begun='' asked='' left=() # left: what deletes what is there
+made='' begun='' asked='' left=() # left: gcloud's arguments to delete what is there
 exec 3>&1 # --dry-run's commands, also from within $(...)
 trap 'rm -rf "$scratch"
     [[ ${#left[@]} == 0 || $dry_run ]] ||
@@ -106,7 +106,7 @@ look() { # KIND FIELDS: prints them; nothing where there is none of this name
             tpu-vm/?*) echo "READY ${label#*=}" ;;
         esac
     elif ! gcloud "${query[@]}" 2> "$scratch/error" 3>&-; then
-        # Another error says nothing about the VM, which must not be replaced for it.
+        # Any other error says nothing about the VM, which must not be replaced then.
         grep -q NOT_FOUND "$scratch/error" || { cat "$scratch/error" >&2 && exit 1; }
     fi
 }
@@ -179,8 +179,8 @@ on() { # WORKER COMMAND: by ssh, which notices within minutes that the VM is gon
 
 train() { # COMMAND...
     local command
-    command=$(printf ' %q' "$@") # the shell at the other end takes the quotes off again
-    # While a training runs, its lock is taken, and its code is left alone.
+    command=$(printf ' %q' "$@") # the shell at the other end removes the quotes again
+    # While a training runs, it holds the lock, and its code is left alone.
     call compute tpus tpu-vm scp "$scratch/resnet_jax.tgz" "$name:" "${where[@]}" --worker=all &&
         on all 'mkdir -p resnet_jax && cd resnet_jax && if flock -n run.lock true; then tar -xzf ../resnet_jax.tgz && bash launch/tpu_worker.sh setup; fi' &&
         on all "bash resnet_jax/launch/tpu_worker.sh start$command" &&
@@ -210,8 +210,9 @@ fetch() {
     esac
 }
 
-# Packed once: a restart runs the same code. With .git, for the commit in summary.json. Find
-# leaves out those at the top, since macOS's tar would take ./data for any data.
+# Packed once: a restart runs the same code. With .git, for the commit in summary.json.
+# `find` excludes the directories at the top, since macOS's tar would take ./data for any
+# data.
 [[ $dry_run ]] || (
     cd "$root"
     find . -mindepth 1 -maxdepth 1 ! -name '.venv*' ! -name runs ! -name data -print0 |
@@ -245,6 +246,7 @@ if [[ $begun ]] && ((status != 2)) && ! fetch; then
 fi
 # A stopped training can resume only where its checkpoints are.
 [[ $workdir == gs://* ]] || ((status != 130 && status != 143)) || keep=yes
-# A VM that was there may be at work for another launch, until this one's command began.
+# A VM that was there before may be working for another launch until this one's command
+# has begun.
 if [[ -z $keep && $owner == "${label#*=}" && $made$begun ]]; then remove; fi
 exit "$status"

@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 
 case $1 in
     setup)
-        # The images bring Python 3.10. uv puts a 3.12 into the home directory where
-        # there is none: unlike apt, without root, without questions, and without
+        # The images come with Python 3.10. Where there is no 3.12, uv puts one into the
+        # home directory: unlike apt, without root, without questions, and without
         # waiting for the lock that a new VM's own upgrades hold.
         export PATH="$HOME/.local/bin:$PATH"
         command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
@@ -39,7 +39,7 @@ case $1 in
         fi
         ;;
     follow)
-        # Ends when the command does. Its rest after a broken connection blocks nothing.
+        # Ends with the command. What a broken connection leaves of it blocks nothing.
         flock -s run.lock true > /dev/null 2>&1 < /dev/null &
         tail -n "$2" -s 0.2 --pid="$!" -f run.log
         # No status: the VM went down meanwhile. 255 is what ssh says then.

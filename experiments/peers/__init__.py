@@ -27,7 +27,7 @@ PROBES = 8  # no more than the smallest batch
 
 
 class Contender(NamedTuple):
-    """The place of a contender's class, and its requirements.
+    """Where a contender's class is, and what it requires.
 
     Attributes:
       title: its name in figures.

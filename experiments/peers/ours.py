@@ -54,7 +54,7 @@ class Ours:
         return jax.jit(self._trainer.net.apply)(variables, images).tolist()
 
     def input(self) -> float:
-        """The share of an epoch's input alone: gather, normalise, augment."""
+        """An epoch's input work alone: gather, normalise, augment."""
         images = jnp.asarray(self._task.arrays["train_images"])
         batch_size = self._task.batch_size
         positions = np.arange(batch_size)

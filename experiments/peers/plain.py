@@ -1,8 +1,8 @@
 """Training in the style of a Flax tutorial.
 
 The same networks (v1 with shortcut A, v2 with B) and the same update as ours, with
-unmodified `nn.Conv` and `nn.BatchNorm`, one jitted step a call, and batches cropped and
-flipped by NumPy on the host.
+unmodified `nn.Conv` and `nn.BatchNorm`, one jitted step per call, and batches cropped
+and flipped by NumPy on the host.
 """
 
 import flax.linen as nn
@@ -119,7 +119,7 @@ def augmented_batch(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
 
 
 class Plain:
-    """Batches come from NumPy; `in_memory` has each on the device already."""
+    """Batches come from NumPy; for `in_memory` they are on the device already."""
 
     def __init__(self, task: Task):
         self._task, self._rng = task, np.random.default_rng(0)

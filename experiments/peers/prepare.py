@@ -1,4 +1,4 @@
-"""Writes what the contenders of a comparison share, and checks ours against the plain.
+"""Writes what a comparison's contenders share, and checks ours against the plain loop.
 
 python -m experiments.peers.prepare DIRECTORY
 """
@@ -40,7 +40,7 @@ def start_weights(net: models.ResNet, image_shape: tuple[int, int, int]) -> dict
 def update_error(config, variables: dict, images, labels, mean) -> float:
     """The distance of one update of ours from the plain loop's, relative to its length.
 
-    In float64, where rounding hides nothing, whatever the depth. The larger one of the
+    In float64, where rounding hides nothing, whatever the depth. The larger of the
     parameters' and the BatchNorm statistics' distances.
 
     Args:

@@ -1,4 +1,4 @@
-"""The output of `experiments.benchmark`: of each result a table and a figure."""
+"""The output of `experiments.benchmark`: a table and a figure for each result."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""A contender in a process of its own, which measures what each line of input asks.
+"""A contender in a process of its own, which measures what each line of input asks for.
 
 python -m experiments.peers.serve NAME DIRECTORY STARTED
 """

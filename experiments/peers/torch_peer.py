@@ -87,7 +87,7 @@ class ResNet(nn.Module):
 
 
 class Augmented(torch.utils.data.Dataset):
-    """Images cropped from themselves padded by 4, and flipped: float32 [3, 32, 32]."""
+    """Images padded by 4, cropped back and flipped: float32 [3, 32, 32]."""
 
     def __init__(self, task: Task):
         images = torch.from_numpy(task.images("train")).permute(0, 3, 1, 2)
