@@ -86,7 +86,7 @@ def default() -> ConfigDict:
     config.augment.shift = 0.0  # Keras's shift / image size; 0: off
     config.augment.flip = True  # left to right, half of the images
     config.augment.alternating_flip = False  # True: each image every other epoch
-    config.augment.cutout = 0.0  # side of a blank square / image size; 0: off
+    config.augment.cutout = 0.0  # side of a blank square / shorter side; 0: off
     config.augment.mixup = 0.0  # alpha of the mixing weights' Beta distribution; 0: off
     config.augment.cutmix = 0.0  # the same, but pasting rectangles; 0: off
     config.augment.plain_epochs = 0.0  # at the end, without mixup and cutmix

@@ -140,7 +140,7 @@ def alternate(key: Array, rows: Int[Array, "batch"], epochs: Int[Array, "batch"]
 def _cut_out(part: float, images, keys):
     """Zeros a square around a random pixel, as far as it lies within the image."""
     height, width = images.shape[1:3]
-    side = round(part * height)
+    side = round(part * min(height, width))
     centres = jax.vmap(
         lambda key: jax.random.uniform(jax.random.fold_in(key, 2), (2,)), out_axes=1
     )(keys)

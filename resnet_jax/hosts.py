@@ -2,7 +2,8 @@
 
 All of them compute; process 0 alone prepares the data, reads and writes the run's
 directory and prints. What it finds, errors included, goes to the others through
-`run_on_first`, so that no other process needs the data or the directory.
+`run_on_first`, so that no other process needs the directory, nor the data unless they
+are streamed.
 """
 
 import importlib.util
@@ -176,7 +177,7 @@ def print_once(line: str) -> None:
 def run_on_first(make: Callable[[], T]) -> T:
     """Returns (or raises) in every process what `make` does in the first one.
 
-    The others wait, however long it takes. What is returned must be picklable.
+    The others wait, for up to a day. What is returned must be picklable.
 
     Raises:
       UserError: `make` raised one, or a signal came meanwhile.

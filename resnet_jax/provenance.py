@@ -37,14 +37,16 @@ def _digest(content: bytes) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code, with '-dirty-DIGEST' if Python files differ from it:
-    DIGEST is the start of the diff's SHA-256.
+    """The commit of the code, with '-dirty-DIGEST' if Python files differ from it.
+
+    DIGEST is the start of the SHA-256 of the diff and of this package's new files.
     """
+    package = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments],
-            cwd=Path(__file__).parent,
+            cwd=package,
             capture_output=True,
             text=True,
             errors="replace",
@@ -54,11 +56,14 @@ def _git_commit() -> str | None:
     try:
         if (
             Path(git("rev-parse", "--show-toplevel"))
-            != Path(__file__).resolve().parents[1]
+            != package.resolve().parent
         ):
             return None  # the code is installed inside another repository
-        changes = git("diff", "HEAD", "--", ":/*.py")
-        dirty = f"-dirty-{_digest(changes.encode())}" if changes else ""
+        changes = git("diff", "HEAD", "--", ":/*.py").encode()
+        new = git("ls-files", "-z", "--others", "--exclude-standard", "--", "*.py")
+        for name in filter(None, new.split("\0")):
+            changes += (package / name).read_bytes()
+        dirty = f"-dirty-{_digest(changes)}" if changes else ""
         return git("rev-parse", "HEAD") + dirty
     except (OSError, subprocess.CalledProcessError):
         return None

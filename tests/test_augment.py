@@ -397,6 +397,13 @@ def test_cutout_zeros_a_square_around_any_pixel(size, part):
     assert ((changed == images) | (changed == 0)).all()
 
 
+@pytest.mark.parametrize("shape", [(24, 10), (10, 24)])
+def test_cutout_is_a_part_of_the_shorter_side(shape):
+    cut = run(settings(cutout=0.5), np.ones((50, *shape, 1), np.float32)) == 0
+    sides = [cut.any(axis).sum(axis=(1, 2)).max() for axis in (1, 2)]
+    assert sides == [5, 5]
+
+
 def test_alternating_flip_shows_both_ways_in_two_epochs():
     rows = jnp.arange(4000)
     key = jax.random.key(3)

@@ -54,6 +54,13 @@ def test_commit_is_that_of_the_code_and_says_where_files_differ(tmp_path, monkey
         found.append(provenance.versions_and_commit()["git_commit"])
         assert re.fullmatch(f"{commit}-dirty-[0-9a-f]{{8}}", found[-1])
     assert found[0] == found[2] != found[1]  # it says which difference
+    code.write_text("first\n")
+    new = code.with_name("new block.py")
+    for text in ("one", "two"):
+        new.write_text(f"{text}\n")
+        found.append(provenance.versions_and_commit()["git_commit"])
+        assert re.fullmatch(f"{commit}-dirty-[0-9a-f]{{8}}", found[-1])
+    assert len(set(found)) == 4
 
 
 def test_source_of_a_function_is_its_file(tmp_path):

@@ -2,7 +2,7 @@
 
 import pickle
 import shutil
-import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -164,16 +164,23 @@ def test_feed_reads_ahead_and_no_further():
     assert len(read) <= 100
 
 
-@pytest.mark.parametrize(("seconds", "threads"), [(0.0, 1), (0.01, stream.THREADS)])
-def test_only_slow_pictures_are_read_by_several_threads(seconds, threads):
+@pytest.mark.parametrize(
+    ("seconds", "threads"),
+    [((0.0, 9.0, 0.0), 1), ((0.01, 0.01, 0.0), stream.THREADS)],  # a stall is no speed
+)
+def test_only_slow_pictures_are_read_by_several_threads(monkeypatch, seconds, threads):
+    now = 0.0
+
     class Pictures(StreamedImages):
         def __init__(self):
             pass
 
         def __getitem__(self, row):
-            time.sleep(seconds)
+            nonlocal now
+            now += seconds[row]
 
-    assert stream._threads(Pictures(), [3, 1, 2]) == threads
+    monkeypatch.setattr(stream, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert stream._threads(Pictures(), [2, 0, 1]) == threads
 
 
 def test_blocks_of_large_images_are_short(monkeypatch):

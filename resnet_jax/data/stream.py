@@ -99,7 +99,7 @@ def batches(
     images: StreamedImages,
     labels: np.ndarray,
     row_of: Callable[[int], int],
-    places: range,
+    numbers: range,
     positions: np.ndarray,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -109,7 +109,7 @@ def batches(
       images: to read.
       labels: int32, of each.
       row_of: the row at a place; places are numbered consecutively across batches.
-      places: the numbers of the batches.
+      numbers: of the batches.
       positions: int32, the places in a batch that this process reads.
       batch_size: places in a batch, over all processes.
 
@@ -119,16 +119,16 @@ def batches(
     import grain
 
     chunk = max(n for n in range(1, _CHUNK + 1) if len(positions) % n == 0)
-    first = places.start * batch_size
+    first = numbers.start * batch_size
     threads = _threads(images, [row_of(first + int(p)) for p in positions[:8]])
 
     class Chunks:
         def __len__(self) -> int:
-            return len(places) * len(positions) // chunk
+            return len(numbers) * len(positions) // chunk
 
         def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
             batch, first = divmod(int(number) * chunk, len(positions))
-            start = places[batch] * batch_size
+            start = numbers[batch] * batch_size
             rows = [row_of(start + int(p)) for p in positions[first : first + chunk]]
             return np.stack([images[row] for row in rows]), labels[rows]
 
