@@ -54,10 +54,7 @@ def _git_commit() -> str | None:
         ).stdout.strip()
 
     try:
-        if (
-            Path(git("rev-parse", "--show-toplevel"))
-            != package.resolve().parent
-        ):
+        if Path(git("rev-parse", "--show-toplevel")) != package.resolve().parent:
             return None  # the code is installed inside another repository
         changes = git("diff", "HEAD", "--", ":/*.py").encode()
         new = git("ls-files", "-z", "--others", "--exclude-standard", "--", "*.py")
