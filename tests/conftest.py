@@ -26,8 +26,17 @@ def float64():
 
 
 @pytest.fixture
+def quick_compilation():
+    """Trainings that compile fast, where compiled programs are not what is tested."""
+    from tests import quick
+
+    with quick.quick_compilation():
+        yield
+
+
+@pytest.fixture
 def quick_training():
-    """Trainings on one device that compile fast, where they are not what is tested."""
+    """The same on one device, where devices are not what is tested either."""
     from tests import quick
 
     with quick.quick_training():

@@ -34,10 +34,18 @@ def one_device() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quick_training() -> Iterator[None]:
-    """Trainings within are on one device and compile fast."""
-    with one_device(), pytest.MonkeyPatch.context() as patch:
+def quick_compilation() -> Iterator[None]:
+    """Trainings within compile fast, over any devices."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(compilation.OPTIONS, "cpu", _OPTIONS)
+        patch.setattr(compilation, "OPTIONS_SPAN_DEVICES", True)
+        yield
+
+
+@contextlib.contextmanager
+def quick_training() -> Iterator[None]:
+    """Trainings within compile fast, and are on one device."""
+    with one_device(), quick_compilation():
         yield
 
 

@@ -87,7 +87,9 @@ def test_ten_classes_have_no_top_five(dataset):
 
 
 @pytest.mark.slow
-def test_command_repeats_what_the_run_reported(tmp_path, capsys, monkeypatch):
+def test_command_repeats_what_the_run_reported(
+    tmp_path, capsys, monkeypatch, quick_compilation
+):
     config = digits.get_config()
     config.model.update(version=1, depth=14, scan=True)
     config.update(steps=30)

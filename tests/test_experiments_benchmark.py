@@ -8,6 +8,7 @@ from experiments import benchmark
 from experiments.peers import CONTENDERS, plain, prepare, report
 from resnet_jax import command_line
 from resnet_jax.config import build_network
+from tests.quick import ENVIRONMENT
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -60,7 +61,8 @@ def run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_contenders_are_compared(run, tmp_path):
+def test_contenders_are_compared(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", ENVIRONMENT["XLA_FLAGS"])
     names = ["ours", "plain", *(["torch"] if HAS_TORCH else [])]
     status, printed, result = run(f"--contenders={','.join(names)}")
     assert status == 0

@@ -112,7 +112,9 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_signal_to_one_saves_in_both_and_one_alone_goes_on(tmp_path, mode):
+def test_signal_to_one_saves_in_both_and_one_alone_goes_on(
+    tmp_path, quick_compilation, mode
+):
     mode = f"--config.parallel={mode}"
     pair = training(tmp_path, 10**6, 2, mode)
     pair.wait_for("saved     step 8:")
@@ -223,7 +225,7 @@ def test_the_first_alone_looks_for_the_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_each_process_reads_its_share_of_a_streamed_set(tmp_path):
+def test_each_process_reads_its_share_of_a_streamed_set(tmp_path, quick_compilation):
     script = (
         "import sys, numpy as np\n"
         "from resnet_jax import data, hosts, train\n"

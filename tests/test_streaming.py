@@ -72,7 +72,9 @@ def test_streaming_gives_the_losses_of_training_in_memory(
 
 
 @pytest.mark.slow
-def test_stopping_half_way_changes_no_bit_of_a_streamed_run(tmp_path):
+def test_stopping_half_way_changes_no_bit_of_a_streamed_run(
+    tmp_path, quick_compilation
+):
     """At step 8, in the second epoch of 6.25 batches."""
     config = streamed(digits_config(**{"model.width": 4}))
     config.dataset.update(train_split="train[:400]", eval_split="test[:100]")
@@ -248,7 +250,7 @@ def train_losses(directory) -> list[float]:
 
 @pytest.mark.slow
 def test_resnet_18_trains_on_large_photographs_on_both_paths(
-    photographs, tmp_path, capsys
+    photographs, tmp_path, capsys, quick_compilation
 ):
     config = photographs_config(
         photographs,

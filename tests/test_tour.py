@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import ENVIRONMENT
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
@@ -18,7 +20,8 @@ def test_runs_and_shows_what_it_says(tmp_path, monkeypatch):
     for name in ("resnet_jax", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "experiments").mkdir()
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     notebook = nbformat.read(TOUR, as_version=4)
     (training,) = [cell for cell in notebook.cells if "config.epochs" in cell.source]
     shorter = "config.epochs = 4\nconfig.model.scan = True"  # compiles faster

@@ -18,7 +18,7 @@ from resnet_jax.divergence import DivergedError
 from resnet_jax.metrics import read_rows
 from resnet_jax.preemption import StoppedError
 from resnet_jax.trainer import Trainer
-from tests.quick import one_device
+from tests.quick import ENVIRONMENT, one_device
 
 ROOT = Path(__file__).parents[1]
 TINY = {"model.width": 2}
@@ -96,7 +96,7 @@ def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
         pytest.param("pmap", False, marks=pytest.mark.slow),
     ],
 )
-def test_stopping_half_way_changes_no_bit(tmp_path, mode, scan):
+def test_stopping_half_way_changes_no_bit(tmp_path, quick_compilation, mode, scan):
     depth = 14 if scan else 8  # a loop has something to loop over
     config = digits_config(**{"parallel": mode, "model.scan": scan})
     config.model.depth = depth
@@ -127,7 +127,9 @@ def test_stopping_half_way_changes_no_bit(tmp_path, mode, scan):
         (("jit", 1), ("pmap", 8)),
     ],
 )
-def test_checkpoint_resumes_on_other_devices(tmp_path, monkeypatch, first, second):
+def test_checkpoint_resumes_on_other_devices(
+    tmp_path, monkeypatch, quick_compilation, first, second
+):
     devices = jax.devices()
     for (mode, count), steps in ((first, 4), (second, 8)):
         monkeypatch.setattr(jax, "devices", lambda count=count: devices[:count])
@@ -332,7 +334,10 @@ def test_training_and_verbs_never_load_tensorflow(tmp_path):
         "assert command_line.call(report.main, ['report', run]) == 0\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    environment = os.environ | ENVIRONMENT
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, check=True
+    )
     for name in (
         *("config.json", "inputs.json", "metrics.jsonl", "summary.json", "curves.png"),
         "report.html",
@@ -365,7 +370,9 @@ def test_cifar10_trains_and_counts_every_test_image(tmp_path, quick_training):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "scan"), [("jit", True), ("pmap", False)])
-def test_every_ingredient_at_once_resumes_to_the_same_bits(tmp_path, mode, scan):
+def test_every_ingredient_at_once_resumes_to_the_same_bits(
+    tmp_path, quick_compilation, mode, scan
+):
     config = digits_config(
         **{
             "parallel": mode,
