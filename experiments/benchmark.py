@@ -18,11 +18,11 @@ is the share of an epoch spent on what comes before the network. An epoch is `--
 images, fewer than CIFAR-10 has, so work done once per epoch weighs more than in a real
 one. 'first' is the time from the process's start to the end of the first update,
 without a compilation cache, and 'compile' the first update's time minus a later one's;
-for ours it includes compiling the evaluation. Memory is the process's peak, or that of
-its GPU memory, without the worker processes of PyTorch's loader. By default v1-20 and
-v2-56 are measured at batch 128, with epochs of 1,280 images, in five rounds: an hour or
-two on two cores. `--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` takes a
-night.
+for ours it includes compiling the evaluation. Memory is the process's peak, or on a GPU
+that of its GPU memory except for Keras, without the worker processes of PyTorch's
+loader. By default v1-20 and v2-56 are measured at batch 128, with epochs of 1,280
+images, in five rounds: an hour or two on two cores.
+`--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` takes a night.
 """
 
 import contextlib

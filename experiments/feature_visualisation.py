@@ -254,7 +254,7 @@ def draw(examples: dict, results: list[dict]) -> Figure:
     axes[3, 0].remove()
     for half, title, name, label, style in (
         (0, "(d) nearest class mean", "nearest_mean_accuracy", "test accuracy (%)", 0),
-        (1, "(e) area of Grad-CAM", "cam_area", "of the image (%)", 1),
+        (1, "(e) area of Grad-CAM", "cam_area", "image share (%)", 1),
     ):
         panel = figure.add_subplot(halves[half])
         samples = 100 * np.array([result[name] for result in results])

@@ -155,8 +155,8 @@ def markdown(rows: dict[str, dict], made_by: str) -> str:
     alike = all(row["accuracy"] == row["pytorch_accuracy"] for row in rows.values())
     if alike and any(name != "CIFAR-10" for name in datasets):
         told.append(
-            "The networks were trained on the original pixels, which presumably is the "
-            "difference: in PyTorch it is the same."
+            "The networks were trained on the original pixels, which presumably "
+            "explains the difference: PyTorch shows the same."
         )
     if lengths:
         told.append(
