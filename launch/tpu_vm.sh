@@ -43,12 +43,12 @@ while (($#)) && [[ $1 != -- ]]; do
             option=${1%%=*}
             printf -v "${option#--}" '%s' "${1#*=}"
             ;;
-        *) refuse "$1 is not an option: write --OPTION=VALUE with an option of --help; the training's own go after --" ;;
+        *) refuse "$1 is not an option: write --OPTION=VALUE with an option that --help lists; the training's own options go after --" ;;
     esac
     shift
 done
 (($# > 1)) ||
-    refuse "there is no command: end with -- python -m resnet_jax.main --config=configs/v2_56.py"
+    refuse "no command was given: end with -- python -m resnet_jax.main --config=configs/v2_56.py"
 shift
 check name '^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$' 'lower-case letters, digits and hyphens, such as resnet-jax'
 check zone '^[a-z]+(-[a-z]+)+[0-9]+-[a-z]$' 'a zone, such as --zone=us-central2-b'
@@ -62,7 +62,7 @@ if [[ -z $runtime ]]; then
         v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
         v5p-*) runtime=v2-alpha-tpuv5 ;;
         v6e-*) runtime=v2-alpha-tpuv6e ;;
-        *) refuse "--type=$type is none of v2, v3, v4, v5litepod, v5p and v6e: give --runtime=VERSION too" ;;
+        *) refuse "--type=$type is not one of v2, v3, v4, v5litepod, v5p and v6e: give --runtime=VERSION too" ;;
     esac
 fi
 
@@ -90,7 +90,7 @@ made='' begun='' asked='' left=() # left: gcloud's arguments to delete what is t
 exec 3>&1 # --dry-run's commands, also from within $(...)
 trap 'rm -rf "$scratch"
     [[ ${#left[@]} == 0 || $dry_run ]] ||
-        say "$name may still be there and cost money; the same launch continues with it; this ends it: gcloud compute tpus ${left[*]} ${where[*]}"' EXIT
+        say "$name may still exist and cost money; the same launch continues with it; this deletes it: gcloud compute tpus ${left[*]} ${where[*]}"' EXIT
 trap 'exit 130' INT TERM
 
 call() { # ARGUMENTS: runs gcloud
@@ -157,7 +157,7 @@ provide() { # returns when the VM is ready
                 if [[ $asked ]]; then
                     call compute tpus queued-resources describe "$name" "${where[@]}" \
                         --format='value(state.failedData.error.message)' >&2 || true
-                    spend_restart "$name came to the state ${queued:-$node}"
+                    spend_restart "$name entered the state ${queued:-$node}"
                     sleep "$poll"
                 fi
                 remove

@@ -37,7 +37,7 @@ def expanded(place: str | Path, name: str) -> Path:
         return Path(place).expanduser()
     except RuntimeError:
         raise UserError(
-            f"{name}={place}: there is no such user: give another place"
+            f"{name}={place}: there is no such user: give another path"
         ) from None
 
 

@@ -209,7 +209,7 @@ def _imagenet_blocks(block: str, depth: int) -> tuple[int, ...]:
     own, blocks = _IMAGENET[depth]
     if block != own:
         raise ValueError(
-            f"depth {depth} of stem 'imagenet' has {own} blocks, not {block}: leave "
+            f"depth {depth} with stem 'imagenet' has {own} blocks, not {block}: leave "
             "block out, or choose another depth"
         )
     return blocks

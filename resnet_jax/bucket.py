@@ -61,7 +61,8 @@ class _Copy:
         names = [name for name in names if re.fullmatch(_READ, name)]
         if found and not names:
             raise UserError(
-                f"--workdir={self.url} holds other files: give a new or empty directory"
+                f"--workdir={self.url} is neither empty nor a run: give a new or empty "
+                "directory"
             )
         names = _without_cut_off(names)
         for name in names:
@@ -110,7 +111,7 @@ def _without_cut_off(names: list[str]) -> list[str]:
     whole = {runs[name] for name in saved if name.endswith("/manifest.json")}
     for run in sorted({runs[name] for name in saved} - whole):
         print(
-            f"damaged   {run}checkpoints: none was sent whole; starting again",
+            f"damaged   {run}checkpoints: none was uploaded in full; starting over",
             file=sys.stderr,
         )
     return [name for name in names if name not in saved or runs[name] in whole]
@@ -132,7 +133,7 @@ def local(place: str | Path) -> Path:
         if copy.url == url:
             return copy.directory
     if not re.fullmatch(r"[a-z0-9]+://[^/].*", url):
-        raise UserError(f"--workdir={place} is no address: write gs://BUCKET/DIR")
+        raise UserError(f"--workdir={place} is not an address: write gs://BUCKET/DIR")
     try:
         files, root = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -171,10 +172,10 @@ def send(directory: Path, when_due: bool = False) -> None:
                 copy.send()
             except Exception as error:
                 raise workdir.WriteError(
-                    f"{copy.url} cannot be written ({_cause(error)}; what it lacks "
-                    f"is in {copy.directory}): give this machine's account the role "
-                    "Storage Object Admin, then run the same command to resume from "
-                    "the newest checkpoint there"
+                    f"{copy.url} cannot be written ({_cause(error)}; the files it "
+                    f"lacks are in {copy.directory}): give this machine's account the "
+                    "role Storage Object Admin, then run the same command to resume "
+                    "from the newest checkpoint there"
                 ) from None
 
 
@@ -209,9 +210,9 @@ def sent_at_end() -> Iterator[None]:
 
 def _unreadable(url: str, error: Exception) -> UserError:
     return UserError(
-        f"--workdir={url} cannot be read ({_cause(error)}): see that the bucket is "
-        "there and that this machine may use it, as by gcloud auth application-default "
-        "login"
+        f"--workdir={url} cannot be read ({_cause(error)}): check that the bucket "
+        "exists and that this machine has access to it, for example by gcloud auth "
+        "application-default login"
     )
 
 

@@ -145,9 +145,9 @@ class Checkpoints:
         record = read_record(self._directory / str(step))
         if record["format"] > FORMAT:
             raise UserError(
-                f"{self._directory / str(step)} has format {record['format']}, and "
-                f"this version reads up to {FORMAT}: use the version that wrote it, "
-                f"{record['provenance']['git_commit'] or 'a newer one'}"
+                f"{self._directory / str(step)} has format {record['format']}, but "
+                f"this version reads only up to {FORMAT}: use the version that wrote "
+                f"it, {record['provenance']['git_commit'] or 'a newer one'}"
             )
         return record
 
@@ -208,7 +208,7 @@ class Checkpoints:
         ):
             if found.shape != array.shape:
                 raise UserError(
-                    f"{self._directory / str(step)} is not of this config: "
+                    f"{self._directory / str(step)} does not match this config: "
                     f"{jax.tree_util.keystr(path, simple=True, separator='/')} has "
                     f"shape {found.shape} instead of {array.shape}: restore "
                     "config.json, or delete it (a checkpoint has its own copy)"
@@ -239,9 +239,9 @@ class Checkpoints:
         except Exception as error:
             self._failed = True
             step = self.saved_step
-            stays = "none is there yet"
+            stays = "none has been saved yet"
             if step is not None:
-                stays = f"that of step {step:,} stays"
+                stays = f"that of step {step:,} is kept"
             raise workdir.WriteError(
                 f"a checkpoint cannot be written to {self._directory} "
                 f"({_cause(error)}; {stays}): fix that, then run the same command to "

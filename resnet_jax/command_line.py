@@ -45,7 +45,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
             raise
         print(
             f"error: {error.filename} cannot be used ({error.strerror}): fix that, or "
-            "give another place",
+            "give another path",
             file=sys.stderr,
         )
         return 2
@@ -60,8 +60,8 @@ def list_commands(package: str, argv: list[str]) -> None:
     """
     if argv[1:] not in ([], ["--help"]):
         raise UserError(
-            f"{argv[1]} is for a command, as in `python -m {package}.COMMAND "
-            f"{argv[1]}`: `python -m {package}` lists them"
+            f"{argv[1]} needs a command, as in `python -m {package}.COMMAND "
+            f"{argv[1]}`: `python -m {package}` lists the commands"
         )
     root, does = Path(__file__).parents[1] / package, {}
     for path in (*root.glob("[!_]*.py"), *root.glob("*/__main__.py")):
@@ -69,7 +69,7 @@ def list_commands(package: str, argv: list[str]) -> None:
             name = path.parent.name if path.stem == "__main__" else path.stem
             does[name] = ast.get_docstring(ast.parse(source)).splitlines()[0]
     width = max(map(len, does))
-    print(f"python -m {package}.COMMAND, where --help says more:\n")
+    print(f"Commands for python -m {package}.COMMAND (--help explains each):\n")
     for name, sentence in sorted(does.items()):
         print(f"  {name:<{width}}  {sentence}")
 
@@ -93,7 +93,7 @@ def parse(
         fix = "write --FLAG=VALUE, with an equals sign"
         if "workdir" in values and Path(arguments[0]).is_dir():
             fix = f"did you mean --workdir={arguments[0]}?"
-        raise UserError(f"{arguments[0]!r} belongs to no flag: {fix}")
+        raise UserError(f"{arguments[0]!r} does not belong to a flag: {fix}")
     return values
 
 
@@ -133,8 +133,9 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "A config file, as configs/v2_56.py, or with a recipe, configs/v2_56.py:keras; "
-        "--config.FIELD=VALUE changes a field of it (configs/common.py has them all).",
+        "A config file, such as configs/v2_56.py, or with a recipe, "
+        "configs/v2_56.py:keras; --config.FIELD=VALUE changes one of its fields "
+        "(configs/common.py has them all).",
         flag_values=values,
         sys_argv=argv,
     )
@@ -147,11 +148,13 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
       UserError: there is none, its file is missing, or a field is invalid.
     """
     if not values["config"].present:
-        raise UserError("--config is missing: give one, as --config=configs/v2_56.py")
+        raise UserError(
+            "--config is missing: give one, such as --config=configs/v2_56.py"
+        )
     chosen = values.config
     if not isinstance(chosen, ConfigDict):
         file = config_flags.get_config_filename(values["config"])
-        reason = "its get_config() returns no ConfigDict"
+        reason = "its get_config() does not return a ConfigDict"
         try:
             getattr(chosen, "epochs", None)
         except OSError as error:  # ml_collections held it back until now
@@ -182,7 +185,7 @@ def _require_config_file(argv: list[str]) -> None:
     other = re.fullmatch(r"(v[12])_(\d+)", stem)
     if other and stem not in there and (base := f"{other[1]}_20") in there:
         hint = (
-            f"for another depth give --config={place / base}.py{colon}{recipe} "
+            f"for another depth, give --config={place / base}.py{colon}{recipe} "
             f"--config.model.depth={other[2]}"
         )
     raise UserError(f"--config={file}: there is no such file: {hint}")
@@ -229,9 +232,9 @@ def _explain_flag_error(argv: list[str], error: flags.Error, has_config: bool) -
 def _explain_config_error(argv: list[str], error: Exception | SystemExit) -> str:
     message = " ".join(str(error).split())
     if "has no attribute 'get_config'" in message:
-        return f"--config={_config_file(argv)} defines no get_config(): fix it"
+        return f"--config={_config_file(argv)} does not define get_config(): fix it"
     if isinstance(error, SystemExit):
-        message = "it ends the process"
+        message = "it calls exit"
     frames = [frame[:2] for frame in traceback.extract_tb(error.__traceback__)]
     return f"{_failed_at(argv, frames)}: {type(error).__name__}: {message}: fix it"
 
@@ -272,5 +275,5 @@ def _misspelt(argv: list[str], error: Exception | SystemExit) -> str | None:
     if known and f"--config.{known}" != field:
         ending = f"did you mean --config.{known}?"
     elif known:
-        ending = f"--config={_config_file(argv)} has none of that name: add it there"
+        ending = f"--config={_config_file(argv)} does not define it: add it there"
     return f"{field} is not a field of the config: {ending}"

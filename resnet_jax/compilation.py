@@ -234,7 +234,7 @@ def _compile(lowered: jax.stages.Lowered, options: dict) -> Callable:
         if not unknown:
             raise
         names = ", ".join(sorted(unknown))
-        print(f"note      slower without {names} ({one_line(error, 100)})")
+        print(f"note      slower, as XLA rejects {names} ({one_line(error, 100)})")
     known = {name: options[name] for name in options.keys() - unknown}
     return _compile(lowered, known)
 
@@ -260,6 +260,6 @@ def _warmed_up(
     try:
         run(graph)
     except jax.errors.JaxRuntimeError as error:
-        print(f"note      no CUDA graph here, which is slower ({one_line(error, 100)})")
+        print(f"note      slower, without a CUDA graph ({one_line(error, 100)})")
         return plain
     return graph

@@ -182,9 +182,9 @@ def _validate_freeze(config: ConfigDict) -> None:
 
 def _validate_without_training(config: ConfigDict) -> None:
     if not config.init_from:
-        _refuse("epochs", 0, "give 1 or more, or weights to evaluate as init_from")
+        _refuse("epochs", 0, "give 1 or more, or set init_from to weights to evaluate")
     if config.optimizer.ema:
-        _refuse("optimizer.ema", config.optimizer.ema, "set it to 0 where epochs is 0")
+        _refuse("optimizer.ema", config.optimizer.ema, "set it to 0 when epochs is 0")
 
 
 def _validate_augment(augment: ConfigDict) -> None:
@@ -195,7 +195,7 @@ def _validate_augment(augment: ConfigDict) -> None:
     _validate_constants(augment)
     sizes, ends = tuple(augment.sizes), tuple(augment.size_ends)
     if not all(isinstance(size, int) and size >= 8 for size in sizes):
-        _refuse("augment.sizes", sizes, "give whole numbers of pixels from 8 up")
+        _refuse("augment.sizes", sizes, "give whole numbers of pixels, 8 or more")
     if len(ends) != len(sizes) or not all(
         _is_number(end) and 0 < end < 1 for end in ends
     ):
@@ -205,7 +205,7 @@ def _validate_augment(augment: ConfigDict) -> None:
             f"give one fraction between 0 and 1 for each of the {len(sizes)} sizes",
         )
     if list(ends) != sorted(set(ends)):
-        _refuse("augment.size_ends", ends, "give them in rising order")
+        _refuse("augment.size_ends", ends, "give them in increasing order")
 
 
 def _validate_constants(augment: ConfigDict) -> None:
@@ -213,9 +213,9 @@ def _validate_constants(augment: ConfigDict) -> None:
     if not all(_is_number(value) and 0 <= value <= 1 for value in mean):
         _refuse("augment.mean", mean, "give numbers from 0 to 1")
     if not all(_is_number(value) and 0 < value <= 1 for value in std):
-        _refuse("augment.std", std, "give numbers above 0, up to 1")
+        _refuse("augment.std", std, "give numbers above 0 and at most 1")
     if len(mean) != len(std):
-        _refuse("augment.mean", mean, "give as many as augment.std has, one a channel")
+        _refuse("augment.mean", mean, "give as many as augment.std, one per channel")
     if mean and augment.normalization != "mean_std":
         _refuse("augment.mean", mean, "set augment.normalization to 'mean_std', too")
 
@@ -231,14 +231,14 @@ def _validate_schedule(schedule: ConfigDict) -> None:
     if not all(_is_number(value) and 0 < value < 1 for value in fractions):
         _refuse("schedule.boundaries", fractions, "give fractions between 0 and 1")
     if list(fractions) != sorted(set(fractions)):
-        _refuse("schedule.boundaries", fractions, "give them in rising order")
+        _refuse("schedule.boundaries", fractions, "give them in increasing order")
     if len(factors) != len(fractions) or not all(
         _is_number(value) and 0 <= value < math.inf for value in factors
     ):
         _refuse(
             "schedule.factors",
             factors,
-            f"give one number from 0 up for each of the {len(fractions)} boundaries",
+            f"give one number, 0 or more, for each of the {len(fractions)} boundaries",
         )
 
 

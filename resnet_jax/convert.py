@@ -75,8 +75,8 @@ def read(path: Path) -> tuple[Weights, list[Peer]]:
     else:
         known = (".safetensors", *pytorch.SUFFIXES, *keras_example.SUFFIXES)
         raise UserError(
-            f"--source={path}: {path.suffix or 'no ending'} is not known: give a file "
-            f"of {', '.join(known)}"
+            f"--source={path}: the ending {path.suffix!r} is not supported: give a "
+            f"file ending in {', '.join(known)}"
         )
     loaded = pytorch.from_state(state, str(path))
     return loaded, _torch_peers(state)
@@ -103,7 +103,7 @@ def encode(loaded: Weights, out: Path, naming: str | None) -> tuple[bytes, list[
     torch_file = out.suffix in pytorch.SUFFIXES
     if not torch_file and out.suffix != ".safetensors":
         raise UserError(
-            f"--out={out}: {out.suffix or 'no ending'} is not known: end it in "
+            f"--out={out}: the ending {out.suffix!r} is not supported: end it in "
             f".safetensors or {', '.join(pytorch.SUFFIXES)}"
         )
     if not naming and torch_file:
@@ -140,7 +140,7 @@ def compare(loaded: Weights, peers: list[Peer]) -> None:
         )
         if not difference <= TOLERANCE * max(1, largest):
             raise weights.MismatchError(
-                f"{outcome}: nothing was written, please report this"
+                f"{outcome}: nothing was written; please report this"
             )
         print(f"compared  {outcome}")
 
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> None:
         trained.define_flags(values)
         string = partial(flags.DEFINE_string, flag_values=values)
         enum = partial(flags.DEFINE_enum, flag_values=values)
-        string("source", None, "File of weights, instead of --workdir.")
+        string("source", None, "Weights file, instead of --workdir.")
         string("out", None, "File to write: .safetensors, .pt, .pth or .th.")
         enum(
             "naming",

@@ -47,9 +47,9 @@ def require_finite_state(state: TrainState, step: int, saved: int | None) -> Non
 
 
 def _diverged(what: str, where: str, saved: int | None) -> DivergedError:
-    kept = "none was saved yet"
+    kept = "none has been saved yet"
     if saved is not None:
-        kept = f"the checkpoint of step {saved:,} stays"
+        kept = f"the checkpoint of step {saved:,} is kept"
     return DivergedError(
         f"training diverged: {what} is no longer finite {where} ({kept}): {REMEDY}"
     )

@@ -85,11 +85,11 @@ def main(argv: list[str], build: Build = build_network) -> None:
     def define(values: flags.FlagValues) -> None:
         trained.define_flags(values)
         what = (
-            "What to evaluate on, as 'test[:1000]'; 'validation' is the run's own "
+            "Split to evaluate, such as 'test[:1000]'; 'validation' is the run's own "
             "validation_split, and '' its eval_split."
         )
         flags.DEFINE_string("split", "", what, flag_values=values)
-        what = "Form of the output."
+        what = "Output format."
         flags.DEFINE_enum(
             "format", "table", ["table", "json"], what, flag_values=values
         )

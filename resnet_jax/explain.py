@@ -166,8 +166,8 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Figure:
             if line is lines[0]:
                 cell.set_title(title, fontsize=8, loc="left")
     figure.supxlabel(
-        "Grad-CAM: the brighter, the more it speaks for the class. Integrated "
-        "gradients: red for the class, blue against it.",
+        "Grad-CAM: the brighter, the stronger the evidence for the class. Integrated "
+        "gradients: red is evidence for the class, blue against it.",
         fontsize=7,
     )
     return figure
@@ -248,7 +248,7 @@ def explain(
     workdir.write_json(out / "explanations.json", content)
     print(_check_table(check))
     print(
-        "integrated gradients add up to the logit's change within "
+        "integrated gradients add up to the logit's change to within "
         f"{np.median(errors):.1%} (median), {max(errors):.1%} (worst)"
     )
     print(f"written   {bucket.display_path(out)}/")
@@ -264,7 +264,7 @@ def _shortened(name: str) -> str:
 def _check_table(check: list[dict]) -> str:
     """The sanity check in words and numbers."""
     lines = ["sanity check: rank correlation with the maps of random weights"]
-    lines += [f"  {'drawn again':<16} Grad-CAM  integrated gradients"]
+    lines += [f"  {'randomised':<16} Grad-CAM  integrated gradients"]
     lines += [
         f"  {row['randomized']:<16} {row['grad_cam']:>8.2f}  "
         f"{row['integrated_gradients']:>20.2f}"
@@ -272,8 +272,8 @@ def _check_table(check: list[dict]) -> str:
     ]
     left = max(abs(check[-1][kind]) for kind in ("grad_cam", "integrated_gradients"))
     lines += [
-        f"  at most {left:.2f} is left with all weights random: near 0 the maps depend "
-        "on what was learned, near 1 they do not"
+        f"  at most {left:.2f} remains with all weights random: near 0, the maps "
+        "depend on what was learned; near 1, they do not"
     ]
     return "\n".join(lines)
 

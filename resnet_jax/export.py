@@ -119,9 +119,11 @@ def model_card(run: Trained) -> str:
     origin = f"the weights of `{config.init_from}`"
     trained_on = f"It was trained only on {inputs.dataset}."
     if config.init_from:
-        trained_on = f"It began with {origin}. Then: {trained_on}"
+        trained_on = (
+            f"It began with {origin}, and was then trained only on {inputs.dataset}."
+        )
     if not run.step:
-        trained_on = f"It has {origin}, and was trained on no more."
+        trained_on = f"It has {origin}, without any further training."
     changed = workdir.differences(
         workdir.as_json(common.default()), workdir.as_json(config)
     )
@@ -147,7 +149,7 @@ A residual network of He et al. ([2015](https://arxiv.org/abs/1512.03385),
 
 ## Use
 
-`model.zip` is the whole prediction for {", ".join(PLATFORMS)}. It needs
+`model.zip` holds the whole prediction, for {", ".join(PLATFORMS)}. It needs
 `pip install jax flatbuffers`, with JAX {jax.__version__} or newer:
 
 ```python
@@ -181,8 +183,8 @@ def _weights_section(run: Trained) -> str:
             "\npython -m resnet_jax.convert --source=model.safetensors --out=model.pt"
         )
     return f"""`model.safetensors` has the weights, the architecture, and the mean and
-scale of images. With `resnet_jax`, to continue training from them on other
-classes{for_torch}:
+scale of the images. To continue training from them on other classes with
+`resnet_jax`{for_torch}:
 
 ```bash
 python -m resnet_jax.main --config=... --config.init_from=model.safetensors{convert}
@@ -209,15 +211,15 @@ def main(argv: list[str], build: Build = build_network) -> None:
     workdir.make(out)
     if (out / "README.md").exists() and not _is_card(out / "README.md"):
         raise UserError(
-            f"--out={out} has a README.md that is no model card, which the export's "
-            "would replace: give another directory"
+            f"--out={out} has a README.md that is not a model card and would be "
+            "replaced by one: give another directory"
         )
     content = archive(run, program(run))
     apart = max_difference(run, content)
     outcome = f"probabilities of random images differ by at most {apart:.1e}"
     if not apart <= TOLERANCES[run.config.model.dtype]:
         raise weights.MismatchError(
-            f"{outcome}: nothing was written, please report this"
+            f"{outcome}: nothing was written; please report this"
         )
     print(f"compared  {outcome}")
     parts = {"model.zip": content, "README.md": model_card(run).encode()}
@@ -226,7 +228,7 @@ def main(argv: list[str], build: Build = build_network) -> None:
     for name, part in parts.items():
         workdir.write(out / name, part, "give another --out=DIR")
         print(f"written   {bucket.display_path(out / name)}: {len(part):,} bytes")
-    print("\nTo run it, with jax and flatbuffers alone:\n")
+    print("\nTo run it, with only jax and flatbuffers installed:\n")
     lines = usage_snippet(run, bucket.display_path(out / "model.zip")).splitlines()
     print("\n".join(f"    {line}" for line in lines))
 

@@ -45,7 +45,7 @@ def begin_with(
     # Shapes do not show whether there are shortcuts.
     if old_run.model_config.get("residual", True) != model.residual:
         raise UserError(
-            f"config.init_from={init_from} is of a network "
+            f"config.init_from={init_from} holds a network "
             f"{'without' if model.residual else 'with'} shortcuts: set "
             f"config.model.residual to {not model.residual}"
         )
@@ -53,17 +53,18 @@ def begin_with(
         theirs, ours = np.mean(old_run.inputs.normalization[1]), np.mean(scale)
         if not 0.5 < theirs / ours < 2:
             print(
-                f"warning   {init_from} reads images divided by {theirs:.2g}, and this "
-                f"run's are by {ours:.2g}: give the augment.normalization of that run"
+                f"warning   {init_from} expects images divided by {theirs:.2g}, but "
+                f"this run divides by {ours:.2g}: give the augment.normalization of "
+                "that run"
             )
         same = old_run.inputs.class_names == class_names
     else:
         same = old_run.num_classes == len(class_names)
     if not same and not trains:
         raise UserError(
-            f"config.init_from={init_from} is of other classes than the data, and "
-            "config.epochs=0 trains no classifier for these: give data of its classes, "
-            "or more epochs"
+            f"config.init_from={init_from} has other classes than the data, and "
+            "config.epochs=0 trains no classifier for these: give data with its "
+            "classes, or more epochs"
         )
     old, new = weights.flatten(old_run.variables), weights.flatten(state.variables)
     taken = {}
@@ -75,10 +76,10 @@ def begin_with(
         if shapes[0] != shapes[1]:
             theirs, ours = (shape or "none" for shape in shapes)
             raise UserError(
-                f"config.init_from={init_from} is of another network "
+                f"config.init_from={init_from} holds another network "
                 f"({old_run.name}) than config.model (v{model.version}-{model.depth}): "
                 f"{path} has shape {theirs} there and {ours} here: give the weights of "
-                "this network, or set config.model as there"
+                "this network, or set config.model to match"
             )
         taken[path] = old[path]
     head = (

@@ -53,8 +53,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT of process 0, where several processes train together. TPU pods, "
-        "Slurm and Open MPI need none of these three.",
+        "HOST:PORT of process 0, when several processes train together. TPU pods, "
+        "Slurm and Open MPI need none of these three flags.",
         **own,
     )
     flags.DEFINE_integer("num_processes", None, "Number of processes.", **own)
@@ -91,7 +91,7 @@ def join(
     def give_up() -> None:
         print(
             f"error: {who} did not meet {where} within {_JOIN_SECONDS} s: start them "
-            f"all, see that process 0 runs there, and open {port} in the firewall "
+            f"all, check that process 0 runs there, and open {port} in the firewall "
             "between them",
             file=sys.stderr,
             flush=True,
@@ -141,15 +141,15 @@ def _check(
     found = re.fullmatch(r".+:([1-9]\d{0,4})", coordinator)
     if not found or int(found[1]) > 65535:
         raise UserError(
-            f"--coordinator={coordinator} is no address: write HOST:PORT of process 0, "
-            "as 10.0.0.2:8476"
+            f"--coordinator={coordinator} is not an address: write HOST:PORT of "
+            "process 0, such as 10.0.0.2:8476"
         )
     if num_processes < 1:
         raise UserError(f"--num_processes={num_processes}: give at least 1")
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id={process_id} is none of {num_processes} processes: give 0 "
-            f"to {num_processes - 1}"
+            f"--process_id={process_id} is not one of {num_processes} processes: give "
+            f"0 to {num_processes - 1}"
         )
 
 

@@ -42,7 +42,7 @@ def read(path: Path) -> Weights:
         raise UserError(
             f"{path} has {len(convs)} convolutions and {len(dense)} dense layers"
             f"{'' if biased else ', not all with a bias'}, unlike any network of the "
-            "Keras example: give one's saved model"
+            "Keras example: give a model that it saved"
         )
     version = 1 if convs[1][0].shape[:2] == (3, 3) else 2
     model = {
@@ -61,8 +61,8 @@ def read(path: Path) -> Weights:
         order = _creation_order(model)
     except ValueError as error:
         raise UserError(
-            f"{path} is no network of the Keras example ({error}): give one's saved "
-            "model"
+            f"{path} is not a network of the Keras example ({error}): give a model "
+            "that it saved"
         ) from None
     for kind, stored in (("conv", convs), ("bn", norms)):
         names = [name for name in order if kind in name.rpartition("/")[2]]
@@ -71,9 +71,9 @@ def read(path: Path) -> Weights:
                 flat[leaf.format(name)] = array
         if len(names) != len(stored):
             raise UserError(
-                f"{path} has {len(stored)} layers of the kind {kind!r}, and version "
+                f"{path} has {len(stored)} layers of type {kind!r}, but version "
                 f"{version} of the Keras example with {model['depth']} layers has "
-                f"{len(names)}: give one of its saved models"
+                f"{len(names)}: give a model that it saved"
             )
     return weights.from_arrays(model, flat, str(path))
 
@@ -122,7 +122,7 @@ def _layers(path: Path) -> list[list[np.ndarray]]:
         ValueError,
     ) as error:
         raise UserError(
-            f"{path} cannot be read as a model of Keras ({error}): give a .h5 or "
+            f"{path} cannot be read as a Keras model ({error}): give a .h5 or "
             ".keras file that Keras saved"
         ) from None
 

@@ -36,9 +36,9 @@ def main(argv: list[str], build: Build = build_network) -> None:
         flags.DEFINE_string(
             "workdir",
             None,
-            "The run's directory, or gs://BUCKET/DIR; else "
+            "The run's directory, or gs://BUCKET/DIR; by default "
             "runs/CONFIG[-RECIPE][-DATASET]/seed<seed>. With several --config.seeds, "
-            "the directory that holds a seed<seed> of each.",
+            "the directory that holds a seed<seed> for each.",
             flag_values=values,
         )
         hosts.define_flags(values)

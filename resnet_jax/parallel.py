@@ -48,7 +48,7 @@ def require_devices() -> None:
         platform = jax.devices()[0].platform
     except RuntimeError as error:
         raise UserError(
-            f"JAX finds no devices ({one_line(error)}): see JAX_PLATFORMS={wanted}"
+            f"JAX finds no devices ({one_line(error)}): check JAX_PLATFORMS={wanted}"
         ) from None
     # `add_cpu` added the CPU, which JAX uses if it finds none of the others.
     if platform == "cpu" and wanted and "cpu" not in wanted.split(","):
@@ -128,8 +128,9 @@ class Parallel:
             below = batch_size // count * count
             near = [size for size in (below, below + count) if size]
             raise UserError(
-                f"config.batch_size={batch_size} does not divide among {count} "
-                f"devices: the nearest that do are {' and '.join(map(str, near))}"
+                f"config.batch_size={batch_size} does not divide evenly among "
+                f"{count} devices: the nearest that do are "
+                f"{' and '.join(map(str, near))}"
             )
         mesh = jax.make_mesh(
             (count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices

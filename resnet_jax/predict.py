@@ -84,11 +84,11 @@ def find_pictures(arguments: list[str]) -> list[str]:
       UserError: there are no arguments, one is not there, or a folder has no picture.
     """
     if not arguments:
-        raise UserError("no picture is given: name files or folders, or - for stdin")
+        raise UserError("no picture was given: name files or folders, or - for stdin")
     pictures = []
     for argument in arguments:
         if not argument:
-            raise UserError("'' is no picture: name a file or a folder")
+            raise UserError("'' is not a picture: name a file or a folder")
         path = Path(argument)
         if argument == STDIN or path.is_file():
             pictures.append(argument)
@@ -97,11 +97,11 @@ def find_pictures(arguments: list[str]) -> list[str]:
             if not inside:
                 suffixes = ", ".join(sorted(SUFFIXES))
                 raise UserError(
-                    f"{argument} holds no picture ({suffixes}): give another"
+                    f"{argument} contains no pictures ({suffixes}): give another"
                 )
             pictures += inside
         else:
-            raise UserError(f"{argument} is not there: name a file or a folder")
+            raise UserError(f"{argument} does not exist: name a file or a folder")
     return pictures
 
 
@@ -213,8 +213,8 @@ def main(argv: list[str], build: Build = build_network) -> None:
         trained.define_flags(values)
         enum = partial(flags.DEFINE_enum, flag_values=values)
         integer = partial(flags.DEFINE_integer, flag_values=values)
-        enum("format", "table", ["table", "csv", "json"], "Form of the output.")
-        integer("top", 3, "Classes for each picture.", lower_bound=1)
+        enum("format", "table", ["table", "csv", "json"], "Output format.")
+        integer("top", 3, "Classes to show per picture.", lower_bound=1)
 
     values, arguments = command_line.parse_with_arguments(argv, __doc__, define)
     names = find_pictures(arguments)

@@ -91,7 +91,7 @@ class Preemption:
                 continue
             number = signal.Signals(received[0])
             if self.received:
-                _exit(number, "at once, by a second signal")
+                _exit(number, "immediately, on a second signal")
             self.received = number
             if self._starting:
                 timer = threading.Timer(_STARTUP_SECONDS, self._abandon, [number])

@@ -50,8 +50,8 @@ def to_state(found: Weights, naming: str) -> dict[str, np.ndarray]:
         raise UserError(f"{kind} has no counterpart in PyTorch: keep it as safetensors")
     if naming == "chenyaofo" and net.shortcut == "A":
         raise UserError(
-            "--naming=chenyaofo has shortcuts B alone, and this network has A: give "
-            "--naming=akamaster"
+            "--naming=chenyaofo supports only shortcuts B, and this network has A: "
+            "give --naming=akamaster"
         )
     shortcut, classifier = NAMINGS[naming]
     state = {}
@@ -91,13 +91,13 @@ def from_state(state: dict[str, np.ndarray], where: str) -> Weights:
         match = _TORCH_NAME.fullmatch(name)
         if not match:
             raise UserError(
-                f"{where}: {name} is no layer of these networks: give weights in the "
-                f"naming of {' or '.join(NAMINGS)}"
+                f"{where}: {name} is not a layer of these networks: give weights in "
+                f"the naming of {' or '.join(NAMINGS)}"
             )
         if array.ndim not in (1, *_FROM_TORCH):
             raise UserError(
-                f"{where}: {name} has shape {array.shape}, as no layer of these "
-                "networks: give weights of another network"
+                f"{where}: {name} has shape {array.shape}, which no layer of these "
+                "networks has: give weights of another network"
             )
         array = array.astype(np.float32).transpose(_FROM_TORCH.get(array.ndim, (0,)))
         flat["/".join(_our_path(match, array))] = np.ascontiguousarray(array)
@@ -105,7 +105,7 @@ def from_state(state: dict[str, np.ndarray], where: str) -> Weights:
     branches = [path for path in kernels if re.search(r"_block\d+/conv\d", path)]
     stem = flat.get("params/stem_conv/kernel")
     if stem is None or not branches:
-        raise UserError(f"{where} has no conv1 or no layer1: give a network's weights")
+        raise UserError(f"{where} lacks conv1 or layer1: give a network's weights")
     imagenet = len(stem) == 7
     bottleneck = any(path.endswith("/conv3/kernel") for path in branches)
     pre = "params/final_bn/scale" in flat
@@ -152,8 +152,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # of any kind, as pickle's errors are
         cause = one_line(error)
         raise UserError(
-            f"{path} cannot be read as weights of PyTorch ({cause}): give a file of "
-            "torch.save(model.state_dict(), FILE)"
+            f"{path} cannot be read as PyTorch weights ({cause}): give a file written "
+            "by torch.save(model.state_dict(), FILE)"
         ) from None
     for name in ("state_dict", "model"):  # as training scripts save it, among others
         if isinstance(content, dict) and isinstance(content.get(name), dict):
@@ -163,7 +163,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         for name, value in content.items()
     ):
         raise UserError(
-            f"{path} holds no state dict: give a file of "
+            f"{path} does not hold a state dict: give a file written by "
             "torch.save(model.state_dict(), FILE)"
         )
     return {name: tensor.detach().float().numpy() for name, tensor in content.items()}

@@ -45,27 +45,27 @@ def print_start(
         return
     if config.schedule.name != "constant":
         print(
-            f"warning   the {config.schedule.name} schedule is over {total:,} steps "
-            f"from here, not {before:,}: its learning rate at step {step:,} is "
+            f"warning   the {config.schedule.name} schedule now spans {total:,} "
+            f"steps, not {before:,}: its learning rate at step {step:,} is "
             f"{float(trainer.learning_rate(step)):g}"
         )
     if plan.sizes:
         size = plan.image_size(step)
         print(
-            f"warning   augment.size_ends are parts of {total:,} steps from here: "
-            f"images are {f'of {size} pixels' if size else 'whole'} at step {step:,}"
+            f"warning   augment.size_ends are now fractions of {total:,} steps: images "
+            f"have {f'{size} pixels' if size else 'their full size'} at step {step:,}"
         )
     if (augment.mixup or augment.cutmix) and augment.plain_epochs:
         print(
-            f"warning   augment.plain_epochs={augment.plain_epochs:g} are the last of "
-            f"{total:,} steps from here: before them images are mixed"
+            f"warning   augment.plain_epochs={augment.plain_epochs:g} are now the last "
+            f"of {total:,} steps: images are mixed until then"
         )
 
 
 def _warn_without_second_call(step: int, plan: Plan) -> None:
     """The first call warms up; `profile` traces the second."""
     if not plan.total_steps:
-        print("profile   nothing is traced: no update is made")
+        print("profile   nothing is traced: no updates are made")
     elif step < plan.total_steps == plan.call_end(step):
         half = (plan.total_steps - step) // 2
         fix = f"; set config.steps_per_call={half}" if half else ""
@@ -79,11 +79,13 @@ def unreached_settings(config: ConfigDict, plan: Plan) -> list[str]:
     found, augment = [], config.augment
     epochs = plan.total_epochs if config.steps else config.epochs
     if config.schedule.warmup_epochs >= epochs:
-        found.append("the run ends before its warm-up: lower schedule.warmup_epochs")
+        found.append(
+            "the run ends before its warm-up does: lower schedule.warmup_epochs"
+        )
     mixes = next((name for name in ("mixup", "cutmix") if augment[name]), None)
     if mixes and augment.plain_epochs >= epochs:
         found.append(
-            f"augment.plain_epochs={augment.plain_epochs:g} leaves no epoch to "
+            f"augment.plain_epochs={augment.plain_epochs:g} leaves no epoch for "
             f"{mixes}: lower it"
         )
     return found
@@ -105,8 +107,8 @@ def suspicious_settings(config: ConfigDict) -> list[str]:
     trains = config.epochs or config.steps
     if trains and deep and config.optimizer.name == "sgd" and not warm:
         found.append(
-            f"{config.model.depth} layers without a warm-up, which the papers give "
-            "from 110 on: set schedule.warmup_epochs=1, or take the config of that "
+            f"{config.model.depth} layers without a warm-up, which the papers use "
+            "from 110 on: set schedule.warmup_epochs=1, or use the config of that "
             "depth"
         )
     return found
@@ -131,7 +133,7 @@ def _banner(config: ConfigDict, dataset: data.Dataset, trainer: Trainer) -> str:
             f"data      {dataset.name}: {', '.join(sizes)}; {shape} pixels, "
             f"{dataset.num_classes} classes{', streamed' * dataset.train.streams}",
             f"devices   {count} x {device.device_kind}{shared}, {config.parallel}; "
-            f"{config.batch_size} images a batch, {config.batch_size // count} each; "
+            f"{config.batch_size} images per batch, {config.batch_size // count} each; "
             f"{model.dtype}",
             f"training  {_training(config, plan)}",
         ]
@@ -144,7 +146,7 @@ def _training(config: ConfigDict, plan: Plan) -> str:
     optimizer = config.optimizer
     name = optimizer.name
     if optimizer.nesterov and name in _NESTEROV:
-        name += " with Nesterov's momentum"
+        name += " with Nesterov momentum"
     of_batch, rule = optimizer.linear_rate_batch, ""
     if of_batch:
         rule = f" ({optimizer.learning_rate:g} for {of_batch:,} images)"

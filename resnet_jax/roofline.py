@@ -94,7 +94,7 @@ def sentence(step: dict[str, Any], device_kind: str) -> str:
         f"{moved / 1e9:,.2f} GB" if moved else "bytes hidden from XLA"
     )
     if "seconds_by_flops" not in step:
-        return f"{amounts} (the peaks of {device_kind} are not known)"
+        return f"{amounts} (the peak rates of {device_kind} are not known)"
     alone = f"{1000 * step['seconds_by_flops']:.3g} ms"
     if moved:
         alone += f" and {1000 * step['seconds_by_bytes']:.3g} ms"

@@ -61,7 +61,7 @@ def run_all(
     hosts.print_once(f"written   {bucket.display_path(parent / 'seeds.json')}")
     if diverged:
         raise DivergedError(
-            f"of {len(configs)} seeds {', '.join(map(str, diverged))} diverged: "
+            f"of {len(configs)} seeds, {', '.join(map(str, diverged))} diverged: "
             f"{divergence.REMEDY}"
         )
     return result
@@ -85,8 +85,8 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
             if new and change.startswith(("epochs ", "steps ")):
                 print(
                     f"warning   {bucket.display_path(directory)} began with another "
-                    f"length ({change}): it is not the run that its seed would be "
-                    "alone, which another --workdir gives"
+                    f"length ({change}), so it differs from a run of its seed alone: "
+                    "give another --workdir for that"
                 )
 
 

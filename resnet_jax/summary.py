@@ -14,7 +14,7 @@ from resnet_jax import command_line, cost, data, models, parallel
 from resnet_jax.config import build_network
 
 _NOT_LOOKED_AT = (
-    " is not looked at (give --num_classes, --image_size, --channels, --examples)"
+    " is not read (give --num_classes, --image_size, --channels, --examples)"
 )
 
 
@@ -57,11 +57,11 @@ def main(argv: list[str]) -> None:
         command_line.define_config(values, argv)
         integer = partial(flags.DEFINE_integer, lower_bound=1, flag_values=values)
         boolean = partial(flags.DEFINE_bool, flag_values=values)
-        default = "(default: the config's data set's, or CIFAR-10's)"
-        integer("num_classes", None, f"Classes to tell apart. {default}")
-        integer("image_size", None, f"Pixels a side. {default}")
-        integer("channels", None, f"Channels of an image. {default}")
-        integer("examples", None, f"Examples of all splits. {default}")
+        default = "(default: as in the config's data set, or in CIFAR-10)"
+        integer("num_classes", None, f"Number of classes. {default}")
+        integer("image_size", None, f"Pixels per side. {default}")
+        integer("channels", None, f"Channels per image. {default}")
+        integer("examples", None, f"Examples in all splits. {default}")
         boolean(
             "roofline",
             False,

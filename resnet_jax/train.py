@@ -83,7 +83,7 @@ def train_and_evaluate(
                 raise
             raise hosts.LostError(
                 f"another process was lost ({one_line(error, 100)}): "
-                "start all of them again to resume from the newest checkpoint"
+                "start all processes again to resume from the newest checkpoint"
             ) from None
 
 
@@ -251,8 +251,9 @@ def _finished(
     )
     if changed := workdir.differences(then, now):
         hosts.print_once(
-            f"warning   by other code than now ({'; '.join(changed)}): to train with "
-            f"this, remove {bucket.display_path(directory)} or give another --workdir"
+            f"warning   by different code ({'; '.join(changed)}): to train with the "
+            f"current code, remove {bucket.display_path(directory)} or give another "
+            "--workdir"
         )
     if hosts.is_first():  # a start of another length may have left its own
         workdir.write_json(directory / "config.json", workdir.as_json(config))
@@ -343,6 +344,6 @@ def _out_of_memory(config: ConfigDict) -> UserError:
     remat = "" if config.model.remat else "config.model.remat=True, or "
     return UserError(
         f"the device's memory is too small for config.batch_size={config.batch_size}: "
-        f"give {remat}in another --workdir a smaller batch or "
+        f"give {remat}in another --workdir, a smaller batch or "
         f"config.optimizer.accumulate={2 * config.optimizer.accumulate}"
     )

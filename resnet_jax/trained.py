@@ -183,7 +183,7 @@ def load_data(run: Trained) -> data.Dataset:
     if run.examples != now:
         print(
             f"warning   {run.examples:,} training examples then, {now:,} now: the test "
-            "split may have changed with them, and hold what was trained on",
+            "split may have changed too, and contain images that were trained on",
             file=sys.stderr,
         )
     return dataset
@@ -202,7 +202,7 @@ def require_same_network(directory: Path, before: str, now: str) -> None:
         raise UserError(
             f"--workdir={directory} holds a run of "
             f"{before or 'the network of its config'}, not of "
-            f"{now or 'the network of its config'}: give the same `build` as then to "
+            f"{now or 'the network of its config'}: give the same `build` as before to "
             "train_and_evaluate or trained.load"
         )
 
@@ -248,7 +248,7 @@ def require_same_data(
     if not what and seen != now:
         what = f"{seen:,} training examples then, {now:,} now"
     if not what and not all(map(np.allclose, inputs.normalization, normalization)):
-        what = "the training images have another mean or deviation now"
+        what = "the training images now have another mean or standard deviation"
     if what:
         raise _other_data(directory, what)
 
@@ -268,8 +268,8 @@ def _differing(inputs: Inputs, dataset: data.Dataset) -> str:
 
 def _other_data(directory: Path, what: str) -> UserError:
     return UserError(
-        f"--workdir={directory} holds a run on other data ({what}): give the data of "
-        "then, or another --workdir"
+        f"--workdir={directory} holds a run on other data ({what}): give the original "
+        "data, or another --workdir"
     )
 
 
@@ -292,7 +292,7 @@ def read_inputs(directory: Path) -> Inputs:
             str(content["network"]),
         )
     except FileNotFoundError:
-        raise UserError(f"{path} is not there: restore it") from None
+        raise UserError(f"{path} is missing: restore it") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}): restore it"

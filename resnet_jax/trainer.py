@@ -181,8 +181,8 @@ class Trainer:
         config, parallel = self._config, self.parallel
         if self.net.norm_class and state.batch_stats:
             raise UserError(
-                f"config.optimizer.ema={config.optimizer.ema}: is not for a norm_class "
-                "that keeps statistics: set it to 0"
+                f"config.optimizer.ema={config.optimizer.ema} does not work with a "
+                "norm_class that keeps statistics: set it to 0"
             )
         return parallel.compile(
             make_statistics_call(
@@ -253,7 +253,7 @@ def _check(config: ConfigDict, dataset: data.Dataset, device_count: int) -> None
     for field in ("augment.alternating_flip", "optimizer.ema"):
         if dataset.train.streams and (value := get(config, field)):
             raise UserError(
-                f"config.{field}={value}: is not for images that are streamed: "
+                f"config.{field}={value} does not work with streamed images: "
                 f"set it to {type(value)()}, or dataset.stream to 'never'"
             )
     height, width, channels = dataset.image_shape
@@ -274,14 +274,14 @@ def _check(config: ConfigDict, dataset: data.Dataset, device_count: int) -> None
     ):
         if (part := config.augment[name]) and not round(part * pixels):
             raise UserError(
-                f"config.augment.{name}={part}: is less than a pixel of images of "
-                f"{pixels}: give {1 / pixels:.3g} or more, or 0"
+                f"config.augment.{name}={part} is less than a pixel in images of "
+                f"{pixels} pixels: give {1 / pixels:.3g} or more, or 0"
             )
     parts = config.optimizer.accumulate
     pieces = device_count if config.parallel == "pmap" else 1
     if config.batch_size // pieces % parts:
         raise UserError(
             f"config.optimizer.accumulate={parts} does not divide the "
-            f"{config.batch_size // pieces} images that each device takes: choose "
+            f"{config.batch_size // pieces} images that each device gets: choose "
             "a divisor of that"
         )

@@ -88,7 +88,8 @@ def from_arrays(
         net, channels = weights.network(), weights.channels
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where} holds no network of this package ({error}): give weights of one"
+            f"{where} does not hold a network of this package ({error}): give "
+            "weights of one"
         ) from None
     shapes = flatten(models.zeros(net, (8, 8, channels)))
     name = weights.name
@@ -96,10 +97,10 @@ def from_arrays(
         if path not in flat:
             problem = f"has no {path}, which {name} needs"
         elif path not in shapes:
-            problem = f"has {path}, which {name} has not"
+            problem = f"has {path}, which {name} lacks"
         elif shapes[path].shape != flat[path].shape:
             problem = (
-                f"has {path} of shape {flat[path].shape}, and {name} needs "
+                f"has {path} of shape {flat[path].shape}, but {name} needs "
                 f"{shapes[path].shape}"
             )
         else:
@@ -136,8 +137,8 @@ def read(path: Path) -> Weights:
     tensors, metadata = read_tensors(path)
     if "resnet_jax" not in metadata:
         raise UserError(
-            f"{path} is a safetensors file of another program: give one that "
-            "`python -m resnet_jax.convert` or `export` wrote"
+            f"{path} is a safetensors file from another program: give one written by "
+            "`python -m resnet_jax.convert` or `export`"
         )
     try:
         described = json.loads(metadata["resnet_jax"])
@@ -159,7 +160,7 @@ def read(path: Path) -> Weights:
         ) from None
     if number != FORMAT:
         raise UserError(
-            f"{path} has format {number}, and this version reads {FORMAT}: use the "
+            f"{path} has format {number}, but this version reads {FORMAT}: use the "
             "version that wrote it"
         )
     flat = {name.replace(".", "/"): array for name, array in tensors.items()}

@@ -72,13 +72,14 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
             parent = parent.parent
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir} cannot be ({error.strerror}): give another directory"
+            f"--workdir={workdir} cannot be used ({error.strerror}): give another "
+            "directory"
         ) from None
     if not parent.is_dir():
         raise UserError(f"--workdir={workdir}: {parent} is a file: give a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(
-            f"--workdir={workdir}: {parent} cannot be written: give another directory"
+            f"--workdir={workdir}: {parent} is not writable: give another directory"
         )
     checkpoints = workdir / "checkpoints"
     if checkpoints.exists() and not checkpoints.is_dir():
@@ -92,16 +93,16 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
     if not saved:  # nothing to lose
         if not is_run(workdir) and not _left_by_a_start(workdir):
             runs = ", ".join(map(str, runs_in(workdir)[:3]))
-            also = f", or to resume a run, its own ({runs})" if runs else ""
+            also = f", or, to resume a run, its own ({runs})" if runs else ""
             raise UserError(
-                f"--workdir={workdir} holds other files: give a new or empty "
+                f"--workdir={workdir} is neither empty nor a run: give a new or empty "
                 f"directory{also}"
             )
         return []
     changed = _changed(flat(read_config(workdir)), flat(config))
     if refused := [told for field, told in changed.items() if field not in _MAY_CHANGE]:
         raise UserError(
-            f"--workdir={workdir} holds a run of another config "
+            f"--workdir={workdir} holds a run with another config "
             f"({'; '.join(refused)}): give another --workdir, or the same config to "
             "resume that run"
         )
@@ -135,7 +136,7 @@ def claim(workdir: Path) -> Iterator[None]:
         file = _locked(path)
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir} cannot be made ({error.strerror}): give another "
+            f"--workdir={workdir} cannot be created ({error.strerror}): give another "
             "directory"
         ) from None
     with file:
@@ -202,7 +203,7 @@ def read_config(workdir: Path) -> ConfigDict:
             names = [path.name for path in workdir.parent.iterdir() if is_run(path)]
             close = difflib.get_close_matches(workdir.name, names, n=1)
             if found := runs_in(workdir) or [workdir.parent / name for name in close]:
-                near = f", as {found[0]}"
+                near = f", such as {found[0]}"
         raise UserError(
             f"--workdir={workdir} holds no run: give the directory of one{near}"
         )
@@ -231,7 +232,7 @@ def _read_json(path: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): restore or delete it") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (no JSON object): restore or delete it")
+        raise UserError(f"{path} is damaged (not a JSON object): restore or delete it")
     return content
 
 
@@ -276,10 +277,10 @@ def write(path: Path, content: str | bytes, fix: str = RESUME) -> None:
 def make(out: Path) -> None:
     """Makes the directory that `--out` names. Raises UserError if it cannot."""
     if re.match(r"[a-z0-9]+:/", str(out)):
-        raise UserError(f"--out={out}: give a directory of this machine")
+        raise UserError(f"--out={out}: give a directory on this machine")
     if str(out).startswith("~"):
         raise UserError(
-            f"--out={out}: write $HOME for ~, which the shell left as it is"
+            f"--out={out}: write $HOME for ~, which the shell did not expand"
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: give a directory")
@@ -287,7 +288,7 @@ def make(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--out={out} cannot be made ({error.strerror}): give another directory"
+            f"--out={out} cannot be created ({error.strerror}): give another directory"
         ) from None
 
 

@@ -121,7 +121,7 @@ FIELDS = [
     ("seed=1.5", "give a whole number"),
     ("seeds=0", "at least 1"),
     ("epochs=-1", "at least 0"),
-    ("epochs=0 steps=0", "weights to evaluate as init_from"),
+    ("epochs=0 steps=0", "set init_from to weights to evaluate"),
     ("epochs=99999999", "at most 1000000"),
     ("epochs=ten", "give a whole number"),
     ("epochs=1e3", "give a whole number"),
@@ -213,28 +213,34 @@ FIELDS = [
     ("model.zero_init=True model.residual=False", "or model.residual to True"),
     ("model.stochastic_depth=0.5 model.residual=False", "set it to 0.0, or"),
     ("augment.mean=(0.5,2) augment.std=(0.2,0.2)", "from 0 to 1"),
-    ("augment.mean=(0.2,)", "as many as augment.std has"),
+    ("augment.mean=(0.2,)", "as many as augment.std, one per channel"),
     ("augment.mean=(0.5,0.4) augment.std=(0.2,0.2)", "each of the 1 channels"),
     ("augment.cutout=2", "at most 1"),
-    ("augment.cutout=0.05", "less than a pixel of images of 8: give 0.125 or more"),
-    ("augment.crop=0.05", "less than a pixel of images of 8: give 0.125 or more"),
+    (
+        "augment.cutout=0.05",
+        "less than a pixel in images of 8 pixels: give 0.125 or more",
+    ),
+    (
+        "augment.crop=0.05",
+        "less than a pixel in images of 8 pixels: give 0.125 or more",
+    ),
     ("augment.mixup=-1", "at least 0"),
     ("augment.mixup=1 augment.cutmix=1", "set it or augment.cutmix to 0"),
     ("augment.plain_epochs=-1", "at least 0"),
     ("augment.flip=False augment.alternating_flip=true", "to False, too"),
-    ("augment.sizes=(4,)", "pixels from 8 up"),
+    ("augment.sizes=(4,)", "pixels, 8 or more"),
     ("augment.size_ends=() augment.sizes=(16,)", "for each of the 1 sizes"),
     ("augment.sizes=(8,) augment.size_ends=(0.5,)", "below the 8 pixels"),
-    ("augment.size_ends=(0.5,0.2) augment.sizes=(16,16)", "in rising order"),
+    ("augment.size_ends=(0.5,0.2) augment.sizes=(16,16)", "in increasing order"),
     ("augment.size_ends=(1.5,) augment.sizes=(16,)", "between 0 and 1"),
     ("schedule.name=cos", "'cosine'"),
-    ("schedule.boundaries=(0.75,0.5)", "in rising order"),
+    ("schedule.boundaries=(0.75,0.5)", "in increasing order"),
     ("schedule.boundaries=(0.5,1.5)", "fractions between 0 and 1"),
     ("schedule.boundaries=(0.5,x)", "fractions between 0 and 1"),
     ("schedule.boundaries=", "fractions between 0 and 1"),
     ("schedule.factors=(0.1,0.01) schedule.boundaries=()", "of the 0 boundaries"),
-    ("schedule.factors=()", "one number from 0 up for each of the 2 boundaries"),
-    ("schedule.factors=(0.1,-1)", "from 0 up"),
+    ("schedule.factors=()", "one number, 0 or more, for each of the 2 boundaries"),
+    ("schedule.factors=(0.1,-1)", "0 or more, for"),
     ("schedule.warmup=cosine", "'linear', 'constant'"),
     ("schedule.warmup_epochs=-1", "at least 0"),
     ("schedule.warmup_epochs=nan", "at least 0"),
@@ -266,16 +272,19 @@ CONFIG_FILES = {
     "syntax error": ("def get_config(:\n", ["SyntaxError", "mine.py, line 1"]),
     "bytes": (bytes(range(256)), ["mine.py", "SyntaxError"]),
     "a picture": (b"\x89PNG\r\n\x1a\n", ["mine.py", "SyntaxError"]),
-    "nothing": ("", ["mine.py", "defines no get_config()"]),
-    "no get_config": ("def getconfig():\n    pass\n", ["no get_config(): fix it"]),
+    "nothing": ("", ["mine.py", "does not define get_config()"]),
+    "no get_config": (
+        "def getconfig():\n    pass\n",
+        ["not define get_config(): fix it"],
+    ),
     "import": ("import not_a_module\n", ["mine.py", "'not_a_module'"]),
     "raises": (START + "    raise ValueError('too wide')\n", ["mine.py", "too wide"]),
-    "ends the process": ("raise SystemExit\n", ["mine.py", "it ends the process"]),
+    "ends the process": ("raise SystemExit\n", ["mine.py", "it calls exit"]),
     "returns a dict": (
         "def get_config():\n    return {'epochs': 3}\n",
-        ["mine.py", "no ConfigDict: fix it"],
+        ["mine.py", "return a ConfigDict: fix it"],
     ),
-    "returns nothing": (START, ["mine.py", "no ConfigDict: fix it"]),
+    "returns nothing": (START, ["mine.py", "return a ConfigDict: fix it"]),
     "a group alone": (
         START + "    return config.model\n",
         ["config.activation is not a field", "did you mean config.model.activation?"],
@@ -538,7 +547,7 @@ COMMANDS = {
     ),
     "evaluate: no workdir": judge(named=["--workdir is missing", "directory of a run"]),
     "evaluate: workdir a word": judge(
-        "run", named=["'run' belongs to no flag", "did you mean --workdir=run?"]
+        "run", named=["'run' does not belong to a flag", "did you mean --workdir=run?"]
     ),
     "evaluate: not a run": judge(
         "--workdir=thesis", named=["--workdir=thesis holds no run", "directory of one"]
@@ -550,7 +559,7 @@ COMMANDS = {
         "--workdir=run/checkpoints", named=["--workdir=run/checkpoints holds no run"]
     ),
     "evaluate: misspelt workdir": judge(
-        "--workdir=rnu", named=["--workdir=rnu holds no run", ", as run"]
+        "--workdir=rnu", named=["--workdir=rnu holds no run", ", such as run"]
     ),
     "evaluate: config cut off": judge(
         "--workdir=run",
@@ -671,7 +680,7 @@ COMMANDS = {
     ),
     "data: wrong archive": data(
         "seed=0",
-        f"sets/{ARCHIVE} is not the official archive (it has 4 bytes of 170052171",
+        f"sets/{ARCHIVE} is not the official archive (it has 4 of 170052171 bytes",
         "put the right one there",
         before=wrong_archive,
     ),

@@ -128,7 +128,7 @@ def test_run_whose_only_checkpoint_was_cut_off_starts_again(cloud, capsys):
     with bucket.sent_at_end():
         assert contents(bucket.local(URL)) == whole | configs
     assert capsys.readouterr().err == (
-        "damaged   seed0/checkpoints: none was sent whole; starting again\n"
+        "damaged   seed0/checkpoints: none was uploaded in full; starting over\n"
     )
     assert contents(runs) == cut_off | whole | configs
 
@@ -140,13 +140,13 @@ def test_what_cannot_be_sent_stays_here(cloud):
             write(copy, {"config.json": "1"})
             cloud.failure = type("Forbidden", (Exception,), {})("no")
     assert f"{URL} cannot be written" in str(raised.value)
-    assert f"what it lacks is in {copy})" in str(raised.value)
+    assert f"the files it lacks are in {copy})" in str(raised.value)
     assert contents(copy) == {"config.json": "1"}
 
 
 def test_directory_of_other_files_is_refused(cloud):
     write(cloud.root / "lab" / "runs" / "a", {"thesis.tex": "x" * 1000})
-    with pytest.raises(UserError, match=f"--workdir={URL} holds other files"):
+    with pytest.raises(UserError, match=f"--workdir={URL} is neither empty nor a run"):
         bucket.local(URL)
     assert not list((cloud.root.parent / "copies").iterdir())
 

@@ -144,7 +144,7 @@ def test_config_file_that_is_nearly_there_is_found(refused, place, given, meant)
 def test_config_file_of_another_depth_is_told_of_the_field(refused, place):
     (place / "configs").symlink_to(ROOT / "configs")
     assert refused("--config=configs/v2_65.py:keras").endswith(
-        "for another depth give --config=configs/v2_20.py:keras "
+        "for another depth, give --config=configs/v2_20.py:keras "
         "--config.model.depth=65\n"
     )
 
@@ -168,7 +168,9 @@ def test_field_that_a_config_of_ones_own_lacks_is_told(refused, place):
         "def get_config():\n    return ConfigDict({'epochs': 3})\n"
     )
     sentence = refused("--config=mine.py", "--config.steps=3")
-    assert_names(sentence, "--config.steps is not a field", "mine.py has none")
+    assert_names(
+        sentence, "--config.steps is not a field", "mine.py does not define it"
+    )
 
 
 @pytest.mark.parametrize("error", ["ZeroDivisionError", "TypeError"])
@@ -217,7 +219,7 @@ def test_workdir_that_cannot_be_written(refused, place):
     if os.access(place / "closed", os.W_OK):
         pytest.skip("this user may write everywhere")
     sentence = refused(DIGITS, "--workdir=closed/run")
-    assert_names(sentence, "--workdir=closed/run", "cannot be written")
+    assert_names(sentence, "--workdir=closed/run", "is not writable")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [DIGITS, "--help"]])
@@ -257,7 +259,7 @@ def test_summary_needs_no_data(capsys):
     config = f"--config={ROOT}/configs/image_folder.py"
     assert command_line.call(summary.main, ["summary", config]) == 0
     told = capsys.readouterr().out
-    assert "image_folder is not looked at (give --num_classes" in told
+    assert "image_folder is not read (give --num_classes" in told
     assert "): 10 classes, 32x32x3 pixels, 60,000" in told
     assert "269,722" in told
 

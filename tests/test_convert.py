@@ -160,11 +160,11 @@ def test_converted_weights_score_as_in_pytorch(tmp_path, monkeypatch, capsys):
     assert "finished  at step 0 of 0" in capsys.readouterr().out
     card = export.model_card(loaded)
     assert "# v1-8 evaluated on noise" in card
-    assert f"It has the weights of `{file}`, and was trained on no more." in card
+    assert f"It has the weights of `{file}`, without any further training." in card
     # Nothing would train a new classifier.
     fewer = data.Dataset("noise", names[:5], split, None, test)
     monkeypatch.setattr(data, "load", lambda _: fewer)
-    with pytest.raises(UserError, match="is of other classes than the data"):
+    with pytest.raises(UserError, match="has other classes than the data"):
         train.train_and_evaluate(config, tmp_path / "other")
     # More epochs continue from these weights.
     monkeypatch.setattr(data, "load", lambda _: dataset)
@@ -172,7 +172,7 @@ def test_converted_weights_score_as_in_pytorch(tmp_path, monkeypatch, capsys):
     assert train.train_and_evaluate(config, directory)["steps"] == 3
     told = capsys.readouterr().out
     assert "resumed   at step 0 of 3" in told
-    assert "schedule is over" not in told
+    assert "schedule now spans" not in told
     assert trained.load(directory, 0).step == 0
 
 
@@ -440,36 +440,40 @@ def test_bad_use_is_a_sentence(tmp_path, capsys):
     check("there is no such file", f"--source={tmp_path}/none.pt", out)
     check("give a run as --workdir", f"--source={tmp_path}", out)
     check("holds no run", f"--workdir={tmp_path}/none", out)
-    check(".onnx is not known", file("x.onnx"), out)
+    check("the ending '.onnx' is not supported", file("x.onnx"), out)
     check(
         "conv1.weight has shape (4, 3, 3)",
         theirs("conv1.weight", torch.ones(4, 3, 3)),
         out,
     )
     torch.save({0: torch.ones(3)}, tmp_path / "list.pt")
-    check("holds no state dict", f"--source={tmp_path}/list.pt", out)
+    check("does not hold a state dict", f"--source={tmp_path}/list.pt", out)
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["layers"] = np.zeros(3)
-    check("cannot be read as a model of Keras", f"--source={tmp_path}/other.h5", out)
-    check("cannot be read as weights of PyTorch", file("x.pt"), out)
+    check("cannot be read as a Keras model", f"--source={tmp_path}/other.h5", out)
+    check("cannot be read as PyTorch weights", file("x.pt"), out)
     check("cannot be read as safetensors", file("x.safetensors"), out)
     check("end it in .safetensors", theirs(), f"--out={tmp_path}/x.onnx")
     check("/x.pt is a file", theirs(), f"--out={tmp_path}/x.pt/y.pt")
-    check("no ending is not known", theirs(), f"--out={tmp_path}/x")
-    check("holds no state dict", theirs("epoch", 3), out)
-    check("has no conv1", theirs("conv1.weight"), out)
+    check("the ending '' is not supported", theirs(), f"--out={tmp_path}/x")
+    check("does not hold a state dict", theirs("epoch", 3), out)
+    check("lacks conv1", theirs("conv1.weight"), out)
     check("no params/stage1_block1/bn2/bias", theirs("layer1.0.bn2.bias"), out)
     check("depth 7 does not fit", theirs("layer1.0.conv2.weight"), out)
-    check("layer5.0.x.weight is no", theirs("layer5.0.x.weight", torch.ones(1)), out)
     check(
-        "params/stage2_block1/conv2/kernel of shape (3, 3, 16, 32), and v1-8 needs "
+        "layer5.0.x.weight is not a layer",
+        theirs("layer5.0.x.weight", torch.ones(1)),
+        out,
+    )
+    check(
+        "params/stage2_block1/conv2/kernel of shape (3, 3, 16, 32), but v1-8 needs "
         "(3, 3, 32, 32)",
         theirs("layer2.0.conv2.weight", torch.zeros(32, 16, 3, 3)),
         out,
     )
     check("naming", theirs(), out, "--naming=keras")
     check("goes with .safetensors", theirs(), "--out=x.pt", "--naming=resnet_jax")
-    check("shortcuts B alone", theirs(), out, "--naming=chenyaofo")
+    check("only shortcuts B", theirs(), out, "--naming=chenyaofo")
     plain = {"version": 1, "depth": 8, "residual": False}
     variables = models.initialize(
         models.resnet(1, 8, 10, residual=False), jax.random.key(0), (8, 8, 3)
@@ -503,10 +507,13 @@ def test_other_programs_and_damage(tmp_path, capsys):
     out = f"--out={tmp_path}/out.safetensors"
     tensors = {"weight": np.zeros(2, np.float32)}
     for metadata, named in (
-        ({}, "weight is no layer"),
+        ({}, "weight is not a layer"),
         ({"resnet_jax": "{"}, "damaged"),
         ({"resnet_jax": json.dumps({"format": 9, "model": {}})}, "format 9"),
-        ({"resnet_jax": json.dumps({"format": 1, "model": {"a": 1}})}, "no network"),
+        (
+            {"resnet_jax": json.dumps({"format": 1, "model": {"a": 1}})},
+            "not hold a network",
+        ),
     ):
         safetensors.numpy.save_file(tensors, path, metadata)
         assert named in refused(capsys, f"--source={path}", out)

@@ -39,7 +39,7 @@ def test_overlays_sheet_and_check(run, tmp_path, capsys):
     assert call(run, *pictures, f"--out={out}") == 0
     told = capsys.readouterr().out
     assert "sanity check" in told
-    assert "is left with all weights random: near 0 the maps depend" in told
+    assert "remains with all weights random: near 0, the maps depend" in told
     kinds = ("grad_cam", "integrated_gradients")
     stems = [picture.stem[:50] for picture in pictures]
     expected = {
@@ -150,7 +150,7 @@ def test_mistakes_are_sentences(run, tmp_path, capsys):
 
     picture = run / "0.png"
     assert "--class=zwei is not a class" in error(2, picture, "--class=zwei")
-    assert "no picture is given" in error(2)
+    assert "no picture was given" in error(2)
     assert "layer" in error(2, picture, "--layer=stage9")
     (tmp_path / "file").write_text("mine")
     assert "is a file: give a directory" in error(

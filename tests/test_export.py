@@ -159,7 +159,7 @@ def test_a_readme_that_is_no_card_is_left_alone(run, tmp_path, capsys):
     (tmp_path / "README.md").write_text("# A project\n")
     argv = ["export", f"--workdir={run[0]}", f"--out={tmp_path}"]
     assert command_line.call(export.main, argv) == 2
-    assert "has a README.md that is no model card" in capsys.readouterr().err
+    assert "has a README.md that is not a model card" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
@@ -179,7 +179,7 @@ def test_bad_use_is_a_sentence(run, tmp_path, capsys):
     workdir = f"--workdir={directory}"
     assert "no best checkpoint" in error(2, workdir, "--checkpoint=best")
     assert "is a file: give a directory" in error(2, workdir, f"--out={tmp_path}/file")
-    assert "cannot be made (Not a directory)" in error(
+    assert "cannot be created (Not a directory)" in error(
         2, workdir, f"--out={tmp_path}/file/out"
     )
     assert (tmp_path / "file").read_text() == "mine"

@@ -153,7 +153,7 @@ def test_second_signal_ends_at_once():
     start = time.perf_counter()
     ended = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE)
     assert ended.returncode == 143
-    assert b"by a second signal" in ended.stderr
+    assert b"on a second signal" in ended.stderr
     assert time.perf_counter() - start < 20
 
 
@@ -323,7 +323,9 @@ def test_all_damaged_is_refused_and_nothing_changes(run):
 
 def test_newer_format_is_refused(run, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 0)
-    with pytest.raises(UserError, match="has format 1, and this version reads up to 0"):
+    with pytest.raises(
+        UserError, match="has format 1, but this version reads only up to 0"
+    ):
         train.train_and_evaluate(config(), run)
 
 
@@ -468,9 +470,7 @@ def test_change_of_length_warns_and_is_recorded(tmp_path, capsys, quick_training
     train.train_and_evaluate(first, tmp_path)
     longer = config(steps=12, **{"schedule.name": "cosine"})
     summary = train.train_and_evaluate(longer, tmp_path)
-    assert "the cosine schedule is over 12 steps from here, not 8" in (
-        capsys.readouterr().out
-    )
+    assert "the cosine schedule now spans 12 steps, not 8" in (capsys.readouterr().out)
     assert summary["changes"] == [{"step": 8, "changed": ["steps 8 -> 12"]}]
 
 
@@ -482,6 +482,6 @@ def test_change_of_length_tells_what_else_follows_it(tmp_path, capsys, quick_tra
     for steps in (4, 8):
         train.train_and_evaluate(config(steps=steps, **growing, **mixing), tmp_path)
     told = capsys.readouterr().out
-    assert "schedule is over" not in told
-    assert "size_ends are parts of 8 steps from here: images are of 8 pixels" in told
-    assert "plain_epochs=0.1 are the last of 8 steps from here" in told
+    assert "schedule now spans" not in told
+    assert "size_ends are now fractions of 8 steps: images have 8 pixels" in told
+    assert "plain_epochs=0.1 are now the last of 8 steps" in told

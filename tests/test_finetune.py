@@ -106,11 +106,11 @@ def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
     train.train_and_evaluate(chosen, tmp_path / "b")
     told = capsys.readouterr().out
     assert "with its classifier" in told
-    assert "reads images divided by" not in told
+    assert "expects images divided by" not in told
     state = TrainState(np.int32(0), **found.variables, opt_state=optax.EmptyState())
     source, names = str(tmp_path / "a.safetensors"), tuple("0123456789")
     finetune.begin_with(source, state, names, chosen.model, scale=np.ones(1))
-    assert f"{source} reads images divided by 0." in capsys.readouterr().out
+    assert f"{source} expects images divided by 0." in capsys.readouterr().out
     after = flat(tmp_path / "b")
     for path, array in flat(tmp_path / "a").items():
         if path.startswith("params"):

@@ -166,7 +166,10 @@ def test_error_of_the_first_is_told_by_both(tmp_path):
     pair = training(tmp_path, 4)
     assert pair.wait() == [2, 2]
     for log in pair.logs:
-        assert "holds other files: give a new or empty directory" in log.read_text()
+        assert (
+            "is neither empty nor a run: give a new or empty directory"
+            in log.read_text()
+        )
 
 
 @pytest.mark.slow
@@ -290,11 +293,17 @@ def test_others_that_do_not_come_are_a_sentence(first, number):
         (("10.0.0.2:8476", 2, None), "--process_id is missing"),
         ((None, 2, 0), "--coordinator is missing"),
         (("10.0.0.2:8476", None, 0), "--num_processes is missing"),
-        (("10.0.0.2", 2, 0), "--coordinator=10.0.0.2 is no address: write HOST:PORT"),
+        (
+            ("10.0.0.2", 2, 0),
+            "--coordinator=10.0.0.2 is not an address: write HOST:PORT",
+        ),
         (("10.0.0.2:x", 2, 0), "write HOST:PORT"),
         (("10.0.0.2:8476", 0, 0), "--num_processes=0: give at least 1"),
-        (("10.0.0.2:8476", 2, 2), "--process_id=2 is none of 2 processes: give 0 to 1"),
-        (("10.0.0.2:8476", 2, -1), "--process_id=-1 is none of"),
+        (
+            ("10.0.0.2:8476", 2, 2),
+            "--process_id=2 is not one of 2 processes: give 0 to 1",
+        ),
+        (("10.0.0.2:8476", 2, -1), "--process_id=-1 is not one of"),
     ],
 )
 def test_flags_that_cannot_be(given, named):

@@ -375,7 +375,7 @@ def test_keep_tells_how_to_delete(cloud):
     result = cloud.launch("--keep")
     assert result.returncode == 0
     assert cloud.calls_of("gcloud", "tpu-vm", "delete") == []
-    told = re.search(r"this ends it: (gcloud .*)", result.stderr)[1]
+    told = re.search(r"this deletes it: (gcloud .*)", result.stderr)[1]
     assert cloud.run(*told.split()).returncode == 0
     assert not (cloud.directory / "tpu-vm").exists()
 
@@ -472,7 +472,7 @@ def test_requests_that_fail_count_as_restarts(cloud):
     result = cloud.launch("--spot", "--restarts=2")
     assert result.returncode == 1
     assert len(cloud.calls_of("gcloud", "queued-resources", "create")) == 3
-    assert "came to the state FAILED" in result.stderr
+    assert "entered the state FAILED" in result.stderr
 
 
 def test_gcloud_that_cannot_create_ends_the_launch(cloud):
@@ -668,7 +668,7 @@ def assert_refused(cloud, result, *texts):
 def test_nothing_to_run_is_told_in_a_sentence(cloud):
     script = str(ROOT / "launch" / "tpu_vm.sh")
     for arguments in ([], ["--zone=us-central2-b"], ["--type=v4-8", "--"]):
-        assert_refused(cloud, cloud.run(script, *arguments), "there is no command")
+        assert_refused(cloud, cloud.run(script, *arguments), "no command was given")
 
 
 def test_spot_with_a_local_workdir_can_be_risked(cloud):

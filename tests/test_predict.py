@@ -101,7 +101,7 @@ def test_unreadable_pictures_are_told_and_skipped(run, tmp_path, capsys):
     assert call(run, tmp_path, "--format=json") == 1
     told = capsys.readouterr()
     assert [row["file"] for row in json.loads(told.out)] == [str(tmp_path / "b.png")]
-    assert f"skipped   {tmp_path / 'a.png'}: no picture in" in told.err
+    assert f"skipped   {tmp_path / 'a.png'}: not a picture in" in told.err
     assert "1 of 2 pictures could not be read" in told.err
     assert call(run, tmp_path / "a.png") == 2
     assert "no picture could be read" in capsys.readouterr().err
@@ -133,10 +133,10 @@ def test_mistakes_are_sentences(run, tmp_path, capsys):
         return told.err
 
     workdir, picture = f"--workdir={run / 'run'}", run / "pictures" / "00.png"
-    assert "no picture is given" in error(workdir)
-    assert "is not there" in error(workdir, tmp_path / "none.png")
-    assert "'' is no picture" in error(workdir, "")
-    assert "holds no picture" in error(workdir, tmp_path)
+    assert "no picture was given" in error(workdir)
+    assert "does not exist" in error(workdir, tmp_path / "none.png")
+    assert "'' is not a picture" in error(workdir, "")
+    assert "contains no pictures" in error(workdir, tmp_path)
     assert "--workdir is missing" in error(picture)
     assert "holds no run" in error(f"--workdir={tmp_path}", picture)
     assert "no validation split" in error(workdir, picture, "--checkpoint=best")

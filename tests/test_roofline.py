@@ -109,4 +109,4 @@ def test_summary_tells_it(capsys):
     assert command_line.call(summary.main, argv) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("a step of 8 images ")
-    assert f"the peaks of {jax.devices()[0].device_kind} are not known" in last
+    assert f"the peak rates of {jax.devices()[0].device_kind} are not known" in last

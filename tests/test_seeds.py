@@ -78,7 +78,7 @@ def test_finished_ones_are_skipped_and_a_stopped_one_goes_on(
     told = capsys.readouterr().out
     assert "finished  at step 4 of 4" in told
     assert "resumed   at step 2 of 4" in told
-    assert "seed1 began with another length (steps 2 -> 4): it is not the run" in told
+    assert "seed1 began with another length (steps 2 -> 4), so it differs from" in told
     assert (tmp_path / "seed0" / "summary.json").read_bytes() == before
     assert names(tmp_path) == {"seed0", "seed1", "seed2", "seeds.json"}
 
@@ -105,7 +105,7 @@ def test_one_that_diverges_leaves_the_others(tmp_path):
         return {"test_accuracy": 0.5 + config.seed / 10}
 
     tmp_path.joinpath("seed1").mkdir()
-    with pytest.raises(DivergedError, match="of 3 seeds 1 diverged: try"):
+    with pytest.raises(DivergedError, match="of 3 seeds, 1 diverged: try"):
         seeds.run_all(small(seeds=3), tmp_path, run)
     result = json.loads((tmp_path / "seeds.json").read_text())
     assert result["test_accuracy"] == [0.5, None, 0.7]
@@ -117,7 +117,7 @@ def test_what_would_end_a_later_seed_is_refused_before_the_first(
 ):
     train.train_and_evaluate(small(seed=1), tmp_path / "all" / "seed1")
     changed = small(**{"seeds": 2, "optimizer.momentum": 0.5})
-    with pytest.raises(UserError, match=r"seed1 holds a run of another config"):
+    with pytest.raises(UserError, match=r"seed1 holds a run with another config"):
         seeds.run_all(changed, tmp_path / "all", pytest.fail)
     with pytest.raises(UserError, match="holds a run of one seed: give another"):
         seeds.run_all(changed, tmp_path / "all" / "seed1", pytest.fail)

@@ -84,7 +84,7 @@ def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
     assert float(trainer.learning_rate(0)) == pytest.approx(0.4)
     results.print_start(config, dataset, trainer, [], None)
     told = capsys.readouterr().out
-    assert "sgd with Nesterov's momentum, " in told
+    assert "sgd with Nesterov momentum, " in told
     assert "momentum, learning rate 0.4 (0.1 for 16 images)," in told
 
 

@@ -72,7 +72,7 @@ def test_a_finished_run_says_that_the_code_is_another_now(run, monkeypatch, caps
     monkeypatch.setattr(provenance, "versions_and_commit", lambda: found)
     assert train.train_and_evaluate(config, directory) == summary
     told = capsys.readouterr().out
-    assert "warning   by other code than now (git_commit " in told
+    assert "warning   by different code (git_commit " in told
     assert f"remove {directory} or give another --workdir" in told
 
 
@@ -124,7 +124,9 @@ def test_other_data_are_refused(run):
     def told(dataset=dataset, normalization=normalization, seen=1200):
         with pytest.raises(UserError, match="on other data") as raised:
             trained.require_same_data(directory, dataset, normalization, seen)
-        assert str(raised.value).endswith("give the data of then, or another --workdir")
+        assert str(raised.value).endswith(
+            "give the original data, or another --workdir"
+        )
         return str(raised.value)
 
     trained.require_same_data(directory, dataset, normalization, 1200)
@@ -138,7 +140,9 @@ def test_other_data_are_refused(run):
         assert what in told(other)
     assert "1,199 training examples then, 1,200 now" in told(seen=1199)
     mean, scale = normalization
-    assert "another mean or deviation" in told(normalization=(mean + 0.01, scale))
+    assert "another mean or standard deviation" in told(
+        normalization=(mean + 0.01, scale)
+    )
     wide = data.Split(dataset.train.images.repeat(2, 2), dataset.train.labels)
     assert "image shape (8, 8, 1) then, (8, 16, 1) now" in told(
         dataclasses.replace(dataset, train=wide)
@@ -158,7 +162,7 @@ def test_mistakes_are_sentences(run, tmp_path):
         with pytest.raises(UserError, match=r"inputs\.json is damaged"):
             trained.load(copy)
     (copy / "inputs.json").unlink()
-    with pytest.raises(UserError, match=r"inputs\.json is not there"):
+    with pytest.raises(UserError, match=r"inputs\.json is missing"):
         trained.load(copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UserError, match="no latest checkpoint: it has saved none"):

@@ -219,7 +219,7 @@ def test_recipes_for_digits_mirror_nothing():
     [
         ({"epochs": 200}, []),
         ({"epochs": 16}, []),
-        ({"epochs": 15}, ["plain_epochs=15 leaves no epoch to mixup"]),
+        ({"epochs": 15}, ["plain_epochs=15 leaves no epoch for mixup"]),
         ({"epochs": 5}, ["ends before its warm-up", "plain_epochs=15"]),
         ({"steps": 100}, ["ends before its warm-up", "plain_epochs=15"]),
     ],

@@ -89,7 +89,7 @@ def test_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch, name
         return False
 
     monkeypatch.setattr(os, "access", access)
-    with pytest.raises(UserError, match="cannot be written") as raised:
+    with pytest.raises(UserError, match="is not writable") as raised:
         workdir.check(tmp_path / name, config_of())
     assert f"--workdir={tmp_path / name}" in str(raised.value)
     # Names are made in the nearest directory that is there.
@@ -101,7 +101,7 @@ def test_directory_of_other_files_is_refused(tmp_path, content):
     (tmp_path / content).parent.mkdir(exist_ok=True)
     (tmp_path / content).write_text("mine")
     before = files(tmp_path)
-    with pytest.raises(UserError, match="other files"):
+    with pytest.raises(UserError, match="is neither empty nor a run"):
         workdir.check(tmp_path, config_of())
     assert files(tmp_path) == before
 
@@ -116,7 +116,7 @@ def test_home_that_the_shell_left_is_told(tmp_path, monkeypatch):
 def test_directory_of_runs_is_refused_with_their_own(tmp_path):
     for seed in (1, 0):
         start_run(tmp_path / f"seed{seed}", config_of())
-    with pytest.raises(UserError, match="holds other files") as raised:
+    with pytest.raises(UserError, match="is neither empty nor a run") as raised:
         workdir.check(tmp_path, config_of())
     assert str(raised.value).endswith(f"({tmp_path}/seed0, {tmp_path}/seed1)")
 

@@ -97,7 +97,7 @@ def load(config: ConfigDict) -> Dataset:
         if shared := splits.overlap(seen, test):
             notes.append(
                 f"warning   {field} shares {shared:,} examples with {other}: the test "
-                "accuracy is not one on new images"
+                "accuracy is not that on unseen images"
             )
     chosen, size = list(selections.values()), config.image_size
     streams = _streams(config, source, chosen)

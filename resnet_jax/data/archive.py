@@ -55,7 +55,7 @@ def find(archive: Archive, data_dir: Path) -> Path | None:
         if not path.is_file() or sha256(path) != archive.sha256:
             raise UserError(
                 f"{path} is not the official archive (it has "
-                f"{path.stat().st_size} bytes of {archive.size}, and another "
+                f"{path.stat().st_size} of {archive.size} bytes, and another "
                 "SHA-256): delete it, or put the right one there"
             )
         return path
@@ -85,7 +85,7 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
     path = downloads / archive.name
     print(
         f"download  {url} ({archive.size / 1e6:.0f} MB) to {downloads}; if it is "
-        "stopped, the next run resumes it",
+        "interrupted, the next run resumes it",
         file=sys.stderr,
     )
     try:
@@ -98,7 +98,7 @@ def obtain(archive: Archive, name: str, data_dir: Path, mirror: str) -> Path:
             f"into {downloads}, or give --config.dataset.mirror=URL;\n"
             "  give --config.dataset.data_dir or TFDS_DATA_DIR, a directory that has "
             f"{name}, prepared by TFDS as array_record;\n"
-            "  or take --config.dataset.name=digits, which needs no download"
+            "  or give --config.dataset.name=digits, which needs no download"
         ) from None
     return path
 
@@ -148,8 +148,8 @@ def download(url: str, path: Path, *, size: int, digest: str) -> None:
     if sha256(part) != digest:
         part.unlink()
         raise UserError(
-            f"{url} gave another file than {path.name} (its SHA-256 is wrong), which "
-            "is deleted: run again, or give another config.dataset.mirror"
+            f"{url} sent something other than {path.name} (its SHA-256 is wrong), "
+            "which was deleted: run again, or give another config.dataset.mirror"
         )
     part.rename(path)
 

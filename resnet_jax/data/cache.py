@@ -45,7 +45,7 @@ def cached(
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         print(
-            f"warning   what was read is not kept in {directory.parent}: {reason}",
+            f"warning   what was read is not cached in {directory.parent}: {reason}",
             file=sys.stderr,
         )
         return arrays

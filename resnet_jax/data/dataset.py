@@ -109,7 +109,7 @@ def read(
             images = None if streams else _empty((examples, *shape))
         if image.shape != shape:
             raise UserError(
-                f"The images of {source.name} differ in size ({shape}, "
+                f"the images of {source.name} differ in size ({shape}, "
                 f"{image.shape}): give config.dataset.image_size, for example "
                 "64, to resize them all to that square"
             )
@@ -128,7 +128,7 @@ def read(
     kept = np.bincount(numbers, minlength=len(selections))
     if not kept.all():
         raise UserError(
-            f"{source.name}: no picture of a split can be read (first {skipped[0]}): "
+            f"{source.name}: no picture of a split can be read (first: {skipped[0]}): "
             "fix them"
         )
     arrays = {

@@ -46,7 +46,7 @@ def check(path: str) -> Path:
         )
     root = expanded(path, "config.dataset.path")
     if not root.is_dir():
-        problem = "is a file" if root.is_file() else "is not there"
+        problem = "is a file" if root.is_file() else "does not exist"
         raise UserError(
             f"config.dataset.path={path} {problem}: give a folder of pictures"
         )
@@ -113,12 +113,12 @@ def source(path: str, size: int, split_seed: int) -> Source:
                 "to test on: give more pictures, or train/ and test/ folders"
             )
         notes.append(
-            f"split     {TEST_FRACTION:.0%} of each class for the test, by seed "
+            f"split     {TEST_FRACTION:.0%} of each class for testing, by seed "
             f"{split_seed}, since there is no test folder"
         )
         if single := [n for n, t in zip(names, ordered["test"], strict=True) if not t]:
             notes.append(
-                f"warning   a single picture, none to test: {_abbreviate(single)}"
+                f"warning   only one picture, so none to test on: {_abbreviate(single)}"
             )
     elif "test" not in ordered:
         ordered["test"] = ordered.pop("val")
@@ -146,9 +146,9 @@ def _reject_misspelt_splits(path: str, root: Path) -> None:
     ]
     if splits:
         raise UserError(
-            f"config.dataset.path={path} has {_abbreviate(splits)} with folders of "
-            "pictures, but no such train: name the splits train, val and test, and a "
-            "class otherwise"
+            f"config.dataset.path={path} has folders of pictures in "
+            f"{_abbreviate(splits)}, but none in train: name the splits train, val "
+            "and test, and classes differently"
         )
 
 
@@ -156,21 +156,21 @@ def _require_classes(path: str, folder: Path, names: tuple[str, ...]) -> None:
     if names and all(name.lower() in _SPELLINGS for name in names):
         raise UserError(
             f"config.dataset.path={path} has pictures in {_abbreviate(list(names))}, "
-            "and no folders of classes there: put each class's pictures in one of its "
-            "name"
+            "but no class folders there: put each class's pictures in a folder named "
+            "after it"
         )
     if len(names) > 1:
         return
     if names:
         raise UserError(
-            f"config.dataset.path={path} has pictures of one class, {names[0]}, alone: "
+            f"config.dataset.path={path} has pictures of only one class, {names[0]}: "
             "give at least two classes"
         )
     loose = listing.has_loose_pictures(folder)
-    content = "pictures, but in no folders" if loose else "no pictures"
+    content = "pictures, but not in folders" if loose else "no pictures"
     raise UserError(
         f"config.dataset.path={path} has {content}: put each class's pictures "
-        f"({', '.join(sorted(picture.SUFFIXES))}) in a folder of its name"
+        f"({', '.join(sorted(picture.SUFFIXES))}) in a folder named after it"
     )
 
 

@@ -101,5 +101,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if "cannot identify" in str(error):
-        return f"no picture in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        return f"not a picture in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     return " ".join(str(error).split()) or type(error).__name__

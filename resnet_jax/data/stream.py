@@ -79,8 +79,8 @@ class StreamedImages:
         ((image, _),) = self._source.examples(split, [index])
         if isinstance(image, UnreadableError):
             raise UserError(
-                f"{image}, although it could be read at the start: put the file back, "
-                "and the same command continues"
+                f"{image}, although it could be read at the start: restore the file, "
+                "then run the same command to continue"
             )
         return fit(image, self._size)
 

@@ -77,7 +77,7 @@ def _about(name: str, directory: Path) -> dict[str, np.ndarray]:
     ):
         raise UserError(
             f"config.dataset.name={name} has no 8-bit 'image' with one class as "
-            f"'label' (but {', '.join(sorted(features))}): choose an "
+            f"'label' (it has {', '.join(sorted(features))}): choose an "
             "image-classification set"
         )
     for split in splits.values():
@@ -142,7 +142,7 @@ def locate(name: str, data_dir: str) -> Path | None:
         ]
         if configs:
             raise UserError(
-                f"config.dataset.name={name} comes in several kinds: choose one of "
+                f"config.dataset.name={name} has several variants: choose one of "
                 f"{', '.join(sorted(configs))}"
             )
     if name in prepare.NAMES:
@@ -157,8 +157,8 @@ def locate(name: str, data_dir: str) -> Path | None:
         )
     *others, last = KNOWN
     raise UserError(
-        f"config.dataset.name={name} is not known, nor prepared in {root}: "
-        f"{did_you_mean(name, [*KNOWN, *known])}without TensorFlow there are "
+        f"config.dataset.name={name} is neither known nor prepared in {root}: "
+        f"{did_you_mean(name, [*KNOWN, *known])}available without TensorFlow are "
         f"{', '.join(others)} and {last}"
     )
 
@@ -177,7 +177,7 @@ def _check_readable(directory: Path, base: str) -> None:
     try:
         info = json.loads((directory / "dataset_info.json").read_text())
         if not isinstance(info, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
     except ValueError as error:
         raise damaged(directory, f"dataset_info.json: {error}") from None
     # TFDS did not record the format when there was only this one.

@@ -24,7 +24,7 @@ def main(argv: list[str], build: Build = build_network) -> None:
             "workdir",
             None,
             "Directory of a finished run, or of several, such as the seeds of one "
-            "config, or gs://BUCKET/DIR; several times to compare runs.",
+            "config, or gs://BUCKET/DIR; repeat the flag to compare runs.",
         )
         string(
             "out",
@@ -43,7 +43,7 @@ def main(argv: list[str], build: Build = build_network) -> None:
     if out:
         workdir.make(out.parent)
     if out and (not out.name or out.is_dir()):
-        raise UserError(f"--out={values.out} is no file: give the page's name")
+        raise UserError(f"--out={values.out} is not a file: give a file name")
     if len(directories) == 1:
         path = page.write(directories[0], out, build)
     else:

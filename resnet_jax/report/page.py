@@ -71,8 +71,8 @@ def write(
     if run.step != result["steps"]:
         raise UserError(
             f"--workdir={directory} has results of step {result['steps']:,}, but its "
-            f"newest intact checkpoint is of step {run.step:,}: give the training's "
-            "command again, which repeats the steps between"
+            f"newest intact checkpoint is of step {run.step:,}: run the training "
+            "command again to repeat the steps in between"
         )
     analysis = analyse(run)
     rows = metrics.read_rows(directory)
@@ -221,8 +221,8 @@ def _finished(directory: Path) -> dict:
     config, result = workdir.read_config(directory), workdir.read_summary(directory)
     if result is None or not results.is_whole(result, config):
         raise UserError(
-            f"--workdir={directory} has not finished: give its training's command "
-            "again to resume it"
+            f"--workdir={directory} has not finished: run its training command again "
+            "to resume it"
         )
     return result
 

@@ -68,7 +68,7 @@ def test_server_without_range(fetch, server):
 
 def test_wrong_checksum_is_deleted(fetch, tmp_path):
     with pytest.raises(
-        UserError, match=r"than a.tar.gz \(its SHA-256 is wrong\), which is deleted"
+        UserError, match=r"than a.tar.gz \(its SHA-256 is wrong\), which was deleted"
     ):
         fetch(digest="0" * 64)
     assert not list(tmp_path.iterdir())

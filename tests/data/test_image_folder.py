@@ -102,8 +102,8 @@ def test_one_folder_is_split_by_class_and_seed(load, root):
     train, test = (names(split, root, "x") for split in (found.train, found.eval))
     assert len({*train, *test}) == len(train) + len(test) == 73
     assert np.bincount(found.eval.labels).tolist() == [10, 4, 1]
-    assert "split     20% of each class for the test, by seed 0" in told
-    assert "none to test: d" in told
+    assert "split     20% of each class for testing, by seed 0" in told
+    assert "so none to test on: d" in told
     assert (
         "4, of 1 (c) to 40 (a) pictures in train; always guessing a would be right"
         in told
@@ -265,7 +265,7 @@ def test_cache_that_cannot_be_written_is_done_without(load, root, capsys):
     assert len(load()[0].train.labels) == 6
     out, told = capsys.readouterr()
     assert out == ""
-    assert "warning   what was read is not kept" in told
+    assert "warning   what was read is not cached" in told
 
 
 def test_signal_while_the_cache_is_written_leaves_nothing(load, root, monkeypatch):
@@ -384,22 +384,28 @@ def other_names(root):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (nothing, "is not there: give a folder of pictures"),
+        (nothing, "does not exist: give a folder of pictures"),
         (a_file, "is a file: give a folder of pictures"),
         (empty, "has no pictures: put each class's pictures"),
         (no_pictures, "has no pictures: put each class's pictures"),
-        (other_formats, r"has no pictures: .*\.gif, .*\.jpg.*in a folder of its name"),
-        (loose_pictures, "has pictures, but in no folders: put each"),
-        (loose_in_train, r"has pictures in train, and no folders of classes there"),
-        (loose_in_splits, r"has pictures in test, train, and no folders of classes"),
-        (one_class, "has pictures of one class, cat, alone: give at least two"),
-        (one_class_with_pictures, "has pictures of one class, cat, alone"),
+        (
+            other_formats,
+            r"has no pictures: .*\.gif, .*\.jpg.*in a folder named after it",
+        ),
+        (loose_pictures, "has pictures, but not in folders: put each"),
+        (loose_in_train, r"has pictures in train, but no class folders there"),
+        (loose_in_splits, r"has pictures in test, train, but no class folders"),
+        (one_class, "has pictures of only one class, cat: give at least two"),
+        (one_class_with_pictures, "has pictures of only one class, cat"),
         (unknown_class, "emu of test has no pictures to train on: give it some"),
         (all_damaged, r"over 10% of 22 pictures cannot be read \(such as train/"),
         (third_damaged, r"over 10% of 22 pictures cannot be read \(such as train/cat/"),
-        (damaged_test, r"no picture of a split can be read \(first test/"),
+        (damaged_test, r"no picture of a split can be read \(first: test/"),
         (two_validations, "several folders for validation"),
-        (other_names, "has Testing, Train with .*name the splits train, val and test"),
+        (
+            other_names,
+            "in Testing, Train, but none in train: name the splits train, val and test",
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", ["never", "always"])

@@ -172,17 +172,17 @@ def test_examples_without_a_label(config, monkeypatch):
         ({"mirror": "example.org"}, "dataset.mirror=example.org is not an address"),
         (
             {"name": "cifar-10"},
-            r"dataset.name=cifar-10 is not .*did you mean 'cifar10'\?",
+            r"dataset.name=cifar-10 is neither .*did you mean 'cifar10'\?",
         ),
         ({"name": "digit"}, r"did you mean 'digits'\?"),
         (
             {"name": "image_folders"},
             r"did you mean 'image_folder'\? .*, image_folder, digits and fake$",
         ),
-        ({"name": "../digits"}, "is not known"),
+        ({"name": "../digits"}, "is neither known"),
         (
             {"name": "qqqqqq"},
-            "is not known, nor prepared in .*without TensorFlow there",
+            "is neither known nor prepared in .*available without TensorFlow",
         ),
         ({"name": "stl10"}, "stl10 is not prepared.*tfds build stl10 --file_format"),
         ({"name": "cifar10:3.0.1"}, "is not prepared in"),

@@ -92,7 +92,7 @@ def test_what_is_in_the_cache_needs_no_tfds(config, prepared):
         (lambda d: (d / "features.json").unlink(), "there is no features.json"),
         (lambda d: (d / "dataset_info.json").unlink(), "no dataset_info.json"),
         (lambda d: (d / "dataset_info.json").write_text("{"), "dataset_info.json: Exp"),
-        (lambda d: (d / "dataset_info.json").write_text("[]"), "it is no object"),
+        (lambda d: (d / "dataset_info.json").write_text("[]"), "it is not an object"),
         (lambda d: (d / "features.json").write_text("{"), "TFDS cannot read it"),
     ],
 )
@@ -298,7 +298,7 @@ def test_configs(config, tmp_path):
     }
     examples = [{"image": picture(5, 5, 3), "label": 2}]
     write_set(tmp_path, "kinds", features, examples, config="small")
-    with pytest.raises(UserError, match=r"comes in several kinds: .* kinds/small"):
+    with pytest.raises(UserError, match=r"has several variants: .* kinds/small"):
         data.check(config("kinds"))
     kinds = data.load(config("kinds/small"))
     assert kinds.class_names == ("0", "1", "2")
@@ -347,7 +347,7 @@ def test_not_for_image_classification(config, tmp_path, missing):
     example["number"] = example.pop(missing)
     write_set(tmp_path, "other", features, [example])
     with pytest.raises(
-        UserError, match=r"no 8-bit 'image' .*\(but .*number.*\): choose"
+        UserError, match=r"no 8-bit 'image' .*\(it has .*number.*\): choose"
     ):
         data.load(config("other"))
 

@@ -335,11 +335,11 @@ def test_mistakes_are_sentences(runs, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     two = [f"--workdir={runs / name}" for name in "ab"]
     for out in (tmp_path / "folder", ""):
-        assert f"--out={out} is no file" in error(2, *two, f"--out={out}")
+        assert f"--out={out} is not a file" in error(2, *two, f"--out={out}")
     (tmp_path / "file").write_text("mine")
     assert f"--out={tmp_path}/file is a file" in error(
         2, *two, f"--out={tmp_path}/file/page.html"
     )
-    assert "belongs to no flag" in error(2, "page.html")
+    assert "does not belong to a flag" in error(2, "page.html")
     run = str(runs / "a")
     assert f"did you mean --workdir={run}?" in error(2, run)
