@@ -460,7 +460,9 @@ def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch, quick_train
         return state.replace(params={**state.params, "added": bad})
 
     monkeypatch.setattr(Trainer, "fetch", overflown)
-    with pytest.raises(DivergedError, match=r": params/added .* step 4 \(none was"):
+    with pytest.raises(
+        DivergedError, match=r": params/added .* step 4 \(none has been saved yet"
+    ):
         train.train_and_evaluate(config(steps=4), tmp_path)
 
 

@@ -282,7 +282,7 @@ def test_picture_that_goes_away_ends_training_in_a_sentence(photographs, tmp_pat
     assert images.shape == (16, 2, 32, 32, 3)
     for path in root.glob("*/*.jpg"):
         path.unlink()
-    with pytest.raises(UserError, match=r"No such file.*put the file back") as raised:
+    with pytest.raises(UserError, match=r"No such file.*restore the file") as raised:
         for _ in feed.blocks(2, 10, end=10):
             pass
     assert "\n" not in str(raised.value)

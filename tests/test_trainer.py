@@ -241,5 +241,5 @@ def test_averaged_weights_are_not_for_statistics_of_an_unknown_momentum():
         return build_network(config, num_classes).clone(norm_class=nn.BatchNorm)
 
     trainer = Trainer(config, data.load(config.dataset), build)
-    with pytest.raises(UserError, match=r"optimizer.ema=0.9: .*: set it to 0"):
+    with pytest.raises(UserError, match=r"optimizer.ema=0.9 does .*: set it to 0"):
         trainer.compile()
