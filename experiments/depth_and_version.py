@@ -31,8 +31,8 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; percent):
   than a third remains at 110 layers: v1 339, v2 789.
 - Time of an update on two cores, s: v1 0.36, 1.07, 2.13, v2 0.39, 1.59, 2.81: v2 is
   slower, despite having two thirds to three quarters of the MACs. Remat, which computes
-  more, takes about as long (v1-110 2.13, v2-110 2.45), which suggests that memory is
-  this CPU's bottleneck.
+  more, takes about as long (v1-110 2.13, v2-110 2.45), which suggests that memory
+  bandwidth is this CPU's bottleneck.
 """
 
 import itertools
@@ -147,8 +147,8 @@ def draw(cells: dict[str, dict[tuple, list[dict]]], depths: tuple[int, ...]) -> 
             "final test error (%)",
             "parameters (millions)",
             "MACs per image (millions)",
-            "memory of an update (GiB)",
-            "time of an update (s)",
+            "memory per update (GiB)",
+            "time per update (s)",
         ),
         strict=True,
     ):

@@ -175,7 +175,7 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
             for kind in KINDS
             if all("diverged" in result for result in cells[kind, rates[0], depth])
         ]
-        told = f" ({', '.join(failed)}: diverged, drawn as a guess)" if failed else ""
+        told = f" ({', '.join(failed)}: diverged, drawn at chance)" if failed else ""
         curve.set(xlabel=f"epoch{told}", ylim=(0, 100))
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.set_title(f"{depth} layers, rate {rates[0]:g}", loc="left")

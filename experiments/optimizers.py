@@ -32,13 +32,13 @@ Found (smoke; medians of seeds 0, 1, 2, ranges in brackets; final test error, pe
   and in v2 (65-76 against 76-77). In v1 SGD is ahead by the fifth, in every seed
   (7.1-7.6 against 8.7-12.4); at the end none is.
 - The largest difference is the cost of an untuned rate. At its usual rate, 0.001, Adam
-  has not learnt yet: its validation errors are 15 and 19, where SGD's are 2.1 and 3.1
-  at 0.1. RMSprop, whose usual rate is the same, has, thanks to its momentum: its errors
-  at a given rate are about Adam's at ten times that rate. Adam's and AdamW's best rates
-  are 10 to 100 times the usual one. That is the end of the grid, where the errors are
-  flat: from 0.01 to 0.1 they are 2.1 to 4.9, and which of these rates one seed and 287
-  images choose is chance (an earlier measurement chose others). SGD's best rates are 3
-  times the usual one, and at 32 times its errors are 9 and 31.
+  has not finished learning: its validation errors are 15 and 19, where SGD's are 2.1
+  and 3.1 at 0.1. RMSprop, whose usual rate is the same, has, thanks to its momentum:
+  its errors at a given rate are about Adam's at ten times that rate. Adam's and AdamW's
+  best rates are 10 to 100 times the usual one. That is the end of the grid, where the
+  errors are flat: from 0.01 to 0.1 they are 2.1 to 4.9, and which of these rates one
+  seed and 287 images choose is chance (an earlier measurement chose others). SGD's best
+  rates are 3 times the usual one, and at 32 times its errors are 9 and 31.
 """
 
 import itertools

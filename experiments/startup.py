@@ -103,7 +103,7 @@ def draw(rounds: list[dict]) -> Figure:
         axes.plot(seconds, [place] * len(seconds), **points)
         axes.vlines(np.median(seconds), place - 0.3, place + 0.3, style["color"])
     axes.set_yticks(range(len(TIMES)), TIMES.values())
-    axes.set(xlabel="seconds to the first update, evaluated", ylim=(1.5, -0.5))
+    axes.set(xlabel="seconds to the first update and its evaluation", ylim=(1.5, -0.5))
     axes.set_xlim(left=0)
     return figure
 

@@ -120,7 +120,7 @@ def draw(cells: dict[str, dict[str, list[dict]]], depth: int) -> Figure:
             curves.plot(panel, trained, name, **style)
     axes[0, 0].set(ylabel="training loss", yscale="log")
     axes[0, 0].set_ylim(bottom=1)
-    guess = axes[0, 0].axhline(np.log(10), color="0.6", linestyle=":", label="a guess")
+    guess = axes[0, 0].axhline(np.log(10), color="0.6", linestyle=":", label="chance")
     axes[0, 1].set(ylabel="gradient norm", yscale="log")
     axes[1, 0].set(ylabel="training error (%)", ylim=(0, 100))
     axes[1, 1].set(ylabel="test error (%)", ylim=(0, 100))
