@@ -98,9 +98,7 @@ def test_of_the_original_pixels_nothing_is_excused():
         "test images of CIFAR-10; test accuracy (%), cpu, jax 1, commit abc."
     )
     result |= {"accuracy": 0.8, "pytorch_accuracy": 0.8, "dataset": "a copy"}
-    assert "PyTorch shows the same" in published_weights.markdown(
-        {"v1-20": result}, ""
-    )
+    assert "PyTorch shows the same" in published_weights.markdown({"v1-20": result}, "")
     result["pytorch_accuracy"] = 0.9
     assert "PyTorch shows the same" not in published_weights.markdown(
         {"v1-20": result}, ""
