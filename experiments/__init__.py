@@ -1,6 +1,6 @@
 """What was measured with `resnet_jax`, one command each; README.md shows the results.
 
-Figures, most testing a claim of a paper: ablation, activation_order, budgets,
+Figures, most of them testing a claim of a paper: ablation, activation_order, budgets,
 depth_and_version, feature_visualisation, fixup, gradient_flow, layer_responses, lesion,
 loss_landscape, optimizers, plain_vs_residual, shattered_gradients, shortcut_kinds,
 stochastic_depth, thousand_layers.

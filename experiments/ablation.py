@@ -1,11 +1,11 @@
-"""What each training ingredient is worth, in accuracy and in seconds.
+"""What the ingredients of training recipes are worth, in accuracy and in seconds.
 
     python -m experiments.ablation [--scale=full]
 
 Claim. Tricks are mostly published with the network, data and budget that suit them;
-here each is tested on the same network: alone, added to the `paper` recipe, and if
-`strong` has it also among the others, removed from `strong`. Where the two differ,
-ingredients stand in for one another.
+here each is tested on the same network: alone, added to the `paper` recipe, and, if it
+is one of the 7 (of 15) that `strong` uses, also among the others, removed from
+`strong`. Where the two differ, ingredients stand in for one another.
 
 Method. Version 1 on CIFAR-10. An ingredient's worth is the last epoch's validation
 accuracy with it minus that without it, in points, paired by seed, since equal seeds
@@ -217,7 +217,8 @@ def table(cells: dict[tuple[str, str], list[dict]], scale: str, made_by: str) ->
             f"{settings['epochs']} epochs, accuracy on `{data['validation_split']}` "
             f"(%): {accuracies}. Means of {len(study.SEEDS)} seeds with 95% intervals, "
             "which are not widened for the number of comparisons. Times are ratios, "
-            "with it to without, accurate only to about a half (a shared machine); "
+            "with to without, measured on a shared machine, so accurate only to about "
+            "a half; "
             f"{made_by}.",
         ]
     )
@@ -255,7 +256,7 @@ def draw(cells: dict[tuple[str, str], list[dict]]) -> Figure:
             **STYLES[2] | {"linestyle": "none"},
         )
         panel.set_title(title, loc="left")
-        panel.set_xlabel("points of accuracy")
+        panel.set_xlabel("gain in accuracy (points)")
     study.name_rows(axes[0], names)
     return figure
 

@@ -19,9 +19,9 @@ images, fewer than CIFAR-10 has, so work done once per epoch weighs more than in
 one. 'first' is the time from the process's start to the end of the first update,
 without a compilation cache, and 'compile' the first update's time minus a later one's;
 for ours it includes compiling the evaluation. Memory is the process's peak, or on a GPU
-that of its GPU memory except for Keras, without the worker processes of PyTorch's
-loader. By default v1-20 and v2-56 are measured at batch 128, with epochs of 1,280
-images, in five rounds: an hour or two on two cores.
+that of its GPU memory, except for Keras, whose is always that of host memory; worker
+processes of PyTorch's loader do not count. By default v1-20 and v2-56 are measured at
+batch 128, with epochs of 1,280 images, in five rounds: an hour or two on two cores.
 `--networks=v1-20,v1-56,v2-56,v2-164 --batch_sizes=32,128,512` takes a night.
 """
 
@@ -78,7 +78,7 @@ class Process:
         if line := self._process.stdout.readline():
             return json.loads(line)
         self._process.wait()
-        last = (self._log.read_text().strip() or "no word").splitlines()[-1]
+        last = (self._log.read_text().strip() or "no output").splitlines()[-1]
         raise FailedError(f"its process ended ({last})")
 
     def ask(self, method: str) -> dict:
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
             flags.DEFINE_list(name, default, text, flag_values=values)
         for name, default, text in (
             ("rounds", 5, "Timed rounds."),
-            ("images", 1280, "Images of an epoch, rounded down to whole batches."),
+            ("images", 1280, "Images per epoch, rounded down to whole batches."),
         ):
             flags.DEFINE_integer(name, default, text, 1, flag_values=values)
         for name, default, text in (

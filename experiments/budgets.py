@@ -109,7 +109,7 @@ def table(cells: dict[tuple[int, str], list[dict]], scale: str, made_by: str) ->
             "",
             f"v1-{DEPTH}, CIFAR-10 `{data['train_split']}`, accuracy on "
             f"`{data['validation_split']}` (%) after the last epoch: mean and standard "
-            f"deviation of {len(study.SEEDS)} seeds; seconds of the updates; "
+            f"deviation of {len(study.SEEDS)} seeds; seconds spent on updates; "
             f"{made_by}. `akamaster` is not a recipe in configs/: it is `paper`, "
             "normalised as in akamaster/pytorch_resnet_cifar10.",
         ]

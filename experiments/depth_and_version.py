@@ -147,8 +147,8 @@ def draw(cells: dict[str, dict[tuple, list[dict]]], depths: tuple[int, ...]) -> 
             "final test error (%)",
             "parameters (millions)",
             "MACs per image (millions)",
-            "memory of an update (GiB)",
-            "time of an update (s)",
+            "memory per update (GiB)",
+            "time per update (s)",
         ),
         strict=True,
     ):

@@ -215,11 +215,11 @@ def run(argv: list[str]) -> None:
             "signal",
             "SIGKILL",
             ["SIGKILL", "SIGTERM"],
-            "What interrupts them.",
+            "Signal that interrupts them.",
             **into,
         )
         results = Path(__file__).parent / "results" / "fault_injection"
-        flags.DEFINE_string("out", str(results), "Directory of the result.", **into)
+        flags.DEFINE_string("out", str(results), "Directory for the result.", **into)
 
     values = command_line.parse(argv, __doc__, define)
     if values.runs < 1:

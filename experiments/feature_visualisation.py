@@ -231,7 +231,7 @@ def draw(examples: dict, results: list[dict]) -> Figure:
     axes[0, 0].imshow(
         np.concatenate(filters, 1).squeeze(), cmap="gray", interpolation="none"
     )
-    axes[0, 0].set_title("(a) filters of the first layer", loc="left")
+    axes[0, 0].set_title("(a) first-layer filters", loc="left")
     tile = len(examples["images"][0]) + 2
     for row, title, name, colors in (
         (1, "(b) activations", "activations", "gray"),
@@ -254,7 +254,7 @@ def draw(examples: dict, results: list[dict]) -> Figure:
     axes[3, 0].remove()
     for half, title, name, label, style in (
         (0, "(d) nearest class mean", "nearest_mean_accuracy", "test accuracy (%)", 0),
-        (1, "(e) area of Grad-CAM", "cam_area", "image share (%)", 1),
+        (1, "(e) area covered by Grad-CAM", "cam_area", "share of image (%)", 1),
     ):
         panel = figure.add_subplot(halves[half])
         samples = 100 * np.array([result[name] for result in results])

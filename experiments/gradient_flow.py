@@ -17,16 +17,17 @@ range of float32 are not drawn, and a note says so.
 
 Cost. Smoke: digits at 16x16 pixels, five minutes on two cores of a shared x86 machine.
 
-Found. A plain network of 56 layers without BatchNorm multiplies its gradient by about
-the same factor in each layer of a stage, as theory predicts: it vanishes or explodes
-unless the initial scale is just right. BatchNorm replaces that with growth that does
-not depend on the scale, a factor of 10,000 over 56 layers. Shortcuts alone are no cure,
-contrary to what is often said: without BatchNorm each block adds its branch's variance
-to its input's, so that at the usual scale a residual network's gradients grow
-geometrically too, and faster than a plain network's shrink; only where the branch
-starts small (scale 0.5) do they keep their size. It takes shortcuts together with
-BatchNorm: the branch's share of the sum then falls from block to block, and the
-gradient follows a power law in the layer number, at 1001 layers too.
+Found. A plain network of 56 layers without BatchNorm multiplies its gradient by nearly
+the same factor in each layer of a stage, about the one that theory gives for that
+stage's image size: it vanishes or explodes unless the initial scale is just right.
+BatchNorm replaces that with growth that does not depend on the scale, a factor of
+10,000 over 56 layers. Shortcuts alone are no cure, contrary to what is often said:
+without BatchNorm each block adds its branch's variance to its input's, so that at the
+usual scale a residual network's gradients grow geometrically too, and faster than a
+plain network's shrink; only where the branch starts small (scale 0.5) do they keep
+their size. It takes shortcuts together with BatchNorm: the branch's share of the sum
+then falls from block to block, and the gradient follows a power law in the layer
+number, at 1001 layers too.
 
 Numbers (smoke, ranges over seeds 0, 1, 2).
 - Plain, no BN, depth 56: growth per layer -0.80 to -0.79, -0.43 to -0.40, -0.085 to

@@ -236,11 +236,11 @@ def draw(cells: dict[str, list[dict]]) -> Figure:
             (carried / carried.max(1, keepdims=True), STYLES[2], "paths x gradient"),
         ):
             study.plot_seeds(paths, lengths, samples, **style | {"label": label})
-        paths.set_title(f"(d) paths of {network}", loc="left")
+        paths.set_title(f"(d) paths through {network}", loc="left")
     one.set(xlabel="block deleted")
     several.set(xlabel="blocks deleted")
-    order.set(xlabel="Kendall's tau of the blocks' order")
-    paths.set(xlabel="length (blocks)", ylabel="relative to maximum", yscale="log")
+    order.set(xlabel="Kendall's tau of the block order")
+    paths.set(xlabel="path length (blocks)", ylabel="relative to maximum", yscale="log")
     paths.set_ylim(1e-6, 2)
     titles = ("(a) one block deleted", "(b) several deleted", "(c) blocks swapped")
     for panel, title in zip((one, several, order), titles, strict=True):

@@ -55,7 +55,7 @@ def find(directory: Path) -> dict[str, Path]:
     }
     if not found:
         raise UserError(
-            f"--weights={directory} has no resnet20*.th or another of akamaster's: "
+            f"--weights={directory} has no resnet20*.th or other file of akamaster's: "
             f"give a clone of {_CLONE}"
         )
     return found
@@ -160,8 +160,8 @@ def markdown(rows: dict[str, dict], made_by: str) -> str:
         )
     if lengths:
         told.append(
-            f"Then trained further on the training images here (recipe "
-            f"`{_TABLE.recipe}`, but a rate of {_RATE:g} that falls by a cosine; one "
+            f"Further training is on the training images here (recipe "
+            f"`{_TABLE.recipe}`, but with cosine decay from a rate of {_RATE:g}; one "
             "seed)."
         )
     table = [f"| {' | '.join(line)} |" for line in lines]
@@ -175,18 +175,18 @@ def main(argv: list[str]) -> None:
         into = {"flag_values": values}
         flags.DEFINE_string("weights", "", "Clone of akamaster's repository.", **into)
         flags.DEFINE_list(
-            "networks", [], "Networks to evaluate; by default all there are.", **into
+            "networks", [], "Networks to evaluate; by default, all that it has.", **into
         )
         flags.DEFINE_integer(
-            "epochs", 0, "Then train them further for so many epochs; 0: no.", **into
+            "epochs", 0, "Epochs of further training after that; 0: none.", **into
         )
         flags.DEFINE_string(
             "out",
             str(Path(__file__).parent / "results" / "published_weights"),
-            "Directory of the results.",
+            "Directory for the results.",
             **into,
         )
-        flags.DEFINE_bool("redraw", False, "Show only what is stored.", **into)
+        flags.DEFINE_bool("redraw", False, "Only show what is stored.", **into)
 
     values = command_line.parse(argv, __doc__, define)
     if not values.weights and not values.redraw:
@@ -213,7 +213,7 @@ def main(argv: list[str]) -> None:
             )
     rows = stored(experiment)
     if not rows:
-        raise UserError(f"{values.out} holds nothing: give --weights to evaluate")
+        raise UserError(f"{values.out} has no results: give --weights to evaluate")
     text = markdown(rows, experiment.made_by())
     command = "python -m experiments.published_weights --weights=pytorch_resnet_cifar10"
     more = "".join(

@@ -140,7 +140,7 @@ def markdown(
     epochs = ", ".join(sorted({f"{row['epochs']:.4g}" for row in trained}))
     why = (
         " No difference is given: the pixels are not the original CIFAR-10's, so it "
-        "would mix data and training."
+        "would confound data and training."
     )
     why = why if any(row["difference"] is None for row in trained) else ""
     return "\n".join(
@@ -194,13 +194,13 @@ def main(argv: list[str]) -> None:
         into = {"flag_values": values}
         flags.DEFINE_enum("table", None, list(TABLES), "Table to reproduce.", **into)
         flags.DEFINE_list(
-            "networks", [], "Networks of the table; by default all.", **into
+            "networks", [], "Networks of the table; by default, all.", **into
         )
-        flags.DEFINE_integer("seeds", 3, "Runs of each network.", **into)
+        flags.DEFINE_integer("seeds", 3, "Runs per network.", **into)
         flags.DEFINE_integer(
             "epochs",
             0,
-            "Epochs of each run; warm-up and final plain epochs are scaled. "
+            "Epochs per run; warm-up and final plain epochs are scaled to match. "
             "0: the recipe's.",
             **into,
         )
@@ -218,10 +218,10 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string(
             "out",
             str(Path(__file__).parent / "results" / "reproduce"),
-            "Directory of the results.",
+            "Directory for the results.",
             **into,
         )
-        flags.DEFINE_bool("redraw", False, "Show only what is stored.", **into)
+        flags.DEFINE_bool("redraw", False, "Only show what is stored.", **into)
 
     values = command_line.parse(argv, __doc__, define)
     if values.table is None:
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> None:
     if values.recipe == "keras" and others:
         raise UserError(
             f"--recipe=keras trains networks of its own, not {others[0]} of "
-            f"--table={values.table}: leave it out, or give other --networks"
+            f"--table={values.table}: leave out --recipe, or give other --networks"
         )
     for name, least in (("seeds", 1), ("epochs", 0)):
         if values[name].value < least:
@@ -273,7 +273,7 @@ def main(argv: list[str]) -> None:
             found = [experiment.cell(measure, config=config) for config in stored]
             rows[network] = compare(published, found)
     if not rows:
-        raise UserError(f"{values.out} holds nothing of {name}: measure it first")
+        raise UserError(f"{values.out} has no results of {name}: measure them first")
     text = markdown(table, rows, experiment.made_by(), values.dtype)
     given = {"table": values.table, "networks": ",".join(rows)} | given
     given["seeds"] = len(seeds)

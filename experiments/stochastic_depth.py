@@ -73,7 +73,7 @@ def draw(cells: dict[tuple, list[dict]], scale: dict) -> Figure:
     for (depth, _, eval_every, dataset), row in zip(
         scale["trainings"], axes, strict=True
     ):
-        part = ", a quarter of the data" if dataset else ""
+        part = ", 25% of the training set" if dataset else ""
         for chance, style in zip(scale["chances"], STYLES, strict=False):
             results, style = cells[depth, chance], style | {"label": f"{chance:g}"}
             curves.plot(row[0], results, "train_error", **style)

@@ -191,9 +191,9 @@ def main(argv: list[str]) -> None:
             ("out", None, "A JSON file to write the rates to."),
         ):
             flags.DEFINE_string(name, default, text, flag_values=values)
-        flags.DEFINE_integer("image_size", 32, "Pixels on a side.", flag_values=values)
+        flags.DEFINE_integer("image_size", 32, "Pixels per side.", flag_values=values)
         flags.DEFINE_integer(
-            "rounds", 3, "Rounds of each contender.", 1, flag_values=values
+            "rounds", 3, "Rounds per contender.", 1, flag_values=values
         )
         flags.DEFINE_enum(
             "only",
@@ -215,7 +215,7 @@ def main(argv: list[str]) -> None:
     rounds = measure(values.path, values.image_size, values.rounds)
     result = {name: medians(answers) for name, answers in rounds.items()}
     base = result["step"]
-    print(f"{'':<15}{'images/s':>10}{'of a step':>11}{'per CPU second':>16}")
+    print(f"{'':<15}{'images/s':>10}{'vs. step':>11}{'per CPU second':>16}")
     for name, rates in result.items():
         rate = rates["images_per_second"]
         ratio = rate / base["images_per_second"]

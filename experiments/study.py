@@ -69,19 +69,19 @@ class Study:
                 "scale",
                 "smoke",
                 ["smoke", "full"],
-                "'smoke' for two CPU cores and minutes, 'full' for one GPU.",
+                "'smoke' takes minutes on two CPU cores; 'full' is for one GPU.",
                 flag_values=values,
             )
             flags.DEFINE_string(
                 "out",
                 str(Path(__file__).parent / "results" / Path(argv[0]).stem),
-                "Directory of results and figures.",
+                "Directory for results and figures.",
                 flag_values=values,
             )
             flags.DEFINE_bool(
                 "redraw",
                 False,
-                "Draw what is stored, and measure nothing.",
+                "Draw only what is stored; measure nothing.",
                 flag_values=values,
             )
 
@@ -107,9 +107,9 @@ class Study:
                 if not isinstance(value, dict | list)
             )
             if self.redraw:
-                lacks = shown or ("a training" if self._cells else "all results")
+                lacks = shown or ("a training run" if self._cells else "any result")
                 raise UserError(
-                    f"{self._file} lacks {lacks}: leave --redraw out to measure it"
+                    f"{self._file} lacks {lacks}: leave out --redraw to measure it"
                 )
             print(f"measuring {shown}".strip(), flush=True)
             start = time.perf_counter()
@@ -158,7 +158,7 @@ class Study:
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"{self._file}, line {number}, is not a measurement: delete the "
-                    "line, and its cell is measured again"
+                    "line to have its cell measured again"
                 ) from None
         return cells
 

@@ -41,9 +41,9 @@ _HELD_BACK = {
 }
 # Fields that must be the same in all cells, or are given otherwise.
 _NOT_SWEPT = {
-    "seed": "give --config.seed, the first, and --seeds",
+    "seed": "give --config.seed (the first) and --seeds",
     "seeds": "give --seeds",
-    "dataset.validation_split": "cells are compared on one: give it by --config",
+    "dataset.validation_split": "all cells need the same one: set it with --config",
     "dataset.eval_split": "cells are not compared on it",
 }
 
@@ -62,7 +62,7 @@ def parse_grid(text: str, fields: dict) -> dict[str, list[str]]:
         if not equals:
             raise UserError(
                 f"--grid={text!r}: {part!r} is not an axis: write FIELD=VALUE,VALUE, "
-                "and a semicolon between two"
+                "with a semicolon between axes"
             )
         if field not in fields:
             whole = [name for name in fields if name.split(".")[-1] == field]
@@ -73,7 +73,7 @@ def parse_grid(text: str, fields: dict) -> dict[str, list[str]]:
             raise UserError(f"--grid: {field} cannot be swept: {_NOT_SWEPT[field]}")
         parsed = [value.strip() for value in re.split(r",(?![^(]*\))", values)]
         if field in grid or len(set(parsed)) < len(parsed):
-            raise UserError(f"--grid: {part!r} is there twice, or has a value twice")
+            raise UserError(f"--grid: {part!r} is repeated, or has a value twice")
         grid[field] = parsed
     return grid
 
@@ -103,7 +103,7 @@ def parse(argv: list[str]) -> Sweep:
         command_line.define_config(values, argv)
         into = {"flag_values": values}
         flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,...", **into)
-        flags.DEFINE_integer("seeds", 3, "Runs of each cell.", **into)
+        flags.DEFINE_integer("seeds", 3, "Runs per cell.", **into)
         flags.DEFINE_string(
             "out", None, "Directory; by default runs/sweeps/CONFIG-DIGEST.", **into
         )
@@ -122,8 +122,8 @@ def parse(argv: list[str]) -> Sweep:
     if not base.dataset.validation_split:
         if base.dataset.train_split != "train" or "dataset.train_split" in grid:
             raise UserError(
-                "config.dataset.validation_split='': give one that is no part of "
-                "dataset.train_split, by --config.dataset.validation_split"
+                "config.dataset.validation_split='': give one that is not part of "
+                "dataset.train_split, with --config.dataset.validation_split"
             )
         shared += _changes(_HELD_BACK)
         base.update_from_flattened_dict(_HELD_BACK)
@@ -209,8 +209,8 @@ def at_the_ends(grid: dict[str, list[str]], cell: dict[str, str]) -> list[str]:
         for end, more in ((min(numbers), "smaller"), (max(numbers), "larger")):
             if value == end and len(numbers) > 2:
                 sentences.append(
-                    f"{field}={cell[field]} is an end of its axis: try {more} values, "
-                    "too"
+                    f"{field}={cell[field]} is at an end of its axis: try {more} "
+                    "values, too"
                 )
     return sentences
 
@@ -295,7 +295,7 @@ def main(argv: list[str]) -> None:
     if (seeds := len(sweep.cells[0][1])) > 1:
         changes = [f"--config.seeds={seeds}"]
     where = "on all of the training split" if sweep.on_all else "on the same split"
-    print(f"\nbest: {chosen['mean']:.2%}; {where}:")
+    print(f"\nbest: {chosen['mean']:.2%}; to train it {where}:")
     changes += [f"--workdir={sweep.out / 'best' / title}"]
     print(shlex.join([*sweep.command, *_changes(chosen["cell"]), *changes]))
     for sentence in at_the_ends(sweep.grid, chosen["cell"]):
@@ -303,7 +303,7 @@ def main(argv: list[str]) -> None:
     if others := as_good(cells, chosen):
         print(
             f"warning   {others} of {len(cells) - 1} other cells are within its 95% "
-            "interval: more --seeds tell them apart"
+            "interval: more --seeds would tell them apart"
         )
 
 

@@ -66,7 +66,7 @@ def test_end_to_end(noise, tmp_path, capsys, quick_training):
     page = (out / "akamaster.md").read_text()
     assert row in page
     assert "noise" in page
-    assert "in PyTorch it is the same" in page
+    assert "PyTorch shows the same" in page
     capsys.readouterr()
     assert call(f"--weights={clone}", f"--out={out}") == 0
     assert "measuring" not in capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_of_the_original_pixels_nothing_is_excused():
     result |= {"accuracy": 0.8, "pytorch_accuracy": 0.8, "dataset": "a copy"}
     assert "PyTorch shows the same" in published_weights.markdown({"v1-20": result}, "")
     result["pytorch_accuracy"] = 0.9
-    assert "in PyTorch it is the same" not in published_weights.markdown(
+    assert "PyTorch shows the same" not in published_weights.markdown(
         {"v1-20": result}, ""
     )
 
@@ -126,8 +126,8 @@ def test_training_further_is_told_of_the_same_file_alone(tmp_path):
     [
         ([], "--weights is missing: give a clone of https://github.com/akamaster"),
         (["--weights=.", "--epochs=-1"], "--epochs=-1: give at least 0"),
-        (["--weights=empty"], "--weights=empty has no resnet20*.th or another"),
-        (["--redraw", "--out=new"], "new holds nothing: give --weights to evaluate"),
+        (["--weights=empty"], "--weights=empty has no resnet20*.th or other"),
+        (["--redraw", "--out=new"], "new has no results: give --weights to evaluate"),
     ],
 )
 def test_mistakes_are_sentences(given, told, capsys, tmp_path, monkeypatch):

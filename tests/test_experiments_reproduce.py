@@ -104,7 +104,7 @@ def test_other_pixels_are_told():
         (["--table=keras", "--networks=v1-21"], "--networks=v1-21: --table=keras has"),
         (["--table=keras", "--seeds=0"], "--seeds=0: give at least 1"),
         (["--table=keras", "--epochs=-1"], "--epochs=-1: give at least 0"),
-        (["--table=keras", "--redraw", "--out=new"], "new holds nothing of keras"),
+        (["--table=keras", "--redraw", "--out=new"], "new has no results of keras"),
         (["--table=he2016", "--recipe=keras"], "its own, not v1-110-pre of"),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_grid_is_read():
         (["--grid=optimizer=sgd"], "'optimizer' is not a field"),
         (["--grid=model.depth"], "write FIELD=VALUE,VALUE"),
         (["--grid=model.depth=8,8"], "has a value twice"),
-        (["--grid=seed=1,2"], "seed cannot be swept: give --config.seed, the first"),
+        (["--grid=seed=1,2"], "seed cannot be swept: give --config.seed (the first)"),
         (["--grid=model.depth=8,9"], "config.model.depth=9: "),
         (["--grid=model.depth=8,x"], "--config.model.depth='x': give a whole number"),
         (["--grid=optimizer.learning_rate=0.1,-1"], "learning_rate=-1.0: give more"),
@@ -247,7 +247,7 @@ def test_best_values_at_the_ends_of_their_axes_are_told():
 
     assert told(".05") == []
     (low,), (high,) = told("1e-3"), told("0.1")
-    assert low.startswith("optimizer.learning_rate=1e-3 is an end of its axis")
+    assert low.startswith("optimizer.learning_rate=1e-3 is at an end of its axis")
     assert "smaller" in low
     assert "larger" in high
 
@@ -261,7 +261,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "2 runs in" in told
     assert "diverged" in told
-    assert "; on the same split:\n" in told
+    assert "; to train it on the same split:\n" in told
     content = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [cell["diverged"] for cell in content["cells"]] == [0, 1]
     for kind in ("md", "png", "svg"):

@@ -6,7 +6,7 @@
     peer.epoch()                   an epoch's updates, with its own input pipeline
     peer.evaluate()                accuracy on the evaluation images
     peer.logits()                  of the first of them, with the initial weights
-    peer.peak_memory()             bytes, on the GPU where there is one
+    peer.peak_memory()             bytes, on the GPU if there is one (Keras: host)
 
 They return when the work is done. This module imports nothing large, so that a
 contender's start-up time is that of its own imports.
@@ -131,7 +131,7 @@ def require(*packages: str) -> None:
     for package in packages:
         if not importlib.util.find_spec(package):
             raise UserError(
-                f"{package} is not installed, which ours is compared with: run pip "
+                f"{package} is not installed, but the comparison needs it: run pip "
                 "install -r requirements-bench.txt"
             )
 
