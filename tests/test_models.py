@@ -963,13 +963,10 @@ def test_stochastic_depth_keeps_the_mean_and_leaves_out_whole_batches():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "scan"),
-    [
-        *((kind, False) for kind in (V1, V1_B, V2, PRE_BASIC_A, POST_BOTTLENECK)),
-        *((kind, scan) for kind in (KERAS_V1, KERAS_V2) for scan in (False, True)),
-        *((kind, True) for kind in (V1, V2)),
-    ],
+    "kind",
+    [V1, V1_B, V2, PRE_BASIC_A, POST_BOTTLENECK, KERAS_V1, KERAS_V2],
     ids=label,
 )
 def test_blocks_begin_as_the_identity_and_learn(kind, scan):

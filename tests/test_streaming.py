@@ -72,9 +72,7 @@ def test_streaming_gives_the_losses_of_training_in_memory(
 
 
 @pytest.mark.slow
-def test_stopping_half_way_changes_no_bit_of_a_streamed_run(
-    tmp_path, quick_compilation
-):
+def test_stopping_half_way_changes_no_bit_of_a_streamed_run(tmp_path):
     """At step 8, in the second epoch of 6.25 batches."""
     config = streamed(digits_config(**{"model.width": 4}))
     config.dataset.update(train_split="train[:400]", eval_split="test[:100]")

@@ -96,7 +96,7 @@ def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
         pytest.param("pmap", False, marks=pytest.mark.slow),
     ],
 )
-def test_stopping_half_way_changes_no_bit(tmp_path, quick_compilation, mode, scan):
+def test_stopping_half_way_changes_no_bit(tmp_path, mode, scan):
     depth = 14 if scan else 8  # a loop has something to loop over
     config = digits_config(**{"parallel": mode, "model.scan": scan})
     config.model.depth = depth
