@@ -77,7 +77,7 @@ class Program:
     """A program that is compiled in the background. Calling it waits for that."""
 
     def __init__(
-        self, compile_it: Callable[[], tuple], finish: Callable[..., Callable]
+        self, compile_it: Callable[[], Callable], finish: Callable[[Callable], Callable]
     ):
         """Calls `compile_it` in a thread, and later `finish` with what it returned."""
         self._compiling, self._finish = _threads.submit(compile_it), finish
@@ -90,7 +90,7 @@ class Program:
     def result(self) -> Callable:
         """What JAX compiled. Raises JaxRuntimeError where XLA cannot."""
         if self._compiling:
-            self._compiled = self._finish(*self._compiling.result())
+            self._compiled = self._finish(self._compiling.result())
             self._compiling = self._finish = None  # they keep the arguments alive
         return self._compiled
 
@@ -140,15 +140,14 @@ def compile_program(
     if _YNN in options and "bf16" in lowered.as_text():
         options[_YNN] = ""  # the library handles no elementwise loops in bfloat16
 
-    def compile_it() -> tuple[Callable, ...]:
+    def compile_it() -> Callable:
         if _ONEDNN in options:
-            return (_compile_once(lowered, options, devices),)
-        if platform == "gpu":
-            return _compile(lowered, options), lowered.compile()
-        return (_compile(lowered, options),)
+            return _compile_once(lowered, options, devices)
+        return _compile(lowered, options)
 
-    def finish(compiled: Callable, plain: Callable | None = None) -> Callable:
-        return _warmed_up(compiled, plain, args, donated) if plain else compiled
+    def finish(compiled: Callable) -> Callable:
+        on_gpu = platform == "gpu"
+        return _warmed_up(compiled, lowered, args, donated) if on_gpu else compiled
 
     return Program(compile_it, finish)
 
@@ -240,13 +239,17 @@ def _compile(lowered: jax.stages.Lowered, options: dict) -> Callable:
 
 
 def _warmed_up(
-    graph: Callable, plain: Callable, args: tuple, donated: tuple[int, ...]
+    graph: Callable,
+    lowered: jax.stages.Lowered,
+    args: tuple,
+    donated: tuple[int, ...],
 ) -> Callable:
     """Runs a CUDA graph and returns it or, if it fails, a program that does the same.
 
     A convolution's kernel is loaded when it first runs, which must not happen while the
     graph is captured. XLA's autotuning sees to that, unless its outcome is in the
-    compilation cache. So `plain`, the same program without a graph, runs first.
+    compilation cache. Then the same program runs once without a graph, and the graph
+    again: XLA discards what it has captured of it when it compiles another.
     """
 
     def run(program: Callable) -> None:
@@ -256,10 +259,15 @@ def _warmed_up(
         )
         jax.block_until_ready(program(*copies))
 
-    run(plain)
     try:
         run(graph)
+        return graph
+    except jax.errors.JaxRuntimeError:
+        plain = lowered.compile()
+        run(plain)
+    try:
+        run(graph)
+        return graph
     except jax.errors.JaxRuntimeError as error:
         print(f"note      slower, without a CUDA graph ({one_line(error, 100)})")
         return plain
-    return graph

@@ -139,25 +139,37 @@ def test_programs_that_call_onednn_are_not_kept(
         assert one.compile(double, number).result() is program.result()
 
 
-def test_a_graph_is_run_before_it_counts_and_its_arguments_stay():
-    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
-    program, runs, x = lowered.compile(), [], jnp.ones(3)
+class Graph:
+    """Doubles its argument, which it donates, after a number of failures."""
 
-    def graph(x):
-        runs.append(x)
-        return program(x)
+    def __init__(self, lowered, failures):
+        self._program, self._failures, self.runs = lowered.compile(), failures, 0
 
-    assert compilation._warmed_up(graph, lowered.compile(), (x,), (0,)) is graph
-    assert len(runs) == 1
+    def __call__(self, x):
+        self.runs += 1
+        if self.runs <= self._failures:
+            raise jax.errors.JaxRuntimeError("UNKNOWN: status 5003")
+        return self._program(x)
+
+
+@pytest.fixture
+def doubling():
+    return jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
+
+
+@pytest.mark.parametrize("failures", [0, 1])  # 1: its kernels were not loaded yet
+def test_a_graph_is_run_before_it_counts_and_its_arguments_stay(
+    doubling, failures, capsys
+):
+    graph, x = Graph(doubling, failures), jnp.ones(3)
+    assert compilation._warmed_up(graph, doubling, (x,), (0,)) is graph
+    assert graph.runs == failures + 1
     np.testing.assert_array_equal(graph(x), [2, 2, 2])
+    assert not capsys.readouterr().out
 
 
-def test_where_a_graph_fails_the_program_runs_without(capsys):
-    def graph(x):
-        raise jax.errors.JaxRuntimeError("UNKNOWN: status 5003")
-
-    lowered = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(jnp.ones(3))
-    x = jnp.ones(3)
-    plain = compilation._warmed_up(graph, lowered.compile(), (x,), (0,))
+def test_where_a_graph_fails_the_program_runs_without(doubling, capsys):
+    graph, x = Graph(doubling, failures=2), jnp.ones(3)
+    plain = compilation._warmed_up(graph, doubling, (x,), (0,))
     np.testing.assert_array_equal(plain(x), [2, 2, 2])
     assert "slower, without a CUDA graph" in capsys.readouterr().out
