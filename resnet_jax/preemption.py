@@ -5,11 +5,13 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 from resnet_jax import UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STARTUP_SECONDS = 10  # for Python's handler to run, between two compilations
+_ECHO_SECONDS = 1  # `timeout` sends each of its signals twice
 
 
 class StoppedError(UserError):
@@ -86,13 +88,16 @@ class Preemption:
 
     def _watch(self) -> None:
         """Runs in a thread, as Python's handlers wait for device calls to return."""
+        first = 0.0
         while received := self._reader.recv(1):
             if received[0] not in _SIGNALS:
                 continue
             number = signal.Signals(received[0])
             if self.received:
-                _exit(number, "immediately, on a second signal")
-            self.received = number
+                if time.monotonic() - first > _ECHO_SECONDS:
+                    _exit(number, "immediately, on a second signal")
+                continue
+            self.received, first = number, time.monotonic()
             if self._starting:
                 timer = threading.Timer(_STARTUP_SECONDS, self._abandon, [number])
                 timer.daemon = True
