@@ -5,7 +5,7 @@ depth_and_version, feature_visualisation, fixup, gradient_flow, layer_responses,
 loss_landscape, optimizers, plain_vs_residual, shattered_gradients, shortcut_kinds,
 stochastic_depth, thousand_layers.
 Measurements of this code: benchmark (against peers/),
-fault_injection, minutes, scaling, startup, streaming_benchmark.
+fault_injection, minutes, scaling, startup, streaming_benchmark, whole_runs.
 Tools: sweep, reproduce (of the tables in published), gallery, results.
 Helpers: study (stored cells), curves and trained (runs), arrangements and blockwise
 (networks), parallel_runs (over devices).

@@ -59,6 +59,8 @@ _ARGUMENTS = [
 _MEASURED = (
     "seconds",
     "compile_seconds",
+    "train_seconds",
+    "evaluation_seconds",
     "images_per_second",
     "images_per_second_per_device",
     "flops_per_second",

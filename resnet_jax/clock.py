@@ -11,10 +11,12 @@ class Clock:
     Attributes:
       training: seconds spent in calls that train.
       compiling: seconds that the start-up waited for programs.
+      evaluating: seconds spent in evaluations.
     """
 
     training: float = 0.0
     compiling: float = 0.0
+    evaluating: float = 0.0
     _earlier: float = 0.0
     _start: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -28,6 +30,7 @@ class Clock:
             "total": self.total,
             "training": self.training,
             "compiling": self.compiling,
+            "evaluating": self.evaluating,
         }
 
     def add(self, record: dict[str, float]) -> None:
@@ -35,3 +38,4 @@ class Clock:
         self._earlier += record["total"]
         self.training += record["training"]
         self.compiling += record["compiling"]
+        self.evaluating += record.get("evaluating", 0.0)  # old ones do not tell

@@ -211,6 +211,8 @@ def summarize(
         "seed": config.seed,
         "seconds": round(clock.total, 1),
         "compile_seconds": round(clock.compiling, 1),
+        "train_seconds": round(clock.training, 1),
+        "evaluation_seconds": round(clock.evaluating, 1),
         "peak_memory_bytes": peak_memory(),
         **speed,
         **made_by,

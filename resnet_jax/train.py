@@ -307,7 +307,9 @@ def _loop(
         evaluates = due or (ended and epoch % config.eval_every == 0)
         # Evaluate, then save: metrics.jsonl says whether a checkpoint is the best.
         if last or (evaluates and not recorder.evaluated(step)):
+            start = time.perf_counter()
             metrics = trainer.evaluate(state, last, lambda: received() > 0)
+            clock.evaluating += time.perf_counter() - start
             if metrics is not None:
                 recorder.epoch_row(step, epoch, metrics)
         elif ended and step != resumed:

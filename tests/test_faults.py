@@ -52,6 +52,8 @@ def assert_equal_runs(first, second, besides=frozenset()):
     times = {
         "seconds",
         "compile_seconds",
+        "train_seconds",
+        "evaluation_seconds",
         "images_per_second",
         "images_per_second_per_device",
         "flops_per_second",

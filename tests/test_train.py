@@ -171,7 +171,10 @@ def test_run_leaves_a_complete_summary(tmp_path, capsys):
     assert each == pytest.approx(speed / 8, abs=0.051)
     assert summary["seconds"] > summary["compile_seconds"] > 0
     assert summary["compile_seconds"] == round(seconds["compiling"], 1)
-    assert seconds["total"] > seconds["training"] + seconds["compiling"]
+    assert summary["train_seconds"] == round(seconds["training"], 1)
+    parts = ("training", "compiling", "evaluating")
+    assert seconds["total"] > sum(seconds[part] for part in parts)
+    assert min(seconds[part] for part in parts) > 0
     assert summary["seconds"] >= round(seconds["total"], 1)
     output = capsys.readouterr().out
     assert output.startswith(f"workdir   {tmp_path / 'run'}\n")
@@ -286,6 +289,7 @@ def test_seconds_go_on_where_a_run_goes_on(tmp_path, quick_training):
     summary = train.train_and_evaluate(digits_config(steps=8, **TINY), tmp_path)
     assert 9000 < summary["seconds"] < 9900
     assert 5000 < summary["compile_seconds"] < 5900
+    assert summary["evaluation_seconds"] < 900
     # Those of both parts' images, over both parts' seconds.
     seconds = read_record(tmp_path / "checkpoints" / "8")["clock"]
     assert 2000 < seconds["training"] < 2900
