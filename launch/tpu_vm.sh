@@ -31,7 +31,10 @@ spot='' keep='' dry_run=''
 say() { echo "launch: $*" >&2; }
 fail() { echo "error: $*" >&2 && exit 1; }
 refuse() { echo "error: $*" >&2 && exit 2; }
-check() { [[ ${!1} =~ $2 ]] || refuse "--$1=${!1} is invalid: give $3"; }
+check() {
+    [[ ${!1} ]] || refuse "--$1 is missing: give $3"
+    [[ ${!1} =~ $2 ]] || refuse "--$1=${!1} is invalid: give $3"
+}
 
 while (($#)) && [[ $1 != -- ]]; do
     case $1 in

@@ -44,9 +44,10 @@ class Plan:
             )
         total = total_steps(config, examples)
         if total * config.batch_size >= 2**31:
+            field = "steps" if config.steps else "epochs"
             raise UserError(
-                f"{total:,} steps of {config.batch_size} examples are over 2^31 "
-                "examples: lower config.epochs or config.steps"
+                f"config.{field}={config[field]:,} makes {total:,} steps of "
+                f"{config.batch_size} examples, over 2^31 examples: lower it"
             )
         default = 10 if jax.default_backend() == "cpu" else 100
         ends = [round(fraction * total) for fraction in config.augment.size_ends]

@@ -9,6 +9,7 @@ import time
 
 from resnet_jax import UserError
 
+AT_THE_END = "after the last update, which is saved"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STARTUP_SECONDS = 10  # for Python's handler to run, between two compilations
 _ECHO_SECONDS = 1  # `timeout` sends each of its signals twice
@@ -74,7 +75,7 @@ class Preemption:
         if isinstance(raised, Interrupt):
             raise raised.error from None
         if self.received and raised is None:  # it came after the run's last look
-            raise StoppedError(self.received, "at the end, which is saved")
+            raise StoppedError(self.received, AT_THE_END)
 
     def started(self) -> None:
         """From here on there is something to save: a signal waits for `received`."""

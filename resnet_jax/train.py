@@ -32,7 +32,7 @@ from resnet_jax.clock import Clock
 from resnet_jax.config import Build, build_network, validate
 from resnet_jax.divergence import DivergedError, require_finite
 from resnet_jax.metrics import Recorder, read_rows
-from resnet_jax.preemption import Preemption, StoppedError
+from resnet_jax.preemption import AT_THE_END, Preemption, StoppedError
 from resnet_jax.saver import Saver
 from resnet_jax.step import TrainState
 from resnet_jax.trainer import Trainer
@@ -216,7 +216,7 @@ def _run(
         f"finished  in {clock.total:,.0f} s: {results.sentence(result)}"
     )
     if number := received():
-        raise StoppedError(signal.Signals(number), "at the end, which is saved")
+        raise StoppedError(signal.Signals(number), AT_THE_END)
     return result
 
 

@@ -99,7 +99,7 @@ def test_signal_at_the_end_ends_the_command_too(straight, tmp_path, monkeypatch)
         return original(*args)
 
     monkeypatch.setattr(train.results, "summarize", signalled)
-    with pytest.raises(preemption.StoppedError, match="at the end, which is saved"):
+    with pytest.raises(preemption.StoppedError, match="after the last update"):
         train.train_and_evaluate(config(), tmp_path / "run")
     assert_equal_runs(straight, tmp_path / "run")
 
@@ -166,7 +166,7 @@ def test_second_signal_ends_at_once():
 
 def test_a_signal_that_is_sent_twice_is_one():
     ended = signalled_twice(seconds_between=0.1)
-    assert b"at the end, which is saved" in ended.stderr
+    assert b"after the last update, which is saved" in ended.stderr
     assert b"saved" in ended.stdout
 
 
@@ -255,7 +255,7 @@ def test_signal_between_the_end_and_the_return_is_not_lost():
             while not running.received:
                 time.sleep(0.01)
 
-    with pytest.raises(preemption.StoppedError, match="at the end, which is saved"):
+    with pytest.raises(preemption.StoppedError, match="after the last update"):
         signalled()
 
 

@@ -633,7 +633,7 @@ def test_vm_is_kept_with_a_local_run_that_was_stopped(cloud):
     ("arguments", "texts"),
     [
         (["--zone=us-central2"], ["--zone=us-central2", "us-central2-b"]),
-        (["--zone="], ["--zone="]),
+        (["--zone="], ["--zone is missing", "us-central2-b"]),
         (["--type=v4"], ["--type=v4", "v4-8"]),
         (["--type=v5e-8"], ["--type=v5e-8", "v5litepod", "--runtime=VERSION"]),
         (["--name=My_VM"], ["--name=My_VM", "lower-case"]),

@@ -162,10 +162,9 @@ def test_batch_larger_than_the_split_is_an_error():
     ],
 )
 def test_run_too_long_to_count_in_int32_is_an_error(changes):
-    with pytest.raises(UserError, match=r"2\^31") as raised:
+    field = "epochs" if "epochs" in changes else "steps"
+    with pytest.raises(UserError, match=rf"config\.{field}=1.* 2\^31 .*: lower it"):
         Plan.of(config_of(**changes), 50_000)
-    assert "config.epochs" in str(raised.value)
-    assert "config.steps" in str(raised.value)
 
 
 def test_longest_run_is_allowed():

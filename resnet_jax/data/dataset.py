@@ -115,8 +115,8 @@ def read(
             )
         if label < 0:
             raise UserError(
-                f"{source.name} has examples without a label in these splits: choose "
-                "other splits"
+                f"{source.name} has examples without a label in split '{split}': "
+                "choose other splits"
             )
         if not streams:
             images[len(rows)] = image
@@ -124,13 +124,15 @@ def read(
             total = total + image.astype(np.int64)
             squares = squares + np.square(image, dtype=np.int64)
         rows.append((number, split, index, label))
-    numbers, splits, indices, labels = zip(*rows, strict=True)
+    numbers = np.array([number for number, *_ in rows], int)
     kept = np.bincount(numbers, minlength=len(selections))
     if not kept.all():
+        names = " and ".join(f"'{split}'" for split, _ in selections[kept.argmin()])
         raise UserError(
-            f"{source.name}: no picture of a split can be read (first: {skipped[0]}): "
-            "fix them"
+            f"{source.name}: no picture of split {names} can be read (first: "
+            f"{skipped[0]}): fix them"
         )
+    _, splits, indices, labels = zip(*rows, strict=True)
     arrays = {
         "labels": np.array(labels, np.int32),
         "kept": kept,

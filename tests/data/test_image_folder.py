@@ -400,7 +400,7 @@ def other_names(root):
         (unknown_class, "emu of test has no pictures to train on: give it some"),
         (all_damaged, r"over 10% of 22 pictures cannot be read \(such as train/"),
         (third_damaged, r"over 10% of 22 pictures cannot be read \(such as train/cat/"),
-        (damaged_test, r"no picture of a split can be read \(first: test/"),
+        (damaged_test, r"no picture of split 'test' can be read \(first: test/"),
         (two_validations, "several folders for validation"),
         (
             other_names,

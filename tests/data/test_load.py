@@ -155,7 +155,7 @@ def test_images_that_differ_in_size(config, monkeypatch):
 def test_examples_without_a_label(config, monkeypatch):
     images = [np.zeros((4, 4), np.uint8)] * 2
     monkeypatch.setitem(data.SOURCES, "mixed", source_of(images, [0, -1]))
-    with pytest.raises(UserError, match="examples without a label"):
+    with pytest.raises(UserError, match=r"without a label in split 'train'"):
         data.load(config("mixed"))
 
 
