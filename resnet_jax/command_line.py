@@ -30,7 +30,7 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
     """Runs a command and returns its exit status: 0, the error's, 130 or 141."""
     try:
         with bucket.sent_at_end():
-            main(argv)
+            main([argv[0], *_config_first(argv[1:])])
     except UserError as error:
         print(f"{error.label}: {error}", file=sys.stderr)
         return error.exit_status
@@ -50,6 +50,11 @@ def call(main: Callable[[list[str]], None], argv: list[str]) -> int:
         )
         return 2
     return 0
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Puts a config file before the changes to its fields, as ml_collections wants."""
+    return sorted(arguments, key=lambda each: not each.startswith("--config="))
 
 
 def list_commands(package: str, argv: list[str]) -> None:
