@@ -42,14 +42,14 @@ SCALES = {
             "--config.epochs=200",
             _HALF,
         ],
-        "v2-56, 200 epochs": [
-            "--config=configs/v2_56.py",
-            "--config.epochs=200",
-            _HALF,
-        ],
         "v2-1001, 1 epoch": [
             "--config=configs/v2_1001.py",
             "--config.epochs=1",
+            _HALF,
+        ],
+        "v2-56, 200 epochs": [
+            "--config=configs/v2_56.py",
+            "--config.epochs=200",
             _HALF,
         ],
     },

@@ -28,6 +28,8 @@ from resnet_jax.weights import Weights
 
 torch = pytest.importorskip("torch")
 
+from experiments.peers import torch_peer  # noqa: E402
+from experiments.peers.prepare import start_weights  # noqa: E402
 from tests import torch_networks as nets  # noqa: E402
 
 torch.set_num_threads(1)
@@ -223,6 +225,20 @@ def test_to_pytorch(network, tmp_path):
         torch.nn.init.zeros_(tensor.data)
     net.load_state_dict(back, strict=True)
     np.testing.assert_array_equal(torch_logits(net), expected)
+
+
+@pytest.mark.parametrize(("version", "depth"), [(1, 8), (2, 11)])
+def test_files_fit_the_class_that_the_docs_name(version, depth, tmp_path):
+    net = models.resnet(version, depth, 10)
+    variables = start_weights(net, (32, 32, 3))
+    ours = Weights({"version": version, "depth": depth}, variables)
+    (tmp_path / "ours.safetensors").write_bytes(weights.to_bytes(ours))
+    argv = f"--source={tmp_path}/ours.safetensors", f"--out={tmp_path}/theirs.pt"
+    assert run(*argv, "--naming=akamaster") == 0
+    theirs = torch_peer.ResNet(version, depth)
+    theirs.load_state_dict(torch.load(tmp_path / "theirs.pt"))
+    expected = jax.jit(net.apply)(variables, images())
+    np.testing.assert_allclose(torch_logits(theirs.eval()), expected, atol=1e-4)
 
 
 def test_names_are_the_repositories(tmp_path):
