@@ -101,6 +101,9 @@ def test_report(runs, tmp_path, name):
     summary = json.loads((runs / name / "summary.json").read_text())
     assert f"{summary['test_accuracy']:.2%}" in found.text
     assert f"{summary['params']:,}" in found.text
+    for part, seconds in (("training", "train"), ("evaluating", "evaluation")):
+        told = f"of which {part}{summary[f'{seconds}_seconds']:,.1f} s"
+        assert told in found.text
     assert f"{summary['test_class_accuracy']['3']:.2%}" in found.text
     assert "python -m resnet_jax.main --config=configs/" in found.text
     assert ("no validation split" in found.text) == (name == "a")
