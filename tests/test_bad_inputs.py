@@ -454,7 +454,7 @@ COMMANDS = {
         *SMALL,
         "--config.steps=1000000000",
         NEW,
-        named=["1,000,000,000 steps", "lower config.epochs or config.steps"],
+        named=["config.steps=1,000,000,000 makes", "lower it"],
     ),
     "overlapping splits": train(
         *SMALL,
