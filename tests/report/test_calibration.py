@@ -13,7 +13,7 @@ def sampled(factor: float, examples: int = 4000, seed: int = 0):
     return honest * factor, labels
 
 
-@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("factor", [0.1, 0.4, 1.0, 3.0, 10.0])
 def test_temperature_is_found(factor):
     logits, labels = sampled(factor)
     assert calibration.temperature(logits, labels) == pytest.approx(factor, rel=0.07)
@@ -51,6 +51,12 @@ def test_a_certain_network_is_in_the_last_bin():
     bins = calibration.reliability(logits, np.array([0, 1]))
     assert bins.counts[-1] == 2
     assert calibration.calibration_error(bins) == 0
+
+
+def test_a_confidence_between_two_bins_is_in_the_lower_one():
+    bins = calibration.reliability(np.zeros((4, 5)), np.arange(4))
+    (place,) = np.flatnonzero(bins.counts)
+    assert (place + 1) / calibration.BINS == 1 / 5
 
 
 def test_one_example_cannot_be_scaled_by_another():
