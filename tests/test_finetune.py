@@ -117,6 +117,19 @@ def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
             np.testing.assert_array_equal(array, after[path])
 
 
+def test_averaged_weights_begin_with_them_too(network, tmp_path):
+    net, variables, _ = network
+    model = {"version": 1, "depth": 8, "width": 8}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(weights.to_bytes(weights.Weights(model, variables)))
+    zeros = models.zeros(net, (8, 8, 1))
+    state = TrainState(np.int32(0), **zeros, opt_state=optax.EmptyState(), ema=zeros)
+    names, scale = tuple("0123456789"), np.ones(1)
+    begun, _ = finetune.begin_with(str(path), state, names, small().model, scale)
+    for found in (begun.trained, begun.ema):
+        jax.tree.map(np.testing.assert_array_equal, found, variables)
+
+
 @pytest.fixture(scope="module")
 def network():
     """v1-8, its variables and 32 digits, normalised as `step` does."""

@@ -40,7 +40,8 @@ def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0)
         metrics = {"loss": zero, "accuracy": zero, "gradient_norm": zero}
         return state.replace(step=state.step + 1, params={"seen": seen}), metrics
 
-    plan = Plan(examples, batch_size, ends[-1], steps_per_call=ends[-1])
+    longest = int(np.diff([0, *ends]).max())
+    plan = Plan(examples, batch_size, ends[-1], steps_per_call=longest)
     call = quick_jit(make_train_call(count, resident_batches(plan), None))
     numbers = jnp.arange(examples, dtype=jnp.int32)
     images = jnp.zeros((examples, 1, 1, 1), jnp.uint8)
@@ -87,6 +88,58 @@ def test_every_step_of_every_seed_has_a_key_of_its_own():
         np.testing.assert_array_equal(kept, other.params["seen"])
         found += [key.tobytes() for key in np.asarray(kept)]
     assert len(set(found)) == 18
+
+
+def test_examples_mixing_and_the_network_draw_from_keys_of_their_own(
+    setting, monkeypatch
+):
+    config, net, variables, batch, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.augment.mixup = 1.0
+    rng, keys = jax.random.key(1), []
+
+    def mix(config, images, targets, key, plain):
+        keys.append(key)
+        return images, targets
+
+    def apply(self, variables, images, *, rngs, **_):
+        keys.append(rngs["dropout"])
+        return jnp.zeros((len(images), 10)), {"batch_stats": {}}
+
+    monkeypatch.setattr("resnet_jax.step.mix", mix)
+    monkeypatch.setattr(models.ResNet, "apply", apply)
+    tx = optax.sgd(0.1)
+    opt_state = tx.init(variables["params"])
+    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
+    make_train_step(net, tx, config, normalization)(state, batch, rng)
+    places = jnp.arange(config.batch_size)
+    examples = jax.vmap(jax.random.fold_in, (None, 0))(rng, places)
+    drawn = np.vstack([jax.random.key_data(key) for key in (examples, *keys)])
+    assert len(keys) == 2
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
+
+
+def test_a_device_augments_its_part_of_the_batch_as_one_device_would(
+    setting, monkeypatch
+):
+    config, net, variables, batch, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.augment.crop = 0.25
+    seen = []
+
+    def apply(self, variables, images, **_):
+        seen.append(np.asarray(images))
+        return jnp.zeros((len(images), 10)), {"batch_stats": {}}
+
+    monkeypatch.setattr(models.ResNet, "apply", apply)
+    tx = optax.sgd(0.1)
+    opt_state = tx.init(variables["params"])
+    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
+    step = make_train_step(net, tx, config, normalization)
+    part = Batch(*(array[16:] for array in batch[:3]))
+    for each in (batch, part):
+        step(state, each, jax.random.key(1))
+    np.testing.assert_array_equal(seen[0][16:], seen[1])
 
 
 def test_seeds_begin_with_other_weights():
