@@ -98,6 +98,19 @@ def test_flipping_averages_the_logits_of_images_and_their_mirror_images(
     assert found != pytest.approx(losses[1], rel=1e-3)
 
 
+def test_evaluation_ends_between_two_calls_where_it_is_asked_to(dataset, network):
+    net, variables, normalization, _ = network
+    parallel = Parallel.over(jax.devices()[:1], "jit", 90)
+    evaluator = Evaluator(
+        net, dataset.eval, normalization, 90, parallel, batches_per_call=2
+    )
+    placed = parallel.replicate(variables)
+    evaluator.compile(placed)
+    answers = [False, True]
+    assert evaluator(placed, lambda: answers.pop(0)) is None
+    assert not answers
+
+
 def test_ten_classes_have_no_top_five(dataset):
     net = models.resnet(1, 8, 10)
     variables = models.initialize(net, jax.random.key(0), dataset.image_shape)

@@ -326,6 +326,46 @@ def test_statistics_of_averaged_weights_are_means_over_plain_batches(
     np.testing.assert_allclose(found["stem_bn"]["var"], var, rtol=1e-3, atol=1e-4)
 
 
+def statistics_of_two_devices(setting, freeze="", axis_name=None, **changes):
+    """The statistics that 64 digits give on each, and those that they began with."""
+    config, _, _, _, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.optimizer.freeze = freeze
+    train = data.load(config.dataset).train
+    split = data.Split(*(jnp.asarray(array[:64]) for array in train))
+    net = models.resnet(1, 8, 10, width=2, **changes)
+    variables = models.initialize(net, jax.random.key(2), (8, 8, 1))
+    given = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
+    call = make_statistics_call(
+        net, Plan(64, 32, 2, steps_per_call=2), config, normalization, axis_name
+    )
+    on_both = jax.vmap(call, (None, None, None, 0, None), axis_name=axis_name)
+    places = jnp.arange(32).reshape(2, 16)
+    found = quick_jit(on_both)(variables["params"], given, split, places, np.uint32(0))
+    return found, given
+
+
+def test_statistics_of_averaged_weights_are_means_over_devices(setting):
+    apart, _ = statistics_of_two_devices(setting)
+    together, _ = statistics_of_two_devices(setting, axis_name="devices")
+    assert not np.allclose(*apart["stem_bn"]["mean"], rtol=1e-3)
+    close(*(jax.tree.map(lambda leaf: leaf[d], together) for d in (0, 1)))
+    close(together, jax.tree.map(lambda x: jnp.stack([x.mean(0)] * 2), apart))
+
+
+def test_statistics_of_averaged_weights_are_of_all_blocks(setting):
+    whole, _ = statistics_of_two_devices(setting)
+    close(statistics_of_two_devices(setting, stochastic_depth=0.9)[0], whole)
+
+
+def test_statistics_of_averaged_weights_are_kept_in_frozen_layers(setting):
+    found, given = statistics_of_two_devices(setting, freeze="^stem")
+    for name, value in given["stem_bn"].items():
+        np.testing.assert_allclose(found["stem_bn"][name][0], value, rtol=1e-4)
+    means = (each["stage1_block1"]["bn1"]["mean"] for each in (found, given))
+    assert not np.allclose(*means, rtol=1e-2)
+
+
 def same(tree, other) -> bool:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
