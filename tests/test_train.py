@@ -15,6 +15,7 @@ from configs import common
 from resnet_jax import UserError, cost, data, results, train, trained
 from resnet_jax.checkpoint import Checkpoints, read_record
 from resnet_jax.clock import Clock
+from resnet_jax.config import build_network
 from resnet_jax.divergence import DivergedError, require_finite
 from resnet_jax.metrics import read_rows
 from resnet_jax.preemption import StoppedError
@@ -76,6 +77,15 @@ def test_summary_tells_the_bytes_that_each_device_gets(changes):
     config.dataset.stream = "always"
     found = cost.device_bytes(config, trainer.net, shape, examples)
     assert found["data set"] == 0
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_summary_leaves_out_images_that_are_streamed(beyond, monkeypatch):
+    monkeypatch.setattr(data, "RESIDENT_BYTES", 100 * 8 * 8 * 1 - beyond)
+    config = digits_config(**TINY)
+    net = build_network(config, 10)
+    found = cost.device_bytes(config, net, (8, 8, 1), examples=100)
+    assert found["data set"] == (0 if beyond else 100 * (8 * 8 * 1 + 4))
 
 
 def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):

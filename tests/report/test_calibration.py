@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from resnet_jax.report import calibration
+from resnet_jax.report import analysis, calibration
 
 
 def sampled(factor: float, examples: int = 4000, seed: int = 0):
@@ -44,6 +44,27 @@ def test_scaling_improves_calibration_with_and_without_a_validation_split():
     changed, _ = calibration.cross_fitted_temperature(logits, labels)
     np.testing.assert_array_equal(changed[::2], scaled[::2])
     assert not np.array_equal(changed[1::2], scaled[1::2])
+
+
+def test_the_reported_split_is_scaled_by_the_temperature_of_the_validation_split():
+    logits, labels = sampled(3.0)
+    found = analysis._calibration(logits, labels, sampled(3.0, seed=1))
+    assert found["held_out"]
+    assert found["temperature"] == pytest.approx(3, rel=0.07)
+    scaled = logits / found["temperature"]
+    loss = calibration.negative_log_likelihood(scaled, labels)
+    assert found["after"]["loss"] == pytest.approx(loss)
+    assert found["after"]["error"] < 0.03 < 0.1 < found["before"]["error"]
+
+
+def test_interval_is_wilsons():
+    """Of 8 in 10, as in textbooks."""
+    assert analysis.interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_layers_are_in_the_order_of_their_numbers():
+    names = ["stem_conv", "stage1_block2/conv1", "stage1_block10/conv1", "classifier"]
+    assert analysis._ordered(sorted(names)) == names
 
 
 def test_a_certain_network_is_in_the_last_bin():
