@@ -70,6 +70,12 @@ def is_uniform(counts) -> bool:
     return scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
+def are_unrelated(draws, to: int | None = None) -> bool:
+    """Whether none of some numbers is correlated with the first `to`; None: any."""
+    correlations = np.corrcoef(draws) - np.eye(len(draws))
+    return abs(correlations[:to]).max() < 0.08
+
+
 @pytest.mark.parametrize(("size", "channels"), SHAPES)
 @pytest.mark.parametrize("flip", [False, True])
 def test_crops_are_windows_of_the_padded_image_bit_for_bit(size, channels, flip):
@@ -166,6 +172,18 @@ def test_shifts_are_uniform_within_a_tenth_of_the_size(size):
     assert abs(np.corrcoef([rows, columns, mirrored]) - np.eye(3)).max() < 0.06
 
 
+@pytest.mark.parametrize("shape", [(8, 28), (28, 8)])
+def test_rows_move_by_a_part_of_the_height_and_columns_by_one_of_the_width(shape):
+    ramps = np.stack(np.mgrid[tuple(map(slice, shape))], axis=-1).astype(np.float32)
+    middle, ramps = np.array(shape) // 2, np.repeat(ramps[None], 400, axis=0)
+    for change, furthest, tolerance in (
+        ({"crop": 0.125}, [round(0.125 * side) for side in shape], 0),
+        ({"shift": 0.25}, [0.25 * side for side in shape], 0.05),
+    ):
+        moved = run(settings(**change), ramps)[:, *middle] - middle
+        np.testing.assert_allclose(abs(moved).max(0), furthest, rtol=tolerance)
+
+
 def boxes(count, size, smallest, flip):
     """The part of each image that is enlarged: (left, top, right, bottom), mirrored.
 
@@ -238,10 +256,25 @@ def test_random_resized_crops_have_the_areas_and_aspects_of_torch(smallest):
         ours, expected = quantity(wide, high), quantity(*theirs)
         assert scipy.stats.ks_2samp(ours.round(4), expected.round(4)).pvalue > 1e-3
     free = (wide < 0.9) & (high < 0.9)
-    for side, first in ((wide, found[:, 0]), (high, found[:, 1])):
-        place = (first / size / (1 - side))[free]
-        if len(place):
+    if free.any():
+        sides = ((wide, found[:, 0]), (high, found[:, 1]))
+        places = [(first / size / (1 - side))[free] for side, first in sides]
+        for place in places:
             assert scipy.stats.kstest(place, scipy.stats.uniform().cdf).pvalue > 1e-3
+        assert are_unrelated([*places, wide[free] * high[free], mirrored[free]])
+
+
+def test_what_is_cut_out_does_not_depend_on_the_crop():
+    size, count = 32, 2000
+    found, _ = boxes(count, size, 0.2, flip=False)
+    wide, high = (found[:, 2:] - found[:, :2]).T
+    config = settings(random_resized_crop=0.2, cutout=0.25)
+    cut = run(config, np.ones((count, size, size, 1), np.float32))[..., 0] == 0
+    centres = [
+        cut.any(axis) @ np.arange(size) / cut.any(axis).sum(1) for axis in (1, 2)
+    ]
+    for centre in centres:
+        assert are_unrelated([centre, wide * high, wide / high, *found.T[:2]], to=1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -73,6 +74,41 @@ def test_logits_that_are_no_numbers_are_never_correct(dataset, network):
     evaluator.compile(placed)
     metrics = evaluator(placed)
     assert metrics["accuracy"] == metrics["top5_accuracy"] == 0
+
+
+def test_flipping_averages_the_logits_of_images_and_their_mirror_images(
+    dataset, network
+):
+    net, variables, normalization, logits = network
+    mirrored = normalize(jnp.asarray(dataset.eval.images[:, :, ::-1]), *normalization)
+    mean = (logits + np.asarray(net.apply(variables, mirrored))) / 2
+    parallel = Parallel.over(jax.devices()[:1], "jit", 90)
+    evaluator = Evaluator(
+        net, dataset.eval, normalization, 90, parallel, test_time_flip=True
+    )
+    placed = parallel.replicate(variables)
+    evaluator.compile(placed)
+    labels = dataset.eval.labels
+    losses = [
+        optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean().item()
+        for scores in (mean, logits)
+    ]
+    found = evaluator(placed)["loss"]
+    assert found == pytest.approx(losses[0], rel=1e-5)
+    assert found != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_evaluation_ends_between_two_calls_where_it_is_asked_to(dataset, network):
+    net, variables, normalization, _ = network
+    parallel = Parallel.over(jax.devices()[:1], "jit", 90)
+    evaluator = Evaluator(
+        net, dataset.eval, normalization, 90, parallel, batches_per_call=2
+    )
+    placed = parallel.replicate(variables)
+    evaluator.compile(placed)
+    answers = [False, True]
+    assert evaluator(placed, lambda: answers.pop(0)) is None
+    assert not answers
 
 
 def test_ten_classes_have_no_top_five(dataset):

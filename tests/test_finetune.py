@@ -126,6 +126,54 @@ def network():
     return net, variables, data.Split(split.images[:32], split.labels[:32])
 
 
+def begun_from(
+    network, tmp_path, names="0123456789", scale=1.0, inputs=None, **changes
+):
+    """What a state of zeros becomes by a file of the network, and the sentence."""
+    model = {"version": 1, "depth": 8, "width": 8}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(weights.to_bytes(weights.Weights(model, network[1], inputs)))
+    zeros = models.zeros(models.resnet(num_classes=len(names), **model), (8, 8, 1))
+    state = TrainState(np.int32(0), **zeros, opt_state=optax.EmptyState(), ema=zeros)
+    given = tuple(names), small().model, np.full(1, scale)
+    return finetune.begin_with(str(path), state, *given, **changes)
+
+
+def test_averaged_weights_begin_with_them_too(network, tmp_path):
+    begun, told = begun_from(network, tmp_path)
+    assert told.endswith(", with its classifier")
+    for found in (begun.trained, begun.ema):
+        jax.tree.map(np.testing.assert_array_equal, found, network[1])
+
+
+def test_classifier_is_new_where_a_file_without_names_has_another_number(
+    network, tmp_path
+):
+    begun, told = begun_from(network, tmp_path, names="01234")
+    assert told.endswith(", with a new classifier of 5 classes")
+    assert not begun.params["classifier"]["kernel"].any()
+    kernel = network[1]["params"]["stem_conv"]["kernel"]
+    np.testing.assert_array_equal(begun.params["stem_conv"]["kernel"], kernel)
+    sentence = "has other classes than the data, and config.epochs=0 trains no"
+    with pytest.raises(UserError, match=sentence):
+        begun_from(network, tmp_path, names="01234", trains=False)
+    begun_from(network, tmp_path, trains=False)
+
+
+@pytest.mark.parametrize(
+    ("scale", "differs"), [(0.1, True), (0.3, False), (0.9, False), (1.1, True)]
+)
+def test_images_divided_by_twice_as_much_or_half_are_told(
+    network, tmp_path, capsys, scale, differs
+):
+    names = tuple("0123456789")
+    normalization = np.zeros(1, np.float32), np.full(1, 0.5, np.float32)
+    inputs = trained.Inputs("digits", names, (8, 8, 1), normalization)
+    begun_from(network, tmp_path, scale=scale, inputs=inputs)
+    told = f"expects images divided by 0.5, but this run divides by {scale}: give"
+    assert (told in capsys.readouterr().out) == differs
+
+
 def one_update(network, chosen) -> tuple[dict, dict]:
     """The changes of the parameters in an update at rate 1, and its metrics."""
     net, variables, split = network

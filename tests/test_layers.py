@@ -79,6 +79,16 @@ def test_batch_norm_is_that_of_flax(dtype):
     assert_close(trained(ours), trained(flax), tolerance)
 
 
+def test_equal_values_have_no_negative_variance():
+    """As rounding gives some, of which there is no root."""
+    values = jnp.linspace(50, 2000, 400, dtype=jnp.float32)
+    ones = jnp.ones(400, jnp.float32)
+    x = jnp.broadcast_to(values, (333, 400))
+    y, _, var = layers.normalize_batch(x, ones, ones, 1e-5)
+    assert (var >= 0).all()
+    assert jnp.isfinite(y).all()
+
+
 def test_batch_norm_evaluates_as_that_of_flax():
     ours, flax, variables, x = batch_norms(jnp.float32)
     given = ours.init(jax.random.key(0), x, use_running_average=False)

@@ -61,17 +61,24 @@ def test_resumed_file_equals_one_that_was_not(tmp_path, capsys):
     assert len(lines) == 2
 
 
-def scalars_of(events: Path) -> dict[int, dict[str, float]]:
-    """The scalars of a file of TensorBoard's events, by step and name."""
+def events_of(path: Path) -> list:
+    """TensorBoard's events in a file."""
     from tensorboardX.proto import event_pb2  # after Recorder, which hides PyTorch
 
-    content, found = events.read_bytes(), defaultdict(dict)
+    content, found = path.read_bytes(), []
     while content:
         (length,) = struct.unpack("<Q", content[:8])
-        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+        content = content[12 + length + 4 :]  # each part has a checksum
+    return found
+
+
+def scalars_of(path: Path) -> dict[int, dict[str, float]]:
+    """The scalars of such a file, by step and name."""
+    found = defaultdict(dict)
+    for event in events_of(path):
         for value in event.summary.value:
             found[event.step][value.tag] = value.simple_value
-        content = content[12 + length + 4 :]  # each part has a checksum
     return dict(found)
 
 
@@ -93,6 +100,40 @@ def test_what_is_written_is_there_for_tensorboard_too(tmp_path):
     assert found.keys() == expected.keys()
     for step, scalars in expected.items():
         assert found[step] == pytest.approx(scalars, rel=1e-6)
+
+
+def test_tensorboard_hides_what_came_after_the_step_that_a_run_resumes_from(tmp_path):
+    recorder = start(tmp_path, 0)
+    for step in (4, 8):
+        recorder.train_row(step, means(1 / step), 0.1)
+    recorder.close()
+    (before,) = tmp_path.glob("tensorboard/events*")
+    before.unlink()
+    start(tmp_path, 4).close()
+    (events,) = tmp_path.glob("tensorboard/events*")
+    starts = [event for event in events_of(events) if event.HasField("session_log")]
+    # TensorBoard drops earlier events from a start's step on.
+    assert [event.step for event in starts] == [5]
+
+
+def test_an_evaluation_takes_the_place_of_an_earlier_one_of_its_step(tmp_path):
+    recorder = start(tmp_path, 0)
+    recorder.train_row(10, means(1.0), 0.1)
+    assert not recorder.evaluated(10)
+    recorder.epoch_row(10, 1, {"validation_accuracy": 0.25})
+    assert recorder.evaluated(10)
+    recorder.epoch_row(10, 1, {"validation_accuracy": 0.5, "test_accuracy": 0.75})
+    recorder.close()
+    _, evaluation = read_rows(tmp_path)
+    assert evaluation["validation_accuracy"] == 0.5
+    assert evaluation["test_accuracy"] == 0.75
+
+
+def test_rows_have_seven_digits(tmp_path):
+    recorder = start(tmp_path, 0)
+    recorder.train_row(10, means(0.123456789), 0.1)
+    recorder.close()
+    assert read_rows(tmp_path)[0]["train_loss"] == 0.1234568
 
 
 def test_log_without_progress_bar_has_a_line_each_minute(tmp_path, capsys, monkeypatch):
@@ -136,6 +177,15 @@ def test_mean_of_an_epoch_is_of_the_rows_that_there_are(tmp_path, capsys):
     recorder.close()
     mean_loss = (1 * 1 + 2 * 2 + 3 * 3) / 6
     assert f"train loss {mean_loss:.4f}" in capsys.readouterr().out
+
+
+def test_mean_of_a_later_epoch_is_of_its_own_steps(tmp_path, capsys):
+    recorder = start(tmp_path, 0)
+    for step, loss in ((4, 9.0), (10, 9.0), (12, 1.0), (20, 2.0)):
+        recorder.train_row(step, means(loss), 0.1)
+    recorder.epoch_row(20, 2, {})
+    recorder.close()
+    assert f"train loss {(2 * 1 + 8 * 2) / 10:.4f}" in capsys.readouterr().out
 
 
 def test_rows_of_a_new_run_are_none(tmp_path):

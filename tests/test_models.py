@@ -488,11 +488,12 @@ def test_remat_computes_first_and_single_blocks_again_too():
             assert program.count("optimization_barrier") >= 3
 
 
-def test_unstack_leaves_numpy_arrays_numpy():
+def test_stack_and_unstack_leave_numpy_arrays_numpy():
     stacked = jax.device_get(
         models.stack(random_variables(build(V1, 20, width=2), dtype=np.float32))
     )
-    leaves = jax.tree.leaves(models.unstack(stacked))
+    unstacked = models.unstack(stacked)
+    leaves = jax.tree.leaves((unstacked, models.stack(unstacked)))
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 

@@ -378,6 +378,17 @@ def test_cosine_behind_a_warm_up_takes_what_is_left():
     np.testing.assert_allclose(got[20:], expected, atol=1e-8, rtol=1e-5)
 
 
+def test_warm_up_may_take_the_whole_run():
+    config = schedule_of("cosine", warmup_epochs=2.0)
+    got = rates(config, np.arange(15), 15, per_epoch=10.0)
+    np.testing.assert_allclose(got, np.linspace(0.01, 0.1, 21)[:15], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["step", "cosine", "onecycle", "constant"])
+def test_a_run_without_updates_has_a_schedule(name):
+    assert np.isfinite(rates(schedule_of(name), [0], 0)).all()
+
+
 def test_onecycle_rises_for_three_tenths_and_falls_to_nothing():
     """Smith and Topin 2017, with cosines, as torch's OneCycleLR."""
     got = rates(schedule_of("onecycle"), np.arange(1001), 1000)
@@ -429,6 +440,10 @@ def test_boundaries_and_factors_may_be_one_or_many():
     config = schedule_of("step", boundaries=(0.25,), factors=(3.0,))
     got = rates(config, [0, 24, 25, 99], 100)
     np.testing.assert_allclose(got, [0.1, 0.1, 0.3, 0.3], rtol=1e-6)
+    config = schedule_of("step", boundaries=(0.29,), factors=(3.0,))
+    assert 0.29 * 100 < 29
+    got = rates(config, [28, 29], 100)
+    np.testing.assert_allclose(got, [0.1, 0.3], rtol=1e-6)
     config = schedule_of("step", boundaries=(), factors=())
     assert (rates(config, [0, 99], 100) == np.float32(0.1)).all()
 
@@ -449,6 +464,25 @@ def test_kernels_that_begin_as_zero_move_under_lars():
     tx = optimizers.optimizer(settings("lars"), optax.constant_schedule(0.1))
     update, _ = tx.update(gradient, tx.init(params), params)
     assert (update["conv"]["kernel"] < 0).all()
+
+
+def test_kernels_without_a_gradient_stay_under_lars():
+    """As those of a block that stochastic depth leaves out."""
+    params = random_tree(0)
+    (after,) = trained(settings("lars"), params, [jax.tree.map(np.zeros_like, params)])
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+def test_frozen_parameters_keep_every_bit():
+    params, gradient = random_tree(0), random_tree(1)
+    params["conv"]["bias"][:] = -0.0
+    config = settings(freeze="^conv", weight_decay=0.1)
+    tx = optimizers.optimizer(config, optax.constant_schedule(0.1))
+    update, _ = tx.update(gradient, tx.init(params), params)
+    after = optax.apply_updates(params, update)
+    for name, leaf in params["conv"].items():
+        assert np.asarray(after["conv"][name]).tobytes() == leaf.tobytes()
+    assert (after["classifier"]["bias"] != params["classifier"]["bias"]).all()
 
 
 @pytest.mark.parametrize("version", [1, 2])

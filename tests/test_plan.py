@@ -146,6 +146,11 @@ def test_steps_per_call_is_the_config_s_or_ten_on_cpu():
     assert Plan.of(config_of(steps_per_call=0), 1000).steps_per_call == 10
 
 
+def test_other_backends_have_a_hundred_steps_a_call(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert Plan.of(config_of(steps_per_call=0), 1000).steps_per_call == 100
+
+
 def test_batch_larger_than_the_split_is_an_error():
     assert Plan.of(config_of(batch_size=1437), 1437).steps_per_epoch == 1
     sentence = r"config\.batch_size=1438 .* 1,437 examples"
@@ -183,3 +188,10 @@ def test_calls_end_where_the_images_grow():
     assert sizes == [16 if s < 25 else 24 if s < 60 else 0 for s in starts]
     for step in range(plan.total_steps):
         assert plan.call_end(step) == ends[bisect.bisect_right(ends, step)]
+
+
+def test_images_grow_at_the_step_nearest_to_a_fraction_of_the_run():
+    config = config_of(steps=100, batch_size=10)
+    config.augment.update(sizes=(16, 24), size_ends=(0.29, 0.576))
+    assert 0.29 * 100 < 29
+    assert Plan.of(config, 100).size_ends == (29, 58)

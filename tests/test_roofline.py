@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import jax
 import pytest
 
 from configs import common
 from resnet_jax import command_line, compilation, cost, parallel, roofline, summary
 from resnet_jax.config import build_network
+from resnet_jax.trainer import Trainer
 
 SHAPE = (32, 32, 3)
 
@@ -74,6 +77,44 @@ def test_onednn_hides_bytes(monkeypatch):
 def test_peaks_by_kind(kind, bandwidth):
     found = roofline.peak(kind)
     assert (found and found.bandwidth) == bandwidth
+
+
+def test_float32_is_half_as_fast_where_it_has_units_of_its_own():
+    """TF32 on NVIDIA's GPUs since Ampere."""
+    for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200"):
+        peak = roofline.peak(kind)
+        assert peak.float32 == peak.bfloat16 / 2
+    for kind in ("TPU v4", "TPU v5e", "TPU v5p", "TPU v6e", "Tesla V100", "Tesla T4"):
+        peak = roofline.peak(kind)
+        assert peak.float32 == peak.bfloat16
+
+
+def counted_by_xla(monkeypatch, **changes) -> dict:
+    """The cost of a step on eight of a device whose peaks are round numbers."""
+    monkeypatch.setattr(roofline, "peak", lambda _: roofline.Peak(1e12, 1e11, 1e9))
+    config = common.get_config("smoke", version=1, depth=8)
+    config.update_from_flattened_dict({"batch_size": 16, **changes})
+    cost = SimpleNamespace(cost_analysis=lambda: {"bytes accessed": 2e6})
+    trainer = object.__new__(Trainer)
+    trainer.parallel = SimpleNamespace(device_count=8, uses_onednn=False)
+    trainer.programs = {0: SimpleNamespace(result=lambda: cost)}
+    trainer.net = build_network(config, 10)
+    return roofline.step_cost(trainer, config, macs=10**9)
+
+
+@pytest.mark.parametrize(("dtype", "rate"), [("bfloat16", 1e12), ("float32", 1e11)])
+def test_devices_share_the_flops_and_each_moves_its_bytes(monkeypatch, dtype, rate):
+    step = counted_by_xla(monkeypatch, **{"model.dtype": dtype})
+    assert step["flops_per_step"] == 6 * 16 * 10**9
+    assert step["bytes_per_step"] == 8 * 2 * 10**6
+    assert step["seconds_by_flops"] == pytest.approx(6 * 16 * 10**9 / 8 / rate)
+    assert step["seconds_by_bytes"] == pytest.approx(2e6 / 1e9)
+
+
+def test_parts_of_a_batch_one_after_another_hide_bytes(monkeypatch):
+    step = counted_by_xla(monkeypatch, **{"optimizer.accumulate": 2})
+    assert step["bytes_per_step"] is step["seconds_by_bytes"] is None
+    assert step["seconds_by_flops"] > 0
 
 
 def test_share_of_the_peak():

@@ -98,6 +98,20 @@ def test_statistics_are_students():
     assert seeds.mean_and_interval([])["mean"] is None
 
 
+def test_interval_of_accuracies_ends_at_one_and_at_zero():
+    for values, end in (([0.9, 0.99], 1), ([0.1, 0.01], 0)):
+        assert end in seeds.accuracy_interval(values)["interval"]
+
+
+def test_accuracy_of_zero_counts_as_one(tmp_path):
+    tmp_path.joinpath("seed0").mkdir()
+
+    def run(config, directory):
+        return {"test_accuracy": float(config.seed)}
+
+    assert seeds.run_all(small(seeds=2), tmp_path, run)["mean"] == 0.5
+
+
 def test_one_that_diverges_leaves_the_others(tmp_path):
     def run(config, directory):
         if config.seed == 1:
@@ -110,6 +124,18 @@ def test_one_that_diverges_leaves_the_others(tmp_path):
     result = json.loads((tmp_path / "seeds.json").read_text())
     assert result["test_accuracy"] == [0.5, None, 0.7]
     assert result["mean"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("begun", [1, 2])
+def test_another_length_is_told_where_not_all_seeds_began_with_it(
+    begun, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "resnet_jax.workdir.is_run", lambda path: path.name[-1] in "012"[:begun]
+    )
+    monkeypatch.setattr("resnet_jax.workdir.check", lambda *_: ["steps 2 -> 4"])
+    seeds._check(tmp_path / "all", dict.fromkeys(range(2), small()))
+    assert ("began with another length" in capsys.readouterr().out) == (begun == 1)
 
 
 def test_what_would_end_a_later_seed_is_refused_before_the_first(

@@ -40,7 +40,8 @@ def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0)
         metrics = {"loss": zero, "accuracy": zero, "gradient_norm": zero}
         return state.replace(step=state.step + 1, params={"seen": seen}), metrics
 
-    plan = Plan(examples, batch_size, ends[-1], steps_per_call=ends[-1])
+    longest = int(np.diff([0, *ends]).max())
+    plan = Plan(examples, batch_size, ends[-1], steps_per_call=longest)
     call = quick_jit(make_train_call(count, resident_batches(plan), None))
     numbers = jnp.arange(examples, dtype=jnp.int32)
     images = jnp.zeros((examples, 1, 1, 1), jnp.uint8)
@@ -87,6 +88,58 @@ def test_every_step_of_every_seed_has_a_key_of_its_own():
         np.testing.assert_array_equal(kept, other.params["seen"])
         found += [key.tobytes() for key in np.asarray(kept)]
     assert len(set(found)) == 18
+
+
+def test_examples_mixing_and_the_network_draw_from_keys_of_their_own(
+    setting, monkeypatch
+):
+    config, net, variables, batch, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.augment.mixup = 1.0
+    rng, keys = jax.random.key(1), []
+
+    def mix(config, images, targets, key, plain):
+        keys.append(key)
+        return images, targets
+
+    def apply(self, variables, images, *, rngs, **_):
+        keys.append(rngs["dropout"])
+        return jnp.zeros((len(images), 10)), {"batch_stats": {}}
+
+    monkeypatch.setattr("resnet_jax.step.mix", mix)
+    monkeypatch.setattr(models.ResNet, "apply", apply)
+    tx = optax.sgd(0.1)
+    opt_state = tx.init(variables["params"])
+    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
+    make_train_step(net, tx, config, normalization)(state, batch, rng)
+    places = jnp.arange(config.batch_size)
+    examples = jax.vmap(jax.random.fold_in, (None, 0))(rng, places)
+    drawn = np.vstack([jax.random.key_data(key) for key in (examples, *keys)])
+    assert len(keys) == 2
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
+
+
+def test_a_device_augments_its_part_of_the_batch_as_one_device_would(
+    setting, monkeypatch
+):
+    config, net, variables, batch, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.augment.crop = 0.25
+    seen = []
+
+    def apply(self, variables, images, **_):
+        seen.append(np.asarray(images))
+        return jnp.zeros((len(images), 10)), {"batch_stats": {}}
+
+    monkeypatch.setattr(models.ResNet, "apply", apply)
+    tx = optax.sgd(0.1)
+    opt_state = tx.init(variables["params"])
+    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
+    step = make_train_step(net, tx, config, normalization)
+    part = Batch(*(array[16:] for array in batch[:3]))
+    for each in (batch, part):
+        step(state, each, jax.random.key(1))
+    np.testing.assert_array_equal(seen[0][16:], seen[1])
 
 
 def test_seeds_begin_with_other_weights():
@@ -271,6 +324,45 @@ def test_statistics_of_averaged_weights_are_means_over_plain_batches(
     mean, var = outputs.mean((1, 2, 3)).mean(0), outputs.var((1, 2, 3)).mean(0)
     np.testing.assert_allclose(found["stem_bn"]["mean"], mean, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found["stem_bn"]["var"], var, rtol=1e-3, atol=1e-4)
+
+
+def statistics_of_two_devices(setting, freeze="", axis_name=None, **changes):
+    """The statistics that 64 digits give on each, and those that they began with."""
+    config, _, _, _, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.optimizer.freeze = freeze
+    train = data.load(config.dataset).train
+    split = data.Split(*(jnp.asarray(array[:64]) for array in train))
+    net = models.resnet(1, 8, 10, width=2, **changes)
+    variables = models.initialize(net, jax.random.key(2), (8, 8, 1))
+    given = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
+    call = make_statistics_call(
+        net, Plan(64, 32, 2, steps_per_call=2), config, normalization, axis_name
+    )
+    on_both = jax.vmap(call, (None, None, None, 0, None), axis_name=axis_name)
+    places = jnp.arange(32).reshape(2, 16)
+    found = quick_jit(on_both)(variables["params"], given, split, places, np.uint32(0))
+    return found, given
+
+
+def test_statistics_of_averaged_weights_are_means_over_devices(setting):
+    apart, _ = statistics_of_two_devices(setting)
+    together, _ = statistics_of_two_devices(setting, axis_name="devices")
+    assert not np.allclose(*apart["stem_bn"]["mean"], rtol=1e-3)
+    close(together, jax.tree.map(lambda x: jnp.stack([x.mean(0)] * 2), apart))
+
+
+def test_statistics_of_averaged_weights_are_of_all_blocks(setting):
+    whole, _ = statistics_of_two_devices(setting)
+    close(statistics_of_two_devices(setting, stochastic_depth=0.9)[0], whole)
+
+
+def test_statistics_of_averaged_weights_are_kept_in_frozen_layers(setting):
+    found, given = statistics_of_two_devices(setting, freeze="^stem")
+    for name, value in given["stem_bn"].items():
+        np.testing.assert_allclose(found["stem_bn"][name][0], value, rtol=1e-4)
+    means = (each["stage1_block1"]["bn1"]["mean"] for each in (found, given))
+    assert not np.allclose(*means, rtol=1e-2)
 
 
 def same(tree, other) -> bool:

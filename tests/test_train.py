@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from configs import common
 from resnet_jax import UserError, cost, data, results, train, trained
 from resnet_jax.checkpoint import Checkpoints, read_record
-from resnet_jax.divergence import DivergedError
+from resnet_jax.clock import Clock
+from resnet_jax.config import build_network
+from resnet_jax.divergence import DivergedError, require_finite
 from resnet_jax.metrics import read_rows
 from resnet_jax.preemption import StoppedError
 from resnet_jax.trainer import Trainer
@@ -75,6 +77,15 @@ def test_summary_tells_the_bytes_that_each_device_gets(changes):
     config.dataset.stream = "always"
     found = cost.device_bytes(config, trainer.net, shape, examples)
     assert found["data set"] == 0
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_summary_leaves_out_images_that_are_streamed(beyond, monkeypatch):
+    monkeypatch.setattr(data, "RESIDENT_BYTES", 100 * 8 * 8 * 1 - beyond)
+    config = digits_config(**TINY)
+    net = build_network(config, 10)
+    found = cost.device_bytes(config, net, (8, 8, 1), examples=100)
+    assert found["data set"] == (0 if beyond else 100 * (8 * 8 * 1 + 4))
 
 
 def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
@@ -209,6 +220,22 @@ def test_divergence_stops_with_the_steps_and_what_to_try(tmp_path, quick_trainin
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("saved", "kept"),
+    [
+        (None, "none has been saved yet"),
+        (0, "the checkpoint of step 0 is kept"),
+        (1000, "the checkpoint of step 1,000 is kept"),
+    ],
+)
+def test_divergence_names_what_is_left(saved, kept):
+    means = {"loss": 1.0, "gradient_norm": math.inf, "accuracy": math.nan}
+    with pytest.raises(DivergedError) as raised:
+        require_finite(means, 1200, 1210, saved)
+    told = "gradient_norm is no longer finite between steps 1,200 and 1,210"
+    assert f"{told} ({kept}): " in str(raised.value)
+
+
 @pytest.mark.slow
 def test_infinite_test_loss_leaves_valid_files(
     tmp_path, monkeypatch, capsys, quick_training
@@ -294,6 +321,19 @@ def test_seconds_go_on_where_a_run_goes_on(tmp_path, quick_training):
     seconds = read_record(tmp_path / "checkpoints" / "8")["clock"]
     assert 2000 < seconds["training"] < 2900
     assert summary["images_per_second"] == pytest.approx(8 * 64 / 2000, abs=0.1)
+
+
+def test_seconds_of_all_earlier_processes_are_kept():
+    clock = Clock()
+    clock.add({"total": 4000.0, "training": 300.0, "compiling": 20.0})
+    clock.training += 300.0
+    clock.evaluating += 7.0
+    again = Clock()
+    again.add(clock.record())
+    again.evaluating += 7.0
+    record = again.record()
+    assert 4000 <= record.pop("total") < 4100
+    assert record == {"training": 600.0, "compiling": 20.0, "evaluating": 14.0}
 
 
 def test_epochs_are_evaluated_and_saved_as_often_as_the_config_says(

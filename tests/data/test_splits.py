@@ -26,6 +26,7 @@ def select(spec):
         ("test[33%:67%]", [("test", range(50, 100))]),
         ("test[:100%]", [("test", range(150))]),
         ("train+test", [("train", range(1000)), ("test", range(150))]),
+        ("unlabelled-1[:-1%]", [("unlabelled-1", range(5))]),
         (
             "train[:10] + test[140:]",
             [("train", range(10)), ("test", range(140, 150))],
@@ -81,6 +82,7 @@ def test_wrong_syntax(spec):
         ("train[5:5]", r"train\[5:5\] is empty"),
         ("train[7:5]", r"train\[7:5\] is empty"),
         ("train+test[150:]", r"test\[150:\] is empty"),
+        ("unlabelled-1[-1%:]", r"unlabelled-1\[-1%:\] is empty"),
     ],
 )
 def test_wrong_selection(spec, sentence):
@@ -119,6 +121,7 @@ def test_overlap(train, validation, sentence):
     ("train", "validation"),
     [
         ("train[:900]", "train[900:]"),
+        ("train[:5]", "train[900:]"),
         ("train", "test"),
         ("train[5:]+test", "train[:5]"),
     ],

@@ -8,11 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from configs import digits
 from resnet_jax import UserError, command_line, main, models, report, train, trained
+from resnet_jax.augment import normalize
+from resnet_jax.explain import Explainer
+from resnet_jax.predict import Predictor
 from resnet_jax.report import __main__ as command
 from resnet_jax.report import analysis, curves, page
 from tests.test_train import digits_config
@@ -122,6 +127,30 @@ def test_gradients_are_of_all_blocks_with_stochastic_depth(runs):
 
 
 @pytest.mark.slow
+def test_gradients_are_of_the_loss_of_training(runs):
+    run = trained.load(runs / "a")
+    images, labels = trained.load_data(run).train
+    images, labels = images[:32], labels[:32]
+    config = run.config.copy_and_resolve_references()
+    config.label_smoothing = 0.3
+    smoothed = dataclasses.replace(run, config=config)
+
+    def loss(params):
+        logits, _ = run.net.apply(
+            {**run.variables, "params": params},
+            normalize(jnp.asarray(images), *run.inputs.normalization),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        targets = 0.7 * jax.nn.one_hot(labels, 10) + 0.3 / 10
+        return -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
+
+    gradient = jax.jit(jax.grad(loss))(run.variables["params"])["classifier"]["kernel"]
+    found = analysis.gradient_norms(smoothed, images, labels)["at the end"]
+    assert found["classifier"] == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_gradients_at_the_start_are_of_the_seeds_weights_alone(runs, tmp_path):
     tuned = digits_config(
         steps=1, init_from=str(runs / "a"), **{"model.width": 4, "seed": 2}
@@ -160,7 +189,25 @@ def test_analysis_agrees_with_what_training_measured(runs):
     assert loss == pytest.approx(summary["test_loss"], rel=1e-4)
     sure = [mistake["probability"] for mistake in found.mistakes]
     assert sure == sorted(sure, reverse=True)
-    assert all(m["true"] != m["predicted"] for m in found.mistakes)
+    images, labels = trained.load_data(run).eval
+    probabilities = softmax(Predictor(run, len(labels))(images), axis=1)
+    predicted = probabilities.argmax(1)
+    for true, counts in enumerate(confusion):
+        expected = np.bincount(predicted[labels == true], minlength=10)
+        np.testing.assert_array_equal(counts, expected)
+    numbers = [mistake["number"] for mistake in found.mistakes]
+    explained = Explainer(run)(images[numbers], predicted[numbers])
+    for place, (number, mistake) in enumerate(
+        zip(numbers, found.mistakes, strict=True)
+    ):
+        true, taken_for = labels[number], predicted[number]
+        assert (mistake["true"], mistake["predicted"]) == (str(true), str(taken_for))
+        assert true != taken_for
+        chances = mistake["probability"], mistake["true_probability"]
+        expected = probabilities[number, [taken_for, true]]
+        assert chances == pytest.approx(expected, rel=1e-4)
+        for name, picture in explained.overlays(place, images[number]).items():
+            assert mistake[name].tobytes() == picture.tobytes()
     names = list(found.gradients["at the end"])
     assert names == list(found.gradients["at the start"])
     assert names[0] == "stem_conv"
