@@ -13,9 +13,9 @@ the run' is reading the data, tracing the programs, initial weights and checkpoi
 CIFAR-10, evaluated after each, and one epoch of v2-1001, all with batch 128 in
 bfloat16. Smoke: v1-20 and v2-56 by the recipe `smoke`.
 
-Found (smoke, each run once; two cores of a shared machine): training takes a quarter of
-the 22 seconds of v1-20, and 38% of the 40 seconds of v2-56; imports and the report take
-more. At this scale the start and the report decide.
+Found (smoke, each run once; two cores of a shared machine): training takes 24% of the
+22 seconds of v1-20 and 38% of the 40 seconds of v2-56, imports and the report 47% and
+37%. At this scale the start and the report decide.
 
 Cost. Smoke: two minutes on two cores. Full: ten minutes on an H100.
 """
