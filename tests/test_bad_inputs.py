@@ -441,9 +441,6 @@ COMMANDS = {
     "dash of a word processor": train(
         DIGITS, "\u2014-workdir=new", named=["\u2014-workdir=new", "--FLAG=VALUE"]
     ),
-    "field before its config": train(
-        "--config.epochs=3", DIGITS, named=["--config.epochs=3", "before"]
-    ),
     "empty workdir": train(DIGITS, "--workdir=", named=["--workdir=", "directory"]),
     "workdir without value": train(DIGITS, "--workdir", named=["--workdir=VALUE"]),
     "field without value": train(
