@@ -15,9 +15,10 @@ bfloat16. Smoke: v1-20 and v2-56 by the recipe `smoke`.
 
 Found (smoke, each run once; two cores of a shared machine): training takes 24% of the
 22 seconds of v1-20 and 38% of the 40 seconds of v2-56, imports and the report 47% and
-37%. At this scale the start and the report decide.
+37%. At this scale the start and the report decide; runs of minutes have not been
+measured.
 
-Cost. Smoke: two minutes on two cores. Full: ten minutes on an H100.
+Cost. Smoke: a minute and a half on two cores. Full: for one GPU.
 """
 
 import json
