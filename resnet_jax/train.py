@@ -4,34 +4,29 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from configs import common
 from resnet_jax import (
     UserError,
     bucket,
     compilation,
     data,
-    finetune,
     hosts,
     one_line,
+    opening,
     parallel,
     profile,
     provenance,
     results,
-    trained,
     workdir,
 )
-from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.clock import Clock
 from resnet_jax.config import Build, build_network, validate
 from resnet_jax.divergence import DivergedError, require_finite
-from resnet_jax.metrics import Recorder, read_rows
+from resnet_jax.metrics import Recorder
 from resnet_jax.preemption import AT_THE_END, Preemption, StoppedError
 from resnet_jax.saver import Saver
 from resnet_jax.step import TrainState
@@ -87,22 +82,6 @@ def train_and_evaluate(
             ) from None
 
 
-class _Opened(NamedTuple):
-    """What the first process finds in a run's directory, and the run's data.
-
-    Attributes:
-      newest: step and record of the newest checkpoint, if there is one.
-      rows: of metrics.jsonl.
-      summary: of a run that had ended.
-      dataset: the data.
-    """
-
-    newest: tuple[int, dict] | None
-    rows: list[dict]
-    summary: dict | None
-    dataset: data.Dataset
-
-
 def _run(
     config: ConfigDict,
     directory: Path,
@@ -111,68 +90,21 @@ def _run(
     preemption: Preemption,
     stack: contextlib.ExitStack,
 ) -> dict:
-    checkpoints = None  # of the first process alone
-
-    def open_run() -> _Opened:
-        nonlocal checkpoints
-        stack.enter_context(workdir.claim(directory))
-        workdir.check(directory, config)  # now that nobody else can change it
-        checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
-        stack.callback(checkpoints.close)
-        dataset = data.load(config.dataset)
-        for note in dataset.notes:
-            hosts.print_once(note)
-        return _Opened(
-            newest=checkpoints.newest(),
-            rows=read_rows(directory),
-            summary=workdir.read_summary(directory),
-            dataset=dataset,
-        )
-
-    opened = hosts.run_on_first(open_run)
-    if hosts.count() > 1:
-        data.reopen(opened.dataset, config.dataset)
+    opened = opening.open_run(config, directory, stack)
     trainer = Trainer(config, opened.dataset, build)
-    step = opened.newest[0] if opened.newest else 0
-    made_by = {
-        "device": jax.devices()[0].device_kind,
-        "device_count": trainer.parallel.device_count,
-        **provenance.versions_and_commit(),
-    }
-    if build is not build_network:
-        made_by["build"] = provenance.source_of(build)
+    made_by = _made_by(trainer, build)
     if opened.newest:
         hosts.run_on_first(
-            lambda: _require_resumable(config, directory, trainer, opened)
+            lambda: opening.require_resumable(config, directory, trainer, opened)
         )
         done, total = opened.summary, trainer.plan.total_steps
-        if done and done["steps"] == step == total:
-            return _finished(config, directory, done, made_by)
+        if done and done["steps"] == opened.newest[0] == total:
+            return opening.finished(config, directory, done, made_by)
+        clock.add(opened.newest[1]["clock"])
     trainer.begin_compiling()  # while the state is made
-    if opened.newest:
-        state = trainer.new_state()
-        like = state.split()
-        trees = hosts.run_on_first(lambda: checkpoints.restore(step, like))
-        state = TrainState.join(trees)
-        saved = opened.newest[1]
-        clock.add(saved["clock"])
-        before = workdir.as_json(common.completed(saved["config"]))
-        changed = workdir.differences(before, workdir.as_json(config))
-        changed += workdir.differences(saved["provenance"], made_by)
-        changes = saved["changes"]
-        changes += [{"step": step, "changed": changed}] if changed else []
-    else:
-        state = _first_state(config, trainer, opened.dataset, build)
-        changed, changes = [], []
-    if hosts.is_first():
-        workdir.write_json(directory / "config.json", workdir.as_json(config))
-        trained.write_inputs(
-            directory,
-            opened.dataset,
-            trainer.normalization,
-            trained.own_network(trainer.net, config),
-        )
-        results.print_start(config, opened.dataset, trainer, changed, opened.newest)
+    state, step, changes = opening.begin(
+        config, directory, trainer, opened, made_by, build
+    )
     state = trainer.place(state)
     trainer.compile()
     clock.compiling += trainer.compile_seconds
@@ -199,7 +131,7 @@ def _run(
         return hosts.max_over_processes(preemption.received or 0)
 
     saved_step = step if opened.newest else None
-    saver = Saver(trainer, checkpoints, recorder, record, saved_step)
+    saver = Saver(trainer, opened.checkpoints, recorder, record, saved_step)
     try:
         metrics = _loop(
             config, directory, trainer, state, step, recorder, saver, received, clock
@@ -220,69 +152,16 @@ def _run(
     return result
 
 
-def _require_resumable(
-    config: ConfigDict, directory: Path, trainer: Trainer, opened: _Opened
-) -> None:
-    """Raises UserError if data or network have changed, or the run now ends earlier."""
-    (step, record), plan = opened.newest, trainer.plan
-    seen = record["examples"]
-    trained.require_same_data(directory, opened.dataset, trainer.normalization, seen)
-    before = trained.read_inputs(directory).network
-    trained.require_same_network(
-        directory, before, trained.own_network(trainer.net, config)
-    )
-    if step > plan.total_steps:
-        raise UserError(
-            f"--workdir={directory} is at step {step:,}, but config.epochs or "
-            f"config.steps ends the run at {plan.total_steps:,}: give more, or "
-            "another --workdir"
-        )
-
-
-def _finished(
-    config: ConfigDict, directory: Path, summary: dict, made_by: dict
-) -> dict:
-    """Reports that a run has ended, and whether by other code; returns its summary."""
-    step = f"{summary['steps']:,}"
-    hosts.print_once(f"finished  at step {step} of {step}: {results.sentence(summary)}")
-    then, now = (
-        {name: made.get(name) for name in ("git_commit", "build")}
-        for made in (summary, made_by)
-    )
-    if changed := workdir.differences(then, now):
-        hosts.print_once(
-            f"warning   by different code ({'; '.join(changed)}): to train with the "
-            f"current code, remove {bucket.display_path(directory)} or give another "
-            "--workdir"
-        )
-    if hosts.is_first():  # a start of another length may have left its own
-        workdir.write_json(directory / "config.json", workdir.as_json(config))
-    return summary
-
-
-def _first_state(
-    config: ConfigDict,
-    trainer: Trainer,
-    dataset: data.Dataset,
-    build: Build,
-) -> TrainState:
-    """The state of step 0, with the weights that `config.init_from` names, if any."""
-    state = trainer.new_state()
-    if not config.init_from:
-        return state
-    begin = partial(
-        finetune.begin_with,
-        config.init_from,
-        state,
-        dataset.class_names,
-        model=config.model,
-        scale=trainer.normalization[1],
-        build=build,
-        trains=trainer.plan.total_steps > 0,
-    )
-    state, taken = hosts.run_on_first(begin)
-    hosts.print_once(f"weights   of {taken}")
-    return state
+def _made_by(trainer: Trainer, build: Build) -> dict:
+    """The devices, versions and code that train, as a summary names them."""
+    made_by = {
+        "device": jax.devices()[0].device_kind,
+        "device_count": trainer.parallel.device_count,
+        **provenance.versions_and_commit(),
+    }
+    if build is not build_network:
+        made_by["build"] = provenance.source_of(build)
+    return made_by
 
 
 def _loop(
