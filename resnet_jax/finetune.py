@@ -11,12 +11,12 @@ from resnet_jax.weights import Weights
 
 
 def begin_with(
+    old_run: Weights,
     init_from: str,
     state: TrainState,
     class_names: tuple[str, ...],
     model: ConfigDict,
     scale: np.ndarray,
-    build: Build = build_network,
     trains: bool = True,
 ) -> tuple[TrainState, str]:
     """Puts the weights of `config.init_from` into the state of step 0.
@@ -25,23 +25,22 @@ def begin_with(
     does not name them.
 
     Args:
-      init_from: a run's directory, or a file that `weights.read` reads.
+      old_run: what `read` returned.
+      init_from: where it was read from.
       state: as `Trainer.new_state` returns it.
       class_names: of the new run.
       model: the new run's `config.model`.
       scale: the divisor of its images. Prints a warning if the old run's was quite
         different, where the weights have it.
-      build: builds the new run's network, and the old run's if that was a custom one.
       trains: whether the new run makes any update.
 
     Returns:
       The state, and a sentence about what was taken.
 
     Raises:
-      UserError: it cannot be read, is of another network, or, where nothing is trained,
-        of other classes.
+      UserError: it is of another network or, where nothing is trained, of other
+        classes.
     """
-    old_run = _read(init_from, build)
     # Shapes do not show whether there are shortcuts.
     if old_run.model_config.get("residual", True) != model.residual:
         raise UserError(
@@ -91,7 +90,14 @@ def begin_with(
     return begun, f"{init_from}, with {head}"
 
 
-def _read(init_from: str, build: Build) -> Weights:
+def read(init_from: str, build: Build = build_network) -> Weights:
+    """Reads the weights of a run's directory, or of a file that `weights.read` reads.
+
+    `build` builds the run's network if that was a custom one.
+
+    Raises:
+      UserError: there are none that can be read.
+    """
     path = expanded(init_from, "config.init_from")
     if path.is_dir() or "://" in init_from:
         try:

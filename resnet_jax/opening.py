@@ -23,6 +23,7 @@ from resnet_jax.config import Build
 from resnet_jax.metrics import read_rows
 from resnet_jax.step import TrainState
 from resnet_jax.trainer import Trainer
+from resnet_jax.weights import Weights
 
 
 class Opened(NamedTuple):
@@ -33,6 +34,7 @@ class Opened(NamedTuple):
       rows: of metrics.jsonl.
       summary: of a run that had ended.
       dataset: the data.
+      weights: those of `config.init_from`, for a run that starts with them.
       checkpoints: where states are saved; None except in the first process.
     """
 
@@ -40,17 +42,18 @@ class Opened(NamedTuple):
     rows: list[dict]
     summary: dict | None
     dataset: data.Dataset
+    weights: Weights | None
     checkpoints: Checkpoints | None = None
 
 
 def open_run(
-    config: ConfigDict, directory: Path, stack: contextlib.ExitStack
+    config: ConfigDict, directory: Path, build: Build, stack: contextlib.ExitStack
 ) -> Opened:
-    """Claims the directory until `stack` is left, and loads the data.
+    """Claims the directory until `stack` is left, and loads data and weights.
 
     Raises:
-      UserError: another process has the directory, or it or the data are not what they
-        should be.
+      UserError: another process has the directory; or it, the data or the weights are
+        not what they should be.
     """
     checkpoints = None  # cannot be sent to other processes
 
@@ -63,11 +66,14 @@ def open_run(
         dataset = data.load(config.dataset)
         for note in dataset.notes:
             hosts.print_once(note)
+        newest = checkpoints.newest()
+        begins = bool(config.init_from) and not newest
         return Opened(
-            newest=checkpoints.newest(),
+            newest=newest,
             rows=read_rows(directory),
             summary=workdir.read_summary(directory),
             dataset=dataset,
+            weights=finetune.read(config.init_from, build) if begins else None,
         )
 
     opened = hosts.run_on_first(find)
@@ -120,7 +126,6 @@ def begin(
     trainer: Trainer,
     opened: Opened,
     made_by: dict,
-    build: Build,
 ) -> tuple[TrainState, int, list[dict]]:
     """Makes or restores the state; writes and prints what the run starts with.
 
@@ -137,7 +142,7 @@ def begin(
         changes = saved["changes"]
         changes += [{"step": step, "changed": changed}] if changed else []
     else:
-        state, step = _first_state(config, trainer, opened.dataset, build), 0
+        state, step = _first_state(config, trainer, opened), 0
         changed, changes = [], []
     if hosts.is_first():
         workdir.write_json(directory / "config.json", workdir.as_json(config))
@@ -158,21 +163,19 @@ def _restored(
     return TrainState.join(hosts.run_on_first(lambda: checkpoints.restore(step, like)))
 
 
-def _first_state(
-    config: ConfigDict, trainer: Trainer, dataset: data.Dataset, build: Build
-) -> TrainState:
+def _first_state(config: ConfigDict, trainer: Trainer, opened: Opened) -> TrainState:
     """The state of step 0, with the weights that `config.init_from` names, if any."""
     state = trainer.new_state()
-    if not config.init_from:
+    if not opened.weights:
         return state
     begin_with = partial(
         finetune.begin_with,
+        opened.weights,
         config.init_from,
         state,
-        dataset.class_names,
+        opened.dataset.class_names,
         model=config.model,
         scale=trainer.normalization[1],
-        build=build,
         trains=trainer.plan.total_steps > 0,
     )
     state, taken = hosts.run_on_first(begin_with)

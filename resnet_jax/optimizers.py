@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -201,3 +202,10 @@ def schedule(
     end = start if config.warmup == "constant" else peak
     warmup = optax.linear_schedule(start, end, warmup_steps)
     return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def rates(schedule: optax.Schedule, total_steps: int) -> np.ndarray:
+    """float32 [total_steps], the learning rate of each update."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        steps = jnp.arange(total_steps, dtype=jnp.int32)
+        return np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float32)

@@ -41,13 +41,13 @@ def print_start(
     plan, augment = trainer.plan, config.augment
     total, before = plan.total_steps, record["total_steps"]
     print(f"resumed   at step {step:,} of {total:,}")
-    if not step or total == before:
+    if not step or total in (step, before):
         return
     if config.schedule.name != "constant":
         print(
             f"warning   the {config.schedule.name} schedule now spans {total:,} "
             f"steps, not {before:,}: its learning rate at step {step:,} is "
-            f"{float(trainer.learning_rate(step)):g}"
+            f"{trainer.learning_rates[step]:g}"
         )
     if plan.sizes:
         size = plan.image_size(step)

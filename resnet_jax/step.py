@@ -201,18 +201,23 @@ def epoch_order(seed, epoch, examples: int):
 
 
 def make_train_call(
-    train_step: Callable, batches: Callable, axis_name: str | None
+    build_step: Callable, batches: Callable, axis_name: str | None
 ) -> Callable:
-    """Builds `train_call(state, sums, images, labels, positions, seed, stop)`.
+    """Builds `train_call(state, sums, images, labels, positions, seed, stop, rates)`.
 
     It makes the updates until step `stop`, on the batches that the result of
-    `batches(images, labels, positions, seed, first)` gives for each step. Returns the
-    new state, and `sums` with these steps' metrics added.
+    `batches(images, labels, positions, seed, first)` gives for each step, and with the
+    learning rates float32 [stop - first or more]. `build_step(schedule)` builds a
+    `train_step` with an Optax schedule. Returns the new state, and `sums` with these
+    steps' metrics added.
     """
 
-    def train_call(state: TrainState, sums, images, labels, positions, seed, stop):
-        draws_key = _keys(seed)[1]
-        batch = batches(images, labels, positions, seed, state.step)
+    def train_call(
+        state: TrainState, sums, images, labels, positions, seed, stop, rates
+    ):
+        draws_key, first = _keys(seed)[1], state.step
+        batch = batches(images, labels, positions, seed, first)
+        train_step = build_step(lambda step: rates[step - first])
 
         def update(step, carry):
             state, sums = carry
@@ -220,9 +225,9 @@ def make_train_call(
             state, metrics = train_step(state, batch(step), rng, axis_name=axis_name)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        # Seed and number of steps are not compile-time constants: one compilation
-        # serves all, and a step's bits do not depend on the length of its call.
-        return jax.lax.fori_loop(state.step, stop, update, (state, sums))
+        # Seed, learning rates and number of steps are not compile-time constants: one
+        # compilation serves all, and a step's bits do not depend on its call's length.
+        return jax.lax.fori_loop(first, stop, update, (state, sums))
 
     return train_call
 

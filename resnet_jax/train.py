@@ -90,7 +90,7 @@ def _run(
     preemption: Preemption,
     stack: contextlib.ExitStack,
 ) -> dict:
-    opened = opening.open_run(config, directory, stack)
+    opened = opening.open_run(config, directory, build, stack)
     trainer = Trainer(config, opened.dataset, build)
     made_by = _made_by(trainer, build)
     if opened.newest:
@@ -102,9 +102,7 @@ def _run(
             return opening.finished(config, directory, done, made_by)
         clock.add(opened.newest[1]["clock"])
     trainer.begin_compiling()  # while the state is made
-    state, step, changes = opening.begin(
-        config, directory, trainer, opened, made_by, build
-    )
+    state, step, changes = opening.begin(config, directory, trainer, opened, made_by)
     state = trainer.place(state)
     trainer.compile()
     clock.compiling += trainer.compile_seconds
@@ -217,7 +215,7 @@ def _loop(
             state, means = trainer.train(state, step, stop)
             clock.training += time.perf_counter() - start
         require_finite(means, step, stop, saver.saved_step)
-        recorder.train_row(stop, means, float(trainer.learning_rate(stop - 1)))
+        recorder.train_row(stop, means, float(trainer.learning_rates[stop - 1]))
         step = stop
 
 

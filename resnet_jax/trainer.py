@@ -36,7 +36,7 @@ class Trainer:
       parallel: the devices.
       net: the network.
       normalization: mean and scale that images are normalised by.
-      learning_rate: of each update, a function of the number of updates done.
+      learning_rates: float32 [updates], of each update of the run.
       compile_seconds: spent in compiling so far.
       programs: the compiled calls that train, by image size, after `compile`; none if
         no update is made.
@@ -65,13 +65,14 @@ class Trainer:
         )
         _check(config, dataset, self.parallel.device_count)
         self.net = build(config, dataset.num_classes)
-        self.learning_rate = optimizers.schedule(
+        schedule = optimizers.schedule(
             config.schedule,
             optimizers.peak_rate(config),
             self.plan.total_steps,
             self.plan.steps_per_epoch,
         )
-        self._tx = optimizers.optimizer(config.optimizer, self.learning_rate)
+        self.learning_rates = optimizers.rates(schedule, self.plan.total_steps)
+        self._tx = optimizers.optimizer(config.optimizer, schedule)
         self.normalization = normalization(config.augment, dataset.train.images)
         self.compile_seconds = 0.0
         self._begun: list[Program] | None = None
@@ -81,13 +82,13 @@ class Trainer:
         config, shape = self._config, self._dataset.image_shape
         ema = config.optimizer.ema > 0
         state = create_state(self.net, self._tx, config.seed, shape, ema)
-        freeze.check(config.optimizer, state.params)
         return models.unstack(state)
 
     def _blank_state(self) -> TrainState:
         """A state of zeros, in the form of `new_state`."""
         variables = models.zeros(self.net, self._dataset.image_shape)
         params, batch_stats = variables["params"], variables["batch_stats"]
+        freeze.check(self._config.optimizer, params)
         opt_state = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype),
             jax.eval_shape(self._tx.init, params),
@@ -132,22 +133,25 @@ class Trainer:
             batches = resident_batches(self.plan, config.augment.alternating_flip)
         self.programs = {}
         for size in (*self.plan.sizes, 0) if self.plan.total_steps else ():
-            train_step = make_train_step(
-                self.net,
-                self._tx,
-                config,
-                self.normalization,
-                size,
-                unmixed_from_step=self.plan.total_steps - plain_steps,
-            )
+
+            def build_step(schedule, size=size):
+                return make_train_step(
+                    self.net,
+                    optimizers.optimizer(config.optimizer, schedule),
+                    config,
+                    self.normalization,
+                    size,
+                    unmixed_from_step=self.plan.total_steps - plain_steps,
+                )
+
             self.programs[size] = parallel.compile(
-                make_train_call(train_step, batches, parallel.axis_name),
+                make_train_call(build_step, batches, parallel.axis_name),
                 state,
                 self._no_sums,
                 *self._feed.empty_block(),
                 self._positions,
                 self._seed,
-                parallel.replicate(np.int32(1)),
+                *self._until(0, 1),
                 donated=(0,),
             )
         self._evaluators = {
@@ -213,11 +217,10 @@ class Trainer:
         `state` is donated. Returns the new one, and the means of the steps' metrics.
         """
         call = self.programs[self.plan.image_size(start)]
-        place = self.parallel.replicate
         end, sums, before = self.plan.total_steps, self._no_sums, None
-        for _, last, *block in self._feed.blocks(start, stop, end):
-            last = place(np.int32(last))
-            state, sums = call(state, sums, *block, self._positions, self._seed, last)
+        for first, last, *block in self._feed.blocks(start, stop, end):
+            until = self._until(first, last)
+            state, sums = call(state, sums, *block, self._positions, self._seed, *until)
             # The host is one block ahead, so that few wait in memory.
             jax.block_until_ready(before)
             before = sums
@@ -225,6 +228,12 @@ class Trainer:
         return state, {
             name: float(total) / (stop - start) for name, total in sums.items()
         }
+
+    def _until(self, first: int, last: int) -> tuple[jax.Array, jax.Array]:
+        """What tells a call its end and the learning rates of its updates."""
+        rates = np.zeros(self.plan.steps_per_call, np.float32)
+        rates[: last - first] = self.learning_rates[first:last]
+        return self.parallel.replicate(np.int32(last)), self.parallel.replicate(rates)
 
     def evaluate(
         self,

@@ -11,6 +11,7 @@ import pytest
 from configs import digits
 from resnet_jax import (
     UserError,
+    compilation,
     config,
     data,
     finetune,
@@ -109,7 +110,8 @@ def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
     assert "expects images divided by" not in told
     state = TrainState(np.int32(0), **found.variables, opt_state=optax.EmptyState())
     source, names = str(tmp_path / "a.safetensors"), tuple("0123456789")
-    finetune.begin_with(source, state, names, chosen.model, scale=np.ones(1))
+    read = finetune.read(source)
+    finetune.begin_with(read, source, state, names, chosen.model, scale=np.ones(1))
     assert f"{source} expects images divided by 0." in capsys.readouterr().out
     after = flat(tmp_path / "b")
     for path, array in flat(tmp_path / "a").items():
@@ -136,7 +138,8 @@ def begun_from(
     zeros = models.zeros(models.resnet(num_classes=len(names), **model), (8, 8, 1))
     state = TrainState(np.int32(0), **zeros, opt_state=optax.EmptyState(), ema=zeros)
     given = tuple(names), small().model, np.full(1, scale)
-    return finetune.begin_with(str(path), state, *given, **changes)
+    read = finetune.read(str(path))
+    return finetune.begin_with(read, str(path), state, *given, **changes)
 
 
 def test_averaged_weights_begin_with_them_too(network, tmp_path):
@@ -257,6 +260,22 @@ def test_a_pattern_fits_some_parameters(pattern, named, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "change", [{"init_from": "nowhere"}, {"optimizer": {"freeze": "layer1"}}]
+)
+def test_what_cannot_be_started_with_is_told_before_compiling(
+    change, tmp_path, monkeypatch
+):
+    """So that nobody waits for a sentence, with all cores busy."""
+    programs = []
+    monkeypatch.setattr(compilation, "compile_program", programs.append)
+    chosen = small()
+    chosen.update(change)
+    with pytest.raises(UserError, match="no such file|matches no parameter"):
+        train.train_and_evaluate(chosen, tmp_path / "run")
+    assert not programs
+
+
 def test_frozen_layers_need_unrolled_blocks():
     chosen = small()
     chosen.optimizer.freeze = "^stage1"
@@ -273,7 +292,8 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path, monkeypatch)
 
     def begin_with(origin: str) -> None:
         names, model = tuple("0123456789"), small().model
-        finetune.begin_with(origin, state, names, model, scale=np.ones(1))
+        read = finetune.read(origin)
+        finetune.begin_with(read, origin, state, names, model, scale=np.ones(1))
 
     def sentence(name: str, content: bytes | None = None) -> str:
         if content is not None:

@@ -42,7 +42,7 @@ def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0)
 
     longest = int(np.diff([0, *ends]).max())
     plan = Plan(examples, batch_size, ends[-1], steps_per_call=longest)
-    call = quick_jit(make_train_call(count, resident_batches(plan), None))
+    call = quick_jit(make_train_call(lambda _: count, resident_batches(plan), None))
     numbers = jnp.arange(examples, dtype=jnp.int32)
     images = jnp.zeros((examples, 1, 1, 1), jnp.uint8)
     zeros = {"seen": jnp.zeros(examples, jnp.int32)}
@@ -50,7 +50,7 @@ def counting_run(examples: int, batch_size: int, ends: list[int], seed: int = 0)
     positions, counts = jnp.arange(batch_size, dtype=jnp.int32), []
     for end in ends:
         split = images, numbers, positions, np.uint32(seed)
-        state, _ = call(state, NO_SUMS, *split, jnp.int32(end))
+        state, _ = call(state, NO_SUMS, *split, jnp.int32(end), jnp.zeros(longest))
         counts.append(np.asarray(state.params["seen"]))
     return counts
 
@@ -79,12 +79,13 @@ def test_every_step_of_every_seed_has_a_key_of_its_own():
     split = jnp.zeros((8, 1, 1, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
     block = jnp.zeros((4, 6, 1, 1, 1), jnp.uint8), jnp.zeros((4, 6), jnp.int32)
     state = TrainState(jnp.int32(0), {"seen": jnp.zeros((6, 2), jnp.uint32)}, {}, ())
-    resident = quick_jit(make_train_call(keep, resident_batches(plan), None))
-    streamed = quick_jit(make_train_call(keep, streamed_batches, None))
+    resident = quick_jit(make_train_call(lambda _: keep, resident_batches(plan), None))
+    streamed = quick_jit(make_train_call(lambda _: keep, streamed_batches, None))
     places, end, found = jnp.arange(4, dtype=jnp.int32), jnp.int32(6), []
     for seed in map(np.uint32, range(3)):
-        kept = resident(state, NO_SUMS, *split, places, seed, end)[0].params["seen"]
-        other = streamed(state, NO_SUMS, *block, places, seed, end)[0]
+        until = places, seed, end, jnp.zeros(6)
+        kept = resident(state, NO_SUMS, *split, *until)[0].params["seen"]
+        other = streamed(state, NO_SUMS, *block, *until)[0]
         np.testing.assert_array_equal(kept, other.params["seen"])
         found += [key.tobytes() for key in np.asarray(kept)]
     assert len(set(found)) == 18
@@ -427,7 +428,7 @@ def test_images_are_flipped_alternately():
 
     plan = Plan(examples, batch_size, 12, steps_per_call=12)
     batches = resident_batches(plan, alternating_flip=True)
-    call = quick_jit(make_train_call(count, batches, None))
+    call = quick_jit(make_train_call(lambda _: count, batches, None))
     numbers = jnp.arange(examples, dtype=jnp.int32)
     split = jnp.zeros((examples, 1, 1, 1), jnp.uint8), numbers
     zeros = {"seen": jnp.zeros(examples, jnp.int32)}
@@ -435,7 +436,8 @@ def test_images_are_flipped_alternately():
     flips = [np.zeros(examples, int)]
     for end in (3, 6, 9, 12):
         positions = jnp.arange(batch_size, dtype=jnp.int32)
-        state, _ = call(state, NO_SUMS, *split, positions, np.uint32(0), jnp.int32(end))
+        until = np.uint32(0), jnp.int32(end), jnp.zeros(12)
+        state, _ = call(state, NO_SUMS, *split, positions, *until)
         flips.append(np.asarray(state.params["seen"]))
     first, second, third, fourth = np.diff(flips, axis=0)
     assert 0 < first.sum() < examples

@@ -92,7 +92,7 @@ def test_linear_rule_is_in_the_updates_and_in_the_banner(capsys):
     config = digits_config(**{"optimizer.linear_rate_batch": 16})
     dataset = data.load(config.dataset)
     trainer = Trainer(config, dataset)
-    assert float(trainer.learning_rate(0)) == pytest.approx(0.4)
+    assert trainer.learning_rates[0] == pytest.approx(0.4)
     results.print_start(config, dataset, trainer, [], None)
     told = capsys.readouterr().out
     assert "sgd with Nesterov momentum, " in told

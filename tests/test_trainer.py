@@ -59,7 +59,7 @@ def crossings(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_a_call_copies_one_number_in_and_three_out(trained, crossings):
+def test_a_call_copies_its_end_and_rates_in_and_three_numbers_out(trained, crossings):
     trainer, train = trained
     train(3)  # the first call may build constants
     crossings.clear()
@@ -67,7 +67,8 @@ def test_a_call_copies_one_number_in_and_three_out(trained, crossings):
         means = train(3)
     pmapped = trainer.parallel.mode == "pmap"  # where each device has a copy
     copies = trainer.parallel.device_count if pmapped else 1
-    assert crossings == [4 * copies, 3 * 4]
+    rates = trainer.plan.steps_per_call
+    assert crossings == [4 * copies, 4 * rates * copies, 3 * 4]
     assert np.isfinite(list(means.values())).all()
 
 
@@ -82,8 +83,8 @@ def test_the_guard_would_see_a_copy():
         add(x, np.float32(1))
 
 
-def test_all_seeds_share_one_program(monkeypatch):
-    """So that those after the first find it in the compilation cache."""
+def test_seeds_rates_and_lengths_share_one_program(monkeypatch):
+    """So that runs after the first find it in the compilation cache."""
     programs = []
 
     def record(lowered, options):
@@ -91,13 +92,18 @@ def test_all_seeds_share_one_program(monkeypatch):
         return lambda *args: None
 
     monkeypatch.setattr(compilation, "_compile", record)
-    for seed in (0, 1):
+    for change in (
+        {"seed": 1},
+        {"epochs": 7, "schedule": {"name": "onecycle"}},
+        {"optimizer": {"learning_rate": 0.3}, "schedule": {"warmup_epochs": 0}},
+    ):
         config = common.get_config("smoke", version=1, depth=8)
-        config.update(seed=seed)
+        config.update(change)
         trainer = Trainer(config, data.load(config.dataset))
         trainer.compile()
-    assert len(programs) == 4
-    assert sorted(programs[:2]) == sorted(programs[2:])
+    assert len(programs) == 6
+    first, second, third = (sorted(programs[n : n + 2]) for n in (0, 2, 4))
+    assert first == second == third
 
 
 def losses(batch_size: int, **changes) -> list[float]:
