@@ -271,7 +271,7 @@ def test_what_cannot_be_started_with_is_told_before_compiling(
     monkeypatch.setattr(compilation, "compile_program", programs.append)
     chosen = small()
     chosen.update(change)
-    with pytest.raises(UserError, match="no such file|matches no parameter"):
+    with pytest.raises(UserError, match=r"no such file|matches no parameter"):
         train.train_and_evaluate(chosen, tmp_path / "run")
     assert not programs
 

@@ -151,6 +151,28 @@ def test_each_step_has_images_of_its_size(stream, quick_training):
     assert kinds(found) == [0, 1, 2, 2, 0, 0, 0, 2]
 
 
+def test_each_update_has_its_learning_rate(quick_training):
+    """The first two of four have one that is not 0, wherever calls end."""
+    config = digits_config(steps=4, steps_per_call=3, batch_size=16)
+    config.dataset.train_split = "train[:16]"
+    config.optimizer.update(momentum=0.0, weight_decay=0.0)
+    config.schedule.update(name="step", boundaries=(0.5,), factors=(0.0,))
+    trainer = Trainer(config, data.load(config.dataset))
+    trainer.compile()
+
+    def kernels(*ends: int) -> list[bytes]:
+        state, step, found = trainer.place(trainer.new_state()), 0, []
+        for end in ends:
+            state, _ = trainer.train(state, step, end)
+            found.append(trainer.fetch(state).params["stem_conv"]["kernel"].tobytes())
+            step = end
+        return found
+
+    first, *rest = kernels(1, 2, 3, 4)
+    assert first not in rest
+    assert len({*rest, *kernels(3, 4)}) == 1
+
+
 def test_the_last_epochs_are_plain(quick_training):
     """One and a half, of two steps each."""
     mixing = {"augment.mixup": 1.0, "augment.plain_epochs": 1.5}
