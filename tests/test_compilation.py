@@ -9,6 +9,7 @@ import pytest
 from configs import digits
 from resnet_jax import compilation, models, train
 from resnet_jax.parallel import Parallel
+from tests.quick import random_variables
 
 
 def test_options_that_jaxlib_does_not_know_are_left_out_with_a_note(
@@ -59,7 +60,7 @@ def test_bfloat16_trains_and_evaluates(tmp_path, pixels):
 @pytest.mark.parametrize("depth", [8, 20])
 def test_bfloat16_networks_have_finite_logits_under_jit(depth):
     net = models.resnet(1, depth, 10, dtype=jnp.bfloat16)
-    variables = models.initialize(net, jax.random.key(0), (32, 32, 3))
+    variables = random_variables(net, (32, 32, 3))
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
     half, full = (
         jax.jit(each.apply)(variables, images)

@@ -25,6 +25,7 @@ from resnet_jax import (
     weights,
 )
 from resnet_jax.weights import Weights
+from tests.quick import random_variables
 
 torch = pytest.importorskip("torch")
 
@@ -259,8 +260,8 @@ def test_names_are_the_repositories(tmp_path):
     }
     kinds = {"akamaster": "shortcut", "chenyaofo": "downsample"}
     for shortcut in "AB":
-        variables = models.initialize(
-            models.resnet(1, 8, 10, shortcut=shortcut), jax.random.key(0), (8, 8, 3)
+        variables = random_variables(
+            models.resnet(1, 8, 10, shortcut=shortcut), (8, 8, 3)
         )
         model = {"version": 1, "depth": 8, "shortcut": shortcut}
         content = weights.to_bytes(Weights(model, variables))
@@ -312,7 +313,7 @@ def test_a_wrong_conversion_is_told_and_not_written(tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize("largest", [0.5, 20.0])
 def test_the_tolerance_is_a_ten_thousandth_of_the_largest_logit_above_one(largest):
     net = models.resnet(1, 8, 10, width=1)
-    variables = models.initialize(net, jax.random.key(0), (8, 8, 3))
+    variables = random_variables(net, (8, 8, 3))
     logits = np.linspace(-largest / 2, largest, 10, dtype=np.float32)
     classifier = variables["params"]["classifier"]
     classifier.update(kernel=0 * classifier["kernel"], bias=logits)
@@ -411,7 +412,7 @@ def test_from_the_keras_example(version, n, tmp_path, capsys, monkeypatch):
 
 def test_a_file_says_what_it_is_and_is_the_same_each_time(tmp_path):
     net = models.resnet(1, 8, 3, width=4)
-    variables = models.initialize(net, jax.random.key(0), (8, 8, 1))
+    variables = random_variables(net, (8, 8, 1))
     found = Weights({"version": 1, "depth": 8, "width": 4}, variables)
     content = weights.to_bytes(found)
     assert all(weights.to_bytes(found) == content for _ in range(5))
@@ -493,9 +494,7 @@ def test_bad_use_is_a_sentence(tmp_path, capsys):
     check("goes with .safetensors", theirs(), "--out=x.pt", "--naming=resnet_jax")
     check("only shortcuts B", theirs(), out, "--naming=chenyaofo")
     plain = {"version": 1, "depth": 8, "residual": False}
-    variables = models.initialize(
-        models.resnet(1, 8, 10, residual=False), jax.random.key(0), (8, 8, 3)
-    )
+    variables = random_variables(models.resnet(1, 8, 10, residual=False), (8, 8, 3))
     content = weights.to_bytes(Weights(plain, variables))
     (tmp_path / "plain.safetensors").write_bytes(content)
     check("without shortcuts", f"--source={tmp_path}/plain.safetensors", "--out=x.pt")

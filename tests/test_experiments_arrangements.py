@@ -10,7 +10,7 @@ from experiments import arrangements
 from experiments.arrangements import of_order, of_shortcut
 from resnet_jax import cost, models, trained
 from resnet_jax.config import build_network
-from tests.quick import quick_jit
+from tests.quick import quick_jit, random_variables
 
 
 def drawn(net):
@@ -21,7 +21,12 @@ def drawn(net):
         lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) ** 2,
         variables,
     )
-    return variables, jnp.asarray(rng.standard_normal((4, 8, 8, 1)), jnp.float32)
+    return variables, images()
+
+
+def images():
+    rng = np.random.default_rng(1)
+    return jnp.asarray(rng.standard_normal((4, 8, 8, 1)), jnp.float32)
 
 
 @pytest.mark.slow
@@ -36,11 +41,11 @@ def test_the_orders_of_the_standard_blocks_give_their_logits(
     net = models.resnet(version, depth, 10, width=4, activation=activation)
     order = "original" if activation == "post" else "full pre-activation"
     ours = of_order(net, order).clone(activation=activation)
-    variables, images = drawn(net)
+    variables = random_variables(net, (8, 8, 1))
 
     def logits(net):
         apply = partial(net.apply, train=train, mutable="batch_stats")
-        return quick_jit(apply)(variables, images)[0]
+        return quick_jit(apply)(variables, images())[0]
 
     np.testing.assert_allclose(logits(ours), logits(net), rtol=1e-5, atol=1e-5)
 
@@ -52,9 +57,9 @@ def test_the_orders_of_the_standard_blocks_give_their_logits(
 def test_constant_shortcuts_of_1_and_0_are_the_standard_networks(kind, residual):
     net = models.resnet(1, 14, 10, width=4, residual=residual)
     ours = of_shortcut(models.resnet(1, 14, 10, width=4), arrangements.SHORTCUTS[kind])
-    variables, images = drawn(net)
+    variables = random_variables(net, (8, 8, 1))
     np.testing.assert_allclose(
-        *(quick_jit(each.apply)(variables, images) for each in (ours, net)), rtol=1e-5
+        *(quick_jit(each.apply)(variables, images()) for each in (ours, net)), rtol=1e-5
     )
 
 

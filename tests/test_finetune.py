@@ -323,7 +323,7 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path, monkeypatch)
         ({"version": 1, "depth": 8, "width": 8}, (8, 8, 3), "stem_conv/kernel"),
     ):
         other = models.resnet(num_classes=10, **model)
-        drawn = models.initialize(other, jax.random.key(0), shape)
+        drawn = random_variables(other, shape)
         content = weights.to_bytes(weights.Weights(model, drawn))
         error = sentence("x.safetensors", content)
         theirs = f"v1-{model['depth']}"

@@ -915,7 +915,7 @@ def apply(net, variables, images, **more):
 def test_stochastic_depth_is_drawn_in_training_alone(kind):
     depth = 8 if kind is V1 else 11
     net = build(kind, depth, stochastic_depth=0.5)
-    variables = models.initialize(net, jax.random.key(0), TINY)
+    variables = random_variables(net, dtype=np.float32)
     images = jax.random.normal(jax.random.key(1), (2, *TINY))
     np.testing.assert_array_equal(
         net.apply(variables, images), build(kind, depth).apply(variables, images)
@@ -931,7 +931,7 @@ def test_stochastic_depth_is_drawn_in_training_alone(kind):
 def test_scan_and_remat_draw_the_same_blocks(kind):
     net = build(kind, shallowest(kind), stochastic_depth=0.7)
     net = net.clone(blocks_per_stage=(3, 2, 2))
-    variables = models.initialize(net, jax.random.key(0), TINY)
+    variables = random_variables(net, dtype=np.float32)
     images = jax.random.normal(jax.random.key(1), (2, *TINY))
     loop = net.clone(scan=True, remat=True)
 
