@@ -214,6 +214,7 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, float]]:
         """Makes the updates from step `start` to `stop`: one call to the devices.
 
+        At most `plan.steps_per_call` of them; a run's calls end at `plan.call_end`.
         `state` is donated. Returns the new one, and the means of the steps' metrics.
         """
         call = self.programs[self.plan.image_size(start)]
