@@ -1,5 +1,6 @@
 """A run that begins with another's weights, some of them frozen."""
 
+import pickle
 import shutil
 
 import jax
@@ -138,7 +139,7 @@ def begun_from(
     zeros = models.zeros(models.resnet(num_classes=len(names), **model), (8, 8, 1))
     state = TrainState(np.int32(0), **zeros, opt_state=optax.EmptyState(), ema=zeros)
     given = tuple(names), small().model, np.full(1, scale)
-    read = finetune.read(str(path))
+    read = pickle.loads(pickle.dumps(finetune.read(str(path))))  # as others get it
     return finetune.begin_with(read, str(path), state, *given, **changes)
 
 
