@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, freeze, models, optimizers
@@ -121,7 +123,6 @@ class Trainer:
     def _begin(self) -> list[Program]:
         config, dataset, parallel = self._config, self._dataset, self.parallel
         state = self.place(self._blank_state())
-        plain_steps = config.augment.plain_epochs * self.plan.steps_per_epoch
         self._positions = parallel.shard(np.arange(config.batch_size, dtype=np.int32))
         self._seed = parallel.replicate(np.uint32(config.seed))
         self._no_sums = parallel.replicate(dict.fromkeys(METRICS, np.float32(0)))
@@ -133,17 +134,7 @@ class Trainer:
             batches = resident_batches(self.plan, config.augment.alternating_flip)
         self.programs = {}
         for size in (*self.plan.sizes, 0) if self.plan.total_steps else ():
-
-            def build_step(schedule, size=size):
-                return make_train_step(
-                    self.net,
-                    optimizers.optimizer(config.optimizer, schedule),
-                    config,
-                    self.normalization,
-                    size,
-                    unmixed_from_step=self.plan.total_steps - plain_steps,
-                )
-
+            build_step = partial(self._train_step, size)
             self.programs[size] = parallel.compile(
                 make_train_call(build_step, batches, parallel.axis_name),
                 state,
@@ -180,6 +171,18 @@ class Trainer:
             self._statistics = self._compile_statistics(state)
             programs.append(self._statistics)
         return programs
+
+    def _train_step(self, image_size: int, schedule: optax.Schedule) -> Callable:
+        config, plan = self._config, self.plan
+        plain_steps = config.augment.plain_epochs * plan.steps_per_epoch
+        return make_train_step(
+            self.net,
+            optimizers.optimizer(config.optimizer, schedule),
+            config,
+            self.normalization,
+            image_size,
+            unmixed_from_step=plan.total_steps - plain_steps,
+        )
 
     def _compile_statistics(self, state: TrainState) -> Program:
         config, parallel = self._config, self.parallel
@@ -234,7 +237,7 @@ class Trainer:
         """What tells a call its end and the learning rates of its updates."""
         rates = np.zeros(self.plan.steps_per_call, np.float32)
         rates[: last - first] = self.learning_rates[first:last]
-        return self.parallel.replicate(np.int32(last)), self.parallel.replicate(rates)
+        return self.parallel.replicate((np.int32(last), rates))
 
     def evaluate(
         self,
