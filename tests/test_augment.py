@@ -39,17 +39,17 @@ def random_images(count, size, channels, seed=0):
     return np.random.default_rng(seed).uniform(0.1, 1, shape).astype(np.float32)
 
 
-def run(config, images, seed=0, step=0, positions=None):
+def run(config, images, seed=0, step=0, positions=None, mirrored=None, size=0):
     key = jax.random.fold_in(jax.random.key(seed), step)
     if positions is None:
         positions = np.arange(len(images), dtype=np.int32)
-    function = compiled(tuple(sorted(config.items())))
-    return np.asarray(function(images, key, jnp.asarray(positions)))
+    function = compiled(tuple(sorted(config.items())), size)
+    return np.asarray(function(images, key, jnp.asarray(positions), mirrored))
 
 
 @functools.cache
-def compiled(items):
-    return quick_jit(functools.partial(augment, ConfigDict(dict(items))))
+def compiled(items, size):
+    return quick_jit(functools.partial(augment, ConfigDict(dict(items)), size=size))
 
 
 def all_crops(image, pad, flips):
@@ -103,7 +103,7 @@ def test_offsets_and_flips_are_all_as_likely(size, vary):
         one = jax.vmap(
             lambda key: augment(config, jnp.asarray(image), key, jnp.zeros(1, int))[0]
         )
-        results = np.asarray(jax.jit(one)(keys))
+        results = np.asarray(quick_jit(one)(keys))
     drawn = [crops[result.tobytes()] for result in results]
     counts = [drawn.count(choice) for choice in crops.values()]
     assert min(counts) > 0
@@ -450,19 +450,17 @@ def test_alternating_flip_shows_both_ways_in_two_epochs():
 
 
 def test_given_flips_are_made():
-    images, key = jnp.asarray(random_images(6, 8, 3)), jax.random.key(0)
-    mirrored = jnp.array([True, False, False, True, True, False])
-    results = augment(settings(flip=True), images, key, jnp.arange(6), mirrored)
+    images = random_images(6, 8, 3)
+    mirrored = np.array([True, False, False, True, True, False])
+    results = run(settings(flip=True), images, mirrored=mirrored)
     expected = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     np.testing.assert_array_equal(results, expected)
 
 
 @pytest.mark.parametrize(("size", "smaller"), [(32, 16), (32, 24), (28, 11)])
 def test_smaller_images_are_pillows_means_over_areas(size, smaller):
-    images, key = random_images(4, size, 3), jax.random.key(0)
-    results = augment(
-        settings(), jnp.asarray(images), key, jnp.arange(4), None, smaller
-    )
+    images = random_images(4, size, 3)
+    results = run(settings(), images, size=smaller)
     for image, result in zip(images, results, strict=True):
         channels = [
             Image.fromarray(channel).resize((smaller, smaller), Image.Resampling.BOX)
@@ -477,12 +475,9 @@ def test_smaller_images_are_pillows_means_over_areas(size, smaller):
 
 
 def test_crops_of_smaller_images_are_means_over_crops():
-    images = jnp.asarray(random_images(16, 32, 3))
-    config = settings(crop=0.125, flip=True)
-    key, places = jax.random.key(5), jnp.arange(16)
-    whole = augment(config, images, key, places)
-    expected = np.asarray(whole).reshape(16, 16, 2, 16, 2, 3).mean((2, 4))
-    results = augment(config, images, key, places, None, 16)
+    images, config = random_images(16, 32, 3), settings(crop=0.125, flip=True)
+    expected = run(config, images).reshape(16, 16, 2, 16, 2, 3).mean((2, 4))
+    results = run(config, images, size=16)
     np.testing.assert_allclose(results, expected, atol=1e-5)
 
 
@@ -511,8 +506,7 @@ def test_smaller_parts_of_images_are_means_or_between_two_pixels(size, smallest)
     images = random_images(24, 24, 3)
     found, _ = boxes(24, 24, smallest, flip=False)
     config = settings(random_resized_crop=smallest)
-    key, places = jax.random.fold_in(jax.random.key(0), 0), jnp.arange(24)
-    results = augment(config, jnp.asarray(images), key, places, None, size)
+    results = run(config, images, size=size)
     for image, (left, top, right, bottom), result in zip(
         images, found, results, strict=True
     ):
@@ -525,8 +519,7 @@ def test_smaller_images_that_were_shifted_repeat_the_border(size):
     images = random_images(24, 24, 3)
     config = settings(shift=0.3)
     rows, columns, _ = keras_draws(config, 24, 24)
-    key, places = jax.random.fold_in(jax.random.key(0), 0), jnp.arange(24)
-    results = augment(config, jnp.asarray(images), key, places, None, size)
+    results = run(config, images, size=size)
     for image, row, column, result in zip(images, rows, columns, results, strict=True):
         low, high = (row, column), (row + 24, column + 24)
         expected = means_over_windows(image, low, high, size)
@@ -535,8 +528,7 @@ def test_smaller_images_that_were_shifted_repeat_the_border(size):
 
 def test_smaller_images_keep_their_aspect():
     images = np.random.default_rng(0).uniform(size=(4, 28, 40, 1)).astype(np.float32)
-    key, places = jax.random.key(0), jnp.arange(4)
-    results = augment(settings(), jnp.asarray(images), key, places, None, 14)
+    results = run(settings(), images, size=14)
     expected = images.reshape(4, 14, 2, 20, 2, 1).mean((2, 4))
     np.testing.assert_allclose(results, expected, atol=1e-6)
 
@@ -544,7 +536,7 @@ def test_smaller_images_keep_their_aspect():
 def mixed(config, images, keys, plain=False):
     targets = jnp.eye(len(images))
     function = jax.vmap(lambda key: mix(config, images, targets, key, jnp.array(plain)))
-    return map(np.asarray, jax.jit(function)(keys))
+    return map(np.asarray, quick_jit(function)(keys))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])

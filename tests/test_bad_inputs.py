@@ -12,6 +12,7 @@ import pytest
 
 from resnet_jax import command_line, evaluate, main, summary
 from resnet_jax.data import archive, prepare
+from resnet_jax.train import train_and_evaluate
 from resnet_jax.trainer import Trainer
 from tests.data.conftest import Tiny
 from tests.quick import quick_training
@@ -27,7 +28,7 @@ def changes(text: str) -> list[str]:
 
 
 # What `run` was trained with, and what would train on the set in `sets`.
-SMALL = [DIGITS, *changes("model.version=1 model.depth=8 model.width=8 steps=2")]
+SMALL = [DIGITS, *changes("model.version=1 model.depth=8 model.width=4 steps=2")]
 CIFAR = [V1_20, *changes("model.depth=8 batch_size=8 dataset.data_dir=sets"), NEW]
 SET = "sets/cifar10/3.0.2"
 TRAIN_FILE = f"{SET}/cifar10-train.array_record-00000-of-00001"
@@ -39,7 +40,8 @@ def world(tmp_path_factory):
     """A finished run, a prepared set of 40 and 10 images, and files of other kinds."""
     world = tmp_path_factory.mktemp("world")
     argv = ["main", *SMALL, f"--workdir={world / 'run'}"]
-    with quick_training():
+    with pytest.MonkeyPatch.context() as patch, quick_training():
+        patch.setattr(main, "run", train_and_evaluate)  # without its report
         assert command_line.call(main.main, argv) == 0
     with pytest.MonkeyPatch.context() as patch:
         temporary = tmp_path_factory.mktemp("tmp")  # TFDS leaves directories in it
@@ -486,7 +488,7 @@ COMMANDS = {
         "--config.seed=1",
         "--config.model.width=16",
         "--workdir=run",
-        named=["model.width 8 -> 16; seed 0 -> 1", "give another --workdir"],
+        named=["model.width 4 -> 16; seed 0 -> 1", "give another --workdir"],
     ),
     "workdir of a longer run": train(
         *SMALL,

@@ -30,7 +30,6 @@ from tests.quick import random_variables
 torch = pytest.importorskip("torch")
 
 from experiments.peers import torch_peer  # noqa: E402
-from experiments.peers.prepare import start_weights  # noqa: E402
 from tests import torch_networks as nets  # noqa: E402
 
 torch.set_num_threads(1)
@@ -231,7 +230,7 @@ def test_to_pytorch(network, tmp_path):
 @pytest.mark.parametrize(("version", "depth"), [(1, 8), (2, 11)])
 def test_files_fit_the_class_that_the_docs_name(version, depth, tmp_path):
     net = models.resnet(version, depth, 10)
-    variables = start_weights(net, (32, 32, 3))
+    variables = random_variables(net, (32, 32, 3))
     ours = Weights({"version": version, "depth": depth}, variables)
     (tmp_path / "ours.safetensors").write_bytes(weights.to_bytes(ours))
     argv = f"--source={tmp_path}/ours.safetensors", f"--out={tmp_path}/theirs.pt"

@@ -121,6 +121,7 @@ def test_a_run_is_measured(tiny, quick_training):
     assert "diverged" not in found
 
 
+@pytest.mark.slow
 def test_the_table_and_the_figure_come_from_stored_cells(tiny, tmp_path, monkeypatch):
     measured = []
 

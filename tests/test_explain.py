@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
 from resnet_jax import attribution, command_line, data, explain, train, trained
 from resnet_jax.augment import normalize
+from tests.test_train import digits_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, quick_trainings):
     """A run that has learned, and three test images as files beside it."""
-    config = digits.get_config()
-    config.model.update(version=1, depth=8, width=8)
-    config.update(epochs=4)
+    config = digits_config(steps=0, epochs=4)
     root = tmp_path_factory.mktemp("explain")
     train.train_and_evaluate(config, root / "run")
     dataset = data.load(config.dataset)

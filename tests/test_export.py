@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
 from resnet_jax import command_line, data, export, train, trained, weights
 from resnet_jax.augment import normalize
+from tests.test_train import digits_config
 
 pytestmark = pytest.mark.slow  # the network is trained and exported first
 
@@ -33,10 +33,7 @@ images = numpy.load("images.npy")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, quick_trainings):
     """A run's directory, its summary, and the test images and labels."""
-    config = digits.get_config()
-    config.model.update(version=1, depth=8, width=4)
-    config.update(steps=60)
-    config.optimizer.weight_decay = 5e-4
+    config = digits_config(steps=60, **{"optimizer.learning_rate": 0.05})
     directory = tmp_path_factory.mktemp("export") / "run"
     summary = train.train_and_evaluate(config, directory)
     return directory, summary, data.load(config.dataset).eval
@@ -137,7 +134,7 @@ def test_card_says_what_was_measured(run, exported):
     assert "# v1-8 trained on digits" in card
     assert f"| {summary['test_accuracy']:.2%} of 360 images" in card
     assert f"| parameters | {summary['params']:,} |" in card
-    assert "optimizer.weight_decay 0.0001 -> 0.0005" in card
+    assert "optimizer.learning_rate 0.1 -> 0.05" in card
     assert "zipfile.ZipFile('model.zip')" in card
     assert "resnet_jax.convert --source=model.safetensors --out=model.pt\n" in card
 

@@ -35,7 +35,7 @@ FROZEN = "^stem|^stage1|^stage2_block1/(conv1|bn1)"
 def small(**changes):
     """A config of v1-8 on digits; for 40 steps."""
     chosen = digits.get_config()
-    chosen.model.update(version=1, depth=8, width=8)
+    chosen.model.update(version=1, depth=8, width=4)
     chosen.update(steps=40, **changes)
     chosen.checkpoint.every = 1
     return chosen
@@ -123,7 +123,7 @@ def test_own_safetensors_and_a_kept_classifier(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def network():
     """v1-8, its variables and 32 digits, normalised as `step` does."""
-    net = models.resnet(1, 8, 10, width=8)
+    net = models.resnet(1, 8, 10, width=4)
     variables = random_variables(net, (8, 8, 1))
     split = data.load(digits.get_config().dataset).eval
     return net, variables, data.Split(split.images[:32], split.labels[:32])
@@ -133,7 +133,7 @@ def begun_from(
     network, tmp_path, names="0123456789", scale=1.0, inputs=None, **changes
 ):
     """What a state of zeros becomes by a file of the network, and the sentence."""
-    model = {"version": 1, "depth": 8, "width": 8}
+    model = {"version": 1, "depth": 8, "width": 4}
     path = tmp_path / "a.safetensors"
     path.write_bytes(weights.to_bytes(weights.Weights(model, network[1], inputs)))
     zeros = models.zeros(models.resnet(num_classes=len(names), **model), (8, 8, 1))
@@ -316,12 +316,12 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path, monkeypatch)
         begin_with("~/x.safetensors")
     for model, shape, named in (
         (
-            {"version": 1, "depth": 8, "width": 4},
+            {"version": 1, "depth": 8, "width": 8},
             (8, 8, 1),
-            "(4,) there and (8,) here",
+            "(8,) there and (4,) here",
         ),
-        ({"version": 1, "depth": 14, "width": 8}, (8, 8, 1), "none here"),
-        ({"version": 1, "depth": 8, "width": 8}, (8, 8, 3), "stem_conv/kernel"),
+        ({"version": 1, "depth": 14, "width": 4}, (8, 8, 1), "none here"),
+        ({"version": 1, "depth": 8, "width": 4}, (8, 8, 3), "stem_conv/kernel"),
     ):
         other = models.resnet(num_classes=10, **model)
         drawn = random_variables(other, shape)
@@ -330,7 +330,7 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path, monkeypatch)
         theirs = f"v1-{model['depth']}"
         assert f"another network ({theirs}) than config.model (v1-8)" in error
         assert named in error
-    model = {"version": 1, "depth": 8, "width": 8, "residual": False}
+    model = {"version": 1, "depth": 8, "width": 4, "residual": False}
     plain = weights.Weights(model, variables)
     error = sentence("x.safetensors", weights.to_bytes(plain))
     assert "without shortcuts: set config.model.residual to False" in error

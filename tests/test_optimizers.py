@@ -461,9 +461,8 @@ def test_kernels_that_begin_as_zero_move_under_lars():
     """As those of `zero_init`, whose norm is no scale."""
     params = {"conv": {"kernel": np.zeros((3, 3, 2, 2), np.float32)}}
     gradient = jax.tree.map(np.ones_like, params)
-    tx = optimizers.optimizer(settings("lars"), optax.constant_schedule(0.1))
-    update, _ = tx.update(gradient, tx.init(params), params)
-    assert (update["conv"]["kernel"] < 0).all()
+    (after,) = trained(settings("lars"), params, [gradient])
+    assert (after["conv"]["kernel"] < 0).all()
 
 
 def test_kernels_without_a_gradient_stay_under_lars():
@@ -477,9 +476,7 @@ def test_frozen_parameters_keep_every_bit():
     params, gradient = random_tree(0), random_tree(1)
     params["conv"]["bias"][:] = -0.0
     config = settings(freeze="^conv", weight_decay=0.1)
-    tx = optimizers.optimizer(config, optax.constant_schedule(0.1))
-    update, _ = tx.update(gradient, tx.init(params), params)
-    after = optax.apply_updates(params, update)
+    (after,) = trained(config, params, [gradient])
     for name, leaf in params["conv"].items():
         assert np.asarray(after["conv"][name]).tobytes() == leaf.tobytes()
     assert (after["classifier"]["bias"] != params["classifier"]["bias"]).all()
@@ -490,14 +487,12 @@ def test_biases_of_batch_norm_are_all_found(version):
     net = models.resnet(version, 20, 10, shortcut="B")
     params = models.zeros(net, (8, 8, 1))["params"]
     gradient = jax.tree.map(np.ones_like, params)
-    tx = optimizers.optimizer(
-        settings(bn_bias_factor=3.0, momentum=0.0), optax.constant_schedule(1.0)
-    )
-    updates, _ = tx.update(gradient, tx.init(params), params)
-    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+    config = settings(bn_bias_factor=3.0, momentum=0.0)
+    (after,) = trained(config, params, [gradient], rates=[1.0])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after):
         module, name = path[-2].key, path[-1].key
         of_norm = name == "bias" and module != "classifier"
-        assert (update == (-3 if of_norm else -1)).all(), path
+        assert (leaf == (-3 if of_norm else -1)).all(), path
 
 
 @pytest.mark.parametrize("decay", ["coupled", "decoupled"])
@@ -509,7 +504,7 @@ def test_biases_of_batch_norm_have_a_rate_but_no_decay_of_their_own(decay, facto
         config = settings(nesterov=True, weight_decay=weight_decay, decay=decay)
         config.bn_bias_factor = factor
         tx = optimizers.optimizer(config, optax.constant_schedule(0.1))
-        return tx.update(gradient, tx.init(params), params)[0]
+        return quick_jit(tx.update)(gradient, tx.init(params), params)[0]
 
     expected, plain = update(1e-2, 1.0), update(0.0, 1.0)["bn"]["bias"]
     change = expected["bn"]["bias"] - plain if factor else 0

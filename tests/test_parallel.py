@@ -110,6 +110,7 @@ def test_number_of_devices_hardly_matters_in_float32():
         np.testing.assert_allclose(losses, other_losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_augmented_batch_does_not_depend_on_the_devices():
     images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
     config = common.get_config("paper", version=1, depth=20).augment
@@ -208,6 +209,7 @@ def test_pmap_normalises_apart():
     assert run.evaluate(placed, every_split=True)["test_examples"] == 360
 
 
+@pytest.mark.slow
 def test_compiled_call_serves_every_length():
     _, _, run = train(devices=2)
     state, one_by_one = run.place(run.new_state()), []

@@ -16,7 +16,7 @@ from tests.test_train import digits_config
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, quick_trainings):
     """A run's directory, and the test images as files `<number>.png` beside it."""
-    config = digits_config(steps=60, **{"model.width": 4})
+    config = digits_config(steps=60)
     root = tmp_path_factory.mktemp("predict")
     train.train_and_evaluate(config, root / "run")
     dataset = data.load(config.dataset)

@@ -26,7 +26,7 @@ DIGITS = [
 
 
 def small(**changes):
-    return digits_config(**{"model.width": 4, "steps": 4} | changes)
+    return digits_config(**{"steps": 4} | changes)
 
 
 def names(directory: Path) -> set[str]:

@@ -23,7 +23,7 @@ from resnet_jax.step import (
     resident_batches,
     streamed_batches,
 )
-from tests.quick import quick_jit
+from tests.quick import quick_jit, random_variables
 
 NO_SUMS = dict.fromkeys(METRICS, np.float32(0))
 
@@ -91,6 +91,7 @@ def test_every_step_of_every_seed_has_a_key_of_its_own():
     assert len(set(found)) == 18
 
 
+@pytest.mark.slow
 def test_examples_mixing_and_the_network_draw_from_keys_of_their_own(
     setting, monkeypatch
 ):
@@ -168,7 +169,8 @@ def setting():
     config.augment.update(crop=0.0, flip=False)
     dataset = data.load(config.dataset)
     net = models.resnet(1, 8, 10)
-    variables = models.initialize(net, jax.random.key(0), dataset.image_shape)
+    variables = random_variables(net, dataset.image_shape)
+    variables = jax.tree.map(jnp.asarray, variables)
     images, labels = (jnp.asarray(x[:32]) for x in dataset.train)
     batch = Batch(images, labels, jnp.arange(32))
     return config, net, variables, batch, statistics("mean", dataset.train.images)
@@ -306,7 +308,7 @@ def test_statistics_of_averaged_weights_are_means_over_plain_batches(
     train = data.load(config.dataset).train
     plan = Plan.of(config, len(train.labels))
     net = build_network(config, 10)
-    variables = models.initialize(net, jax.random.key(2), (8, 8, 1))
+    variables = random_variables(net, (8, 8, 1))
     given = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
     call = make_statistics_call(net, plan, config, normalization, None)
     positions = jnp.arange(plan.batch_size)
@@ -335,7 +337,7 @@ def statistics_of_two_devices(setting, freeze="", axis_name=None, **changes):
     train = data.load(config.dataset).train
     split = data.Split(*(jnp.asarray(array[:64]) for array in train))
     net = models.resnet(1, 8, 10, width=2, **changes)
-    variables = models.initialize(net, jax.random.key(2), (8, 8, 1))
+    variables = random_variables(net, (8, 8, 1))
     given = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
     call = make_statistics_call(
         net, Plan(64, 32, 2, steps_per_call=2), config, normalization, axis_name
@@ -346,6 +348,7 @@ def statistics_of_two_devices(setting, freeze="", axis_name=None, **changes):
     return found, given
 
 
+@pytest.mark.slow
 def test_statistics_of_averaged_weights_are_means_over_devices(setting):
     apart, _ = statistics_of_two_devices(setting)
     together, _ = statistics_of_two_devices(setting, axis_name="devices")

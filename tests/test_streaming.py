@@ -57,9 +57,7 @@ def test_images_that_come_from_another_process_are_read_here_if_the_same():
 def test_streaming_gives_the_losses_of_training_in_memory(
     tmp_path, mode, normalization
 ):
-    config = digits_config(
-        **{"parallel": mode, "model.width": 4, "augment.normalization": normalization}
-    )
+    config = digits_config(**{"parallel": mode, "augment.normalization": normalization})
     config.dataset.update(train_split="train[:400]", eval_split="test[:100]")
     train.train_and_evaluate(config, tmp_path / "memory")
     train.train_and_evaluate(streamed(config), tmp_path / "stream")
@@ -74,7 +72,7 @@ def test_streaming_gives_the_losses_of_training_in_memory(
 @pytest.mark.slow
 def test_stopping_half_way_changes_no_bit_of_a_streamed_run(tmp_path):
     """At step 8, in the second epoch of 6.25 batches."""
-    config = streamed(digits_config(**{"model.width": 4}))
+    config = streamed(digits_config())
     config.dataset.update(train_split="train[:400]", eval_split="test[:100]")
     train.train_and_evaluate(config, tmp_path / "straight")
     half = config.copy_and_resolve_references()
@@ -98,7 +96,7 @@ def test_streamed_images_are_indexed_as_an_array():
 
 @pytest.mark.slow
 def test_report_of_a_streamed_run(tmp_path, quick_training):
-    config = streamed(digits_config(steps=4, **{"model.width": 4}))
+    config = streamed(digits_config(steps=4))
     config.dataset.update(train_split="train[:400]", eval_split="test[:100]")
     train.train_and_evaluate(config, tmp_path)
     report.update(tmp_path)
@@ -268,6 +266,7 @@ def test_resnet_18_trains_on_large_photographs_on_both_paths(
     assert "kind7" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_picture_that_goes_away_ends_training_in_a_sentence(photographs, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(photographs, root)

@@ -23,12 +23,11 @@ from resnet_jax.trainer import Trainer
 from tests.quick import ENVIRONMENT, one_device
 
 ROOT = Path(__file__).parents[1]
-TINY = {"model.width": 2}
 
 
 def digits_config(**changes) -> ConfigDict:
-    """v1-8 on digits, twelve steps, at a rate that does not depend on how many."""
-    config = common.get_config("smoke", version=1, depth=8)
+    """Narrow v1-8 on digits, twelve steps; the rate does not depend on how many."""
+    config = common.get_config("smoke", version=1, depth=8, width=4)
     config.update(steps=12, steps_per_call=4)
     config.schedule.update(name="constant", warmup_epochs=0.0)
     config.update_from_flattened_dict(changes)
@@ -82,7 +81,7 @@ def test_summary_tells_the_bytes_that_each_device_gets(changes):
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_summary_leaves_out_images_that_are_streamed(beyond, monkeypatch):
     monkeypatch.setattr(data, "RESIDENT_BYTES", 100 * 8 * 8 * 1 - beyond)
-    config = digits_config(**TINY)
+    config = digits_config()
     net = build_network(config, 10)
     found = cost.device_bytes(config, net, (8, 8, 1), examples=100)
     assert found["data set"] == (0 if beyond else 100 * (8 * 8 * 1 + 4))
@@ -162,7 +161,7 @@ def test_checkpoint_resumes_on_other_devices(
 
 
 def test_run_leaves_a_complete_summary(tmp_path, capsys):
-    config = digits_config(steps=30, **{"model.depth": 8})
+    config = digits_config(steps=30, **{"model.width": 16})
     summary = train.train_and_evaluate(config, tmp_path / "run")
     on_disk = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert on_disk == summary
@@ -303,8 +302,9 @@ def test_other_config_is_refused_and_longer_run_goes_on(
     assert "steps 8 -> 12" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_seconds_go_on_where_a_run_goes_on(tmp_path, quick_training):
-    train.train_and_evaluate(digits_config(steps=4, **TINY), tmp_path)
+    train.train_and_evaluate(digits_config(steps=4), tmp_path)
     path = tmp_path / "checkpoints" / "4" / "record" / "metadata"
     record = json.loads(path.read_text())
     record["clock"] = {"total": 9000.0, "training": 2000.0, "compiling": 5000.0}
@@ -313,7 +313,7 @@ def test_seconds_go_on_where_a_run_goes_on(tmp_path, quick_training):
     sizes = json.loads(manifest.read_text())
     del sizes["record/metadata"]
     manifest.write_text(json.dumps(sizes))
-    summary = train.train_and_evaluate(digits_config(steps=8, **TINY), tmp_path)
+    summary = train.train_and_evaluate(digits_config(steps=8), tmp_path)
     assert 9000 < summary["seconds"] < 9900
     assert 5000 < summary["compile_seconds"] < 5900
     assert summary["evaluation_seconds"] < 900
@@ -341,7 +341,7 @@ def test_epochs_are_evaluated_and_saved_as_often_as_the_config_says(
 ):
     """Seven epochs of two steps: what is saved is evaluated too, and so is the last."""
     often = {"eval_every": 2, "checkpoint.every": 3, "checkpoint.keep": 9}
-    config = digits_config(steps=0, epochs=7, batch_size=32, **often, **TINY)
+    config = digits_config(steps=0, epochs=7, batch_size=32, **often)
     config.dataset.update(train_split="train[:64]", eval_split="test[:32]")
     train.train_and_evaluate(config, tmp_path)
     evaluated = [row["step"] for row in read_rows(tmp_path) if "test_loss" in row]
@@ -392,7 +392,7 @@ def test_training_and_verbs_never_load_tensorflow(tmp_path):
 
 @pytest.mark.slow
 def test_digits_recipe_learns(tmp_path):
-    config = common.get_config("smoke", version=1, depth=8)
+    config = common.get_config("smoke", version=1, depth=8, width=4)
     with one_device():
         summary = train.train_and_evaluate(config, tmp_path)
     assert summary["test_accuracy"] > 0.95
@@ -425,7 +425,6 @@ def test_every_ingredient_at_once_resumes_to_the_same_bits(
             "dataset.image_size": 16,
             "model.scan": scan,
             "model.depth": 14 if scan else 8,
-            "model.width": 4,
             "model.stochastic_depth": 0.2,
             "model.zero_init": True,
             "augment.flip": True,

@@ -9,19 +9,19 @@ import pytest
 from configs import digits
 from resnet_jax import UserError, data, models, provenance, train, trained
 from resnet_jax.augment import normalize, statistics
+from tests.test_train import digits_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, quick_trainings):
     """A run with a validation split, and its summary."""
-    config = digits.get_config()
-    config.model.update(version=1, depth=14, width=4)
-    config.update(steps=30)
+    config = digits_config(steps=30, **{"model.depth": 14})
     config.dataset.update(train_split="train[:1200]", validation_split="train[1200:]")
     directory = tmp_path_factory.mktemp("trained") / "run"
     return directory, train.train_and_evaluate(config, directory)
 
 
+@pytest.mark.slow
 def test_restores_what_the_run_measured(run):
     directory, summary = run
     restored = trained.load(directory)

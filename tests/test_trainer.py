@@ -138,9 +138,8 @@ def kinds(losses: list[float]) -> list[int]:
     return [seen.index(pytest.approx(loss, rel=1e-5)) for loss in losses]
 
 
-@pytest.mark.parametrize(
-    "stream", ["never", pytest.param("always", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", ["never", "always"])
 def test_each_step_has_images_of_its_size(stream, quick_training):
     if stream == "always":
         pytest.importorskip("grain")
@@ -151,6 +150,7 @@ def test_each_step_has_images_of_its_size(stream, quick_training):
     assert kinds(found) == [0, 1, 2, 2, 0, 0, 0, 2]
 
 
+@pytest.mark.slow
 def test_each_update_has_its_learning_rate(quick_training):
     """The first two of four have one that is not 0, wherever calls end."""
     config = digits_config(steps=4, steps_per_call=3, batch_size=16)
@@ -173,6 +173,7 @@ def test_each_update_has_its_learning_rate(quick_training):
     assert len({*rest, *kernels(3, 4)}) == 1
 
 
+@pytest.mark.slow
 def test_the_last_epochs_are_plain(quick_training):
     """One and a half, of two steps each."""
     mixing = {"augment.mixup": 1.0, "augment.plain_epochs": 1.5}
@@ -180,6 +181,7 @@ def test_the_last_epochs_are_plain(quick_training):
     assert kinds([*plain, *mixed]) == [0, 1, 2, 3, 4, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_flips_alternate_when_the_config_says(quick_training):
     """Of one image, which each epoch takes once."""
     found = losses(1, **{"augment.flip": True, "augment.alternating_flip": True})

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -41,6 +43,7 @@ assert not {"tensorflow", "jax"} & set(sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_no_tensorflow(tiny, tmp_path):
     stand_in = tmp_path / "site" / "tensorflow" / "__init__.py"
     stand_in.parent.mkdir(parents=True)

@@ -77,7 +77,7 @@ def check(text: str) -> Page:
 
 
 def small(**changes):
-    return digits_config(steps=0, epochs=1, **{"model.width": 4}, **changes)
+    return digits_config(steps=0, epochs=1, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +152,7 @@ def test_gradients_are_of_the_loss_of_training(runs):
 
 @pytest.mark.slow
 def test_gradients_at_the_start_are_of_the_seeds_weights_alone(runs, tmp_path):
-    tuned = digits_config(
-        steps=1, init_from=str(runs / "a"), **{"model.width": 4, "seed": 2}
-    )
+    tuned = digits_config(steps=1, init_from=str(runs / "a"), seed=2)
     train.train_and_evaluate(tuned, tmp_path / "tuned")
     images, labels = np.arange(256).reshape(4, 8, 8, 1).astype(np.uint8), np.arange(4)
     found, expected = (
