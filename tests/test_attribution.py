@@ -29,6 +29,7 @@ def network(request):
     return net, {**variables, **jax.device_get(changed)}, images
 
 
+@pytest.mark.slow
 def test_grad_cam_is_cam_on_pooled_features(network):
     """Selvaraju et al., section 3.1: with pooling and one linear layer they agree."""
     net, variables, images = network

@@ -272,10 +272,11 @@ def test_a_config_may_follow_the_changes_to_its_fields(capsys):
 
 def test_summary_knows_the_data_that_can_be_had_here(capsys):
     config = f"--config={ROOT}/configs/digits.py"
+    shallow = "--config.model.depth=11"
     for given, told in (
-        ((), ("digits: 10 classes, 8x8x1 pixels, 1,797 examples", "590,138")),
-        (("--channels=3",), ("8x8x3 pixels",)),
-        (("--config.dataset.name=cifar100",), ("100 classes, 32x32x3 pixels",)),
+        ([], ("digits: 10 classes, 8x8x1 pixels, 1,797 examples", "590,138")),
+        ([shallow, "--channels=3"], ("8x8x3 pixels",)),
+        ([shallow, "--config.dataset.name=cifar100"], ("100 classes, 32x32x3 pixels",)),
     ):
         assert command_line.call(summary.main, ["summary", config, *given]) == 0
         output = capsys.readouterr().out

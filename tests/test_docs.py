@@ -123,6 +123,7 @@ def run(example: str) -> dict:
     return names
 
 
+@pytest.mark.slow
 def test_the_network_from_python_runs(capsys):
     run(examples("README.md")[0])
     assert capsys.readouterr().out == "(4, 10)\n"

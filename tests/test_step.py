@@ -131,16 +131,15 @@ def test_a_device_augments_its_part_of_the_batch_as_one_device_would(
 
     def apply(self, variables, images, **_):
         seen.append(np.asarray(images))
-        return jnp.zeros((len(images), 10)), {"batch_stats": {}}
+        raise InterruptedError  # what is computed from them does not matter
 
     monkeypatch.setattr(models.ResNet, "apply", apply)
-    tx = optax.sgd(0.1)
-    opt_state = tx.init(variables["params"])
-    state = TrainState(jnp.int32(0), **variables, opt_state=opt_state)
-    step = make_train_step(net, tx, config, normalization)
+    state = TrainState(jnp.int32(0), **variables, opt_state=())
+    step = make_train_step(net, optax.identity(), config, normalization)
     part = Batch(*(array[16:] for array in batch[:3]))
     for each in (batch, part):
-        step(state, each, jax.random.key(1))
+        with pytest.raises(InterruptedError):
+            step(state, each, jax.random.key(1))
     np.testing.assert_array_equal(seen[0][16:], seen[1])
 
 

@@ -160,6 +160,7 @@ def test_checkpoint_resumes_on_other_devices(
     np.testing.assert_allclose(losses, straight[:2], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_run_leaves_a_complete_summary(tmp_path, capsys):
     config = digits_config(steps=30, **{"model.width": 16})
     summary = train.train_and_evaluate(config, tmp_path / "run")

@@ -236,6 +236,7 @@ def test_training_leaves_a_report_and_keeps_it(tmp_path):
             write(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_comparison(runs, tmp_path, capsys):
     workdirs = [f"--workdir={runs / name}" for name in "abc"]
     out = tmp_path / "page.html"
@@ -357,6 +358,7 @@ def test_what_is_written_by_others_is_text():
     assert "<i>" not in axes_label
 
 
+@pytest.mark.slow
 def test_mistakes_are_sentences(runs, tmp_path, capsys):
     def error(status, *arguments) -> str:
         assert call(*arguments) == status
