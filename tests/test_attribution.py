@@ -17,7 +17,9 @@ integrated_gradients = quick_jit(
 )
 
 
-@pytest.fixture(scope="module", params=["v1-8", "v2-11"])
+@pytest.fixture(
+    scope="module", params=["v1-8", pytest.param("v2-11", marks=pytest.mark.slow)]
+)
 def network(request):
     """A network with statistics that are not those of the start, and images."""
     version, depth = map(int, request.param.removeprefix("v").split("-"))

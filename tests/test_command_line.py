@@ -270,6 +270,7 @@ def test_a_config_may_follow_the_changes_to_its_fields(capsys):
     assert "stage3_block2-5/conv1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_summary_knows_the_data_that_can_be_had_here(capsys):
     config = f"--config={ROOT}/configs/digits.py"
     shallow = "--config.model.depth=11"

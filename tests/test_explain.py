@@ -141,6 +141,7 @@ def test_names_that_are_no_text_are_drawn():
     figure.savefig(io.BytesIO())
 
 
+@pytest.mark.slow
 def test_mistakes_are_sentences(run, tmp_path, capsys):
     def error(status, *arguments) -> str:
         assert call(run, *arguments) == status
@@ -163,6 +164,7 @@ def test_mistakes_are_sentences(run, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_stage_that_the_network_has_not_is_refused(run, tmp_path, capsys):
     assert call(run, run / "0.png", "--layer=stage4") == 2
     assert "--layer=stage4 is not in this network" in capsys.readouterr().err

@@ -25,6 +25,8 @@ from resnet_jax.trainer import Trainer
 from resnet_jax.workdir import WriteError
 from tests.test_train import digits_config, same_bits, saved_arrays
 
+pytestmark = pytest.mark.usefixtures("quick_trainings")
+
 
 def config(**changes):
     """Two epochs of 23 steps, each saved."""
@@ -32,7 +34,7 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(tmp_path_factory, quick_trainings):
     directory = tmp_path_factory.mktemp("straight") / "run"
     train.train_and_evaluate(config(), directory)
     return directory
@@ -211,9 +213,7 @@ def test_best_checkpoint_that_is_damaged_is_a_sentence(run):
 
 
 @pytest.mark.slow
-def test_signal_while_starting_leaves_nothing(
-    tmp_path, monkeypatch, capsys, quick_training
-):
+def test_signal_while_starting_leaves_nothing(tmp_path, monkeypatch, capsys):
     compile_programs = Trainer.compile
 
     def signalled(self):
@@ -263,7 +263,7 @@ def test_signal_between_the_end_and_the_return_is_not_lost():
 
 @pytest.mark.slow
 def test_change_is_recorded_although_the_start_that_made_it_died(
-    straight, tmp_path, monkeypatch, quick_training
+    straight, tmp_path, monkeypatch
 ):
     run = shutil.copytree(straight, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "45")
@@ -291,7 +291,7 @@ def test_results_without_checkpoints_are_not_taken_for_a_new_run(run):
     assert (run / "config.json").read_bytes() == content
 
 
-def test_finished_run_keeps_its_config(run, quick_training):
+def test_finished_run_keeps_its_config(run):
     content = json.loads((run / "config.json").read_text())
     longer = content | {"steps": 90}  # of a start that died
     (run / "config.json").write_text(json.dumps(longer))
@@ -453,9 +453,7 @@ def test_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch
         assert (tmp_path / ".lock").exists()
 
 
-def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(
-    tmp_path, quick_training
-):
+def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(tmp_path):
     with (tmp_path / ".lock").open("w") as file:
         file.write("process 1 on host")
         file.flush()
@@ -467,7 +465,7 @@ def test_second_process_is_told_and_a_dead_ones_lock_is_taken_over(
     assert not (tmp_path / ".lock").exists()
 
 
-def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch, quick_training):
+def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch):
     fetch = Trainer.fetch
 
     def overflown(self, state):
@@ -483,7 +481,7 @@ def test_update_that_overflows_is_never_saved(tmp_path, monkeypatch, quick_train
 
 
 @pytest.mark.slow
-def test_change_of_length_warns_and_is_recorded(tmp_path, capsys, quick_training):
+def test_change_of_length_warns_and_is_recorded(tmp_path, capsys):
     first = config(steps=8, **{"schedule.name": "cosine"})
     train.train_and_evaluate(first, tmp_path)
     longer = config(steps=12, **{"schedule.name": "cosine"})
@@ -493,7 +491,7 @@ def test_change_of_length_warns_and_is_recorded(tmp_path, capsys, quick_training
 
 
 @pytest.mark.slow
-def test_change_of_length_tells_what_else_follows_it(tmp_path, capsys, quick_training):
+def test_change_of_length_tells_what_else_follows_it(tmp_path, capsys):
     growing = {"augment.sizes": (8,), "augment.size_ends": (0.7,)}
     growing["dataset.image_size"] = 16
     mixing = {"augment.mixup": 0.2, "augment.plain_epochs": 0.1}

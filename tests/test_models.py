@@ -406,16 +406,16 @@ def training_values(net: models.ResNet, variables: dict, images) -> dict:
     return {"logits": logits, "params": params, "batch_stats": batch_stats}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "depth", "loops"),
     [
-        (V1, 20, [{"scan": True}]),
-        pytest.param(V1, 20, [{"remat": True}, BOTH], marks=pytest.mark.slow),
-        pytest.param(KERAS_V1, 20, [BOTH], marks=pytest.mark.slow),
-        pytest.param(V2, 29, [{"scan": True}, BOTH], marks=pytest.mark.slow),
-        pytest.param(PRE_BASIC_B, 20, [BOTH], marks=pytest.mark.slow),
-        pytest.param(POST_BOTTLENECK, 20, [BOTH], marks=pytest.mark.slow),
-        pytest.param(KERAS_V2, 29, [BOTH], marks=pytest.mark.slow),
+        (V1, 20, [{"scan": True}, {"remat": True}, BOTH]),
+        (KERAS_V1, 20, [BOTH]),
+        (V2, 29, [{"scan": True}, BOTH]),
+        (PRE_BASIC_B, 20, [BOTH]),
+        (POST_BOTTLENECK, 20, [BOTH]),
+        (KERAS_V2, 29, [BOTH]),
     ],
     ids=label,
 )
@@ -527,9 +527,8 @@ def test_stack_and_unstack_convert_optimizer_states(tx):
 # Initial values
 
 
-@pytest.mark.parametrize(
-    "kind", [V1, pytest.param(KERAS_V2, marks=pytest.mark.slow)], ids=label
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [V1, KERAS_V2], ids=label)
 def test_initial_values_do_not_depend_on_scan(kind):
     net = build(kind, 20, width=4)
     key = jax.random.key(3)
@@ -652,7 +651,9 @@ def test_logits_are_finite_at_small_and_large_sizes(size):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("kind", [V1_B, V2, KERAS_V2], ids=label)
+@pytest.mark.parametrize(
+    "kind", [V1_B, V2, pytest.param(KERAS_V2, marks=pytest.mark.slow)], ids=label
+)
 def test_bfloat16_is_the_type_of_the_computation_alone(kind):
     net = build(kind, shallowest(kind), width=8)
     half = net.clone(dtype=jnp.bfloat16)
