@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+# Of all that is kept; what was not used for longest goes first.
+MOST_BYTES = 10 * 2**30
 _NAMES = "names"  # of all arrays: shows if one is missing
 _DAMAGED = (OSError, ValueError, EOFError)  # or missing
 
@@ -41,6 +43,8 @@ def cached(
                 os.fsync(file.fileno())
         shutil.rmtree(directory, ignore_errors=True)
         part.rename(directory)
+        with contextlib.suppress(OSError):  # another process deletes them
+            _delete_unused(directory.parent)
         return _load(directory)
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
@@ -55,9 +59,28 @@ def cached(
 
 
 def _load(directory: Path) -> dict[str, np.ndarray]:
+    with contextlib.suppress(PermissionError):  # another user's, perhaps
+        os.utime(directory)  # so that it counts as used
     return {
         name: np.load(
             directory / f"{name}.npy", mmap_mode="r" if name == "images" else None
         )
         for name in np.load(directory / f"{_NAMES}.npy").tolist()
     }
+
+
+def _delete_unused(parent: Path) -> None:
+    """Deletes what was used least recently, but for the newest, over `MOST_BYTES`.
+
+    Another process may be using it: its memory-mapped files stay until it ends.
+    """
+    total = 0
+    newest, *others = sorted(parent.iterdir(), key=_last_used, reverse=True)
+    for directory in (newest, *others):
+        total += sum(file.stat().st_size for file in directory.glob("*.npy"))
+        if total > MOST_BYTES and directory != newest:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _last_used(directory: Path) -> float:
+    return directory.stat().st_mtime
