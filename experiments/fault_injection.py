@@ -148,7 +148,7 @@ def contents(directory: Path) -> tuple[str, dict, list[np.ndarray]]:
     and of the best checkpoint.
     """
     config = workdir.read_config(directory)
-    like = Trainer(config, data.load(config.dataset)).new_state().split()
+    like = Trainer(config, data.load(config.dataset)).blank_state().split()
     checkpoints = Checkpoints(directory / "checkpoints", keep=None)
     newest, _ = checkpoints.newest()
     arrays = []

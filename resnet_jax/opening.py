@@ -159,7 +159,7 @@ def begin(
 def _restored(
     trainer: Trainer, checkpoints: Checkpoints | None, step: int
 ) -> TrainState:
-    like = trainer.new_state().split()
+    like = trainer.blank_state().split()
     return TrainState.join(hosts.run_on_first(lambda: checkpoints.restore(step, like)))
 
 

@@ -86,8 +86,8 @@ class Trainer:
         state = create_state(self.net, self._tx, config.seed, shape, ema)
         return models.unstack(state)
 
-    def _blank_state(self) -> TrainState:
-        """A state of zeros, in the form of `new_state`."""
+    def blank_state(self) -> TrainState:
+        """A state of zeros, in the form of `new_state`: nothing is compiled."""
         variables = models.zeros(self.net, self._dataset.image_shape)
         params, batch_stats = variables["params"], variables["batch_stats"]
         freeze.check(self._config.optimizer, params)
@@ -95,7 +95,7 @@ class Trainer:
             lambda leaf: np.zeros(leaf.shape, leaf.dtype),
             jax.eval_shape(self._tx.init, params),
         )
-        state = TrainState(np.int32(0), params, batch_stats, opt_state)
+        state = TrainState(np.zeros((), np.int32), params, batch_stats, opt_state)
         return state.replace(ema=state.trained) if self._config.optimizer.ema else state
 
     def place(self, state: TrainState) -> TrainState:
@@ -122,7 +122,7 @@ class Trainer:
 
     def _begin(self) -> list[Program]:
         config, dataset, parallel = self._config, self._dataset, self.parallel
-        state = self.place(self._blank_state())
+        state = self.place(self.blank_state())
         self._positions = parallel.shard(np.arange(config.batch_size, dtype=np.int32))
         self._seed = parallel.replicate(np.uint32(config.seed))
         self._no_sums = parallel.replicate(dict.fromkeys(METRICS, np.float32(0)))

@@ -421,7 +421,7 @@ def test_arrays_of_another_shape_are_named(run):
     narrow = Trainer(config(**{"model.width": 8}), data.load(config().dataset))
     checkpoints = checkpoint.Checkpoints(run / "checkpoints", keep=None)
     with pytest.raises(UserError, match=r"head/bias|kernel has shape .* instead of"):
-        checkpoints.restore(45, narrow.new_state().split())
+        checkpoints.restore(45, narrow.blank_state().split())
 
 
 def test_lock_that_was_removed_since_it_was_opened_does_not_count(

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax import UserError, cost, data, results, train, trained
+from resnet_jax import UserError, cost, data, models, results, train, trained
 from resnet_jax.checkpoint import Checkpoints, read_record
 from resnet_jax.clock import Clock
 from resnet_jax.config import build_network
@@ -36,7 +36,7 @@ def digits_config(**changes) -> ConfigDict:
 
 def saved_arrays(directory: Path, config: ConfigDict) -> list[np.ndarray]:
     """All arrays of a run's newest checkpoint."""
-    like = Trainer(config, data.load(config.dataset)).new_state().split()
+    like = Trainer(config, data.load(config.dataset)).blank_state().split()
     checkpoints = Checkpoints(directory / "checkpoints", keep=None)
     trees = checkpoints.restore(checkpoints.saved_step, like)
     checkpoints.close()
@@ -301,6 +301,12 @@ def test_other_config_is_refused_and_longer_run_goes_on(
         train.train_and_evaluate(digits_config(steps=4), tmp_path)
     assert train.train_and_evaluate(digits_config(steps=12), tmp_path)["steps"] == 12
     assert "steps 8 -> 12" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_draws_no_weights(tmp_path, monkeypatch, quick_training):
+    train.train_and_evaluate(digits_config(steps=4), tmp_path)
+    monkeypatch.setattr(models, "initialize", pytest.fail)
+    assert train.train_and_evaluate(digits_config(steps=8), tmp_path)["steps"] == 8
 
 
 @pytest.mark.slow
