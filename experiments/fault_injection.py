@@ -104,7 +104,7 @@ def start(
 
     Returns:
       The exit status; if a signal was sent before the end, also the phase aimed at,
-      whether the run was finished by then, the seconds it took to exit, the newest
+      whether the run was finished before, the seconds it took to exit, the newest
       checkpoint's step, and the number of checkpoints that were being written.
     """
     reading, writing = os.pipe()
@@ -129,6 +129,7 @@ def start(
         time.sleep(delay)
         if process.poll() is not None:
             return {"status": process.returncode}
+        finished = (directory / "summary.json").exists()
         sent = time.perf_counter()
         process.send_signal(number)
         process.wait()
@@ -136,7 +137,7 @@ def start(
     return {
         "status": process.returncode,
         "phase": phase,
-        "finished": (directory / "summary.json").exists(),
+        "finished": finished,
         "seconds_to_end": round(time.perf_counter() - sent, 2),
         "saved_step": max((int(n) for n in names if n.isdigit()), default=None),
         "saves_cut_off": sum("orbax-checkpoint-tmp" in name for name in names),

@@ -101,16 +101,17 @@ def run_all(waiting: list[Job], free: list[dict[str, str]]) -> None:
       UserError: a run failed, other than by divergence; the others have saved.
       StoppedError: a signal came; they have all saved.
     """
+    received: list[int] = []  # more than one change nothing: the runs are saving
 
-    def stop(number: int, _) -> None:
-        raise StoppedError(signal.Signals(number), "with its runs, which are saved")
+    def note(number: int, _) -> None:
+        received.append(number)
 
     numbers = (signal.SIGTERM, signal.SIGINT)
-    handlers = {number: signal.signal(number, stop) for number in numbers}
+    handlers = {number: signal.signal(number, note) for number in numbers}
     running: dict[subprocess.Popen, tuple[Job, dict[str, str]]] = {}
     waiting, free, total = [*waiting], [*free], len(waiting)
     try:
-        while waiting or running:
+        while (waiting or running) and not received:
             while waiting and free:
                 job, device = waiting.pop(0), free.pop(0)
                 running[start(job, device)] = job, device
@@ -133,3 +134,6 @@ def run_all(waiting: list[Job], free: list[dict[str, str]]) -> None:
             process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if received:
+        number = signal.Signals(received[0])
+        raise StoppedError(number, "with its runs, which are saved")

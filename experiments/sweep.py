@@ -31,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import parallel_runs, study
 from experiments.parallel_runs import Job
-from resnet_jax import UserError, command_line, data, provenance, workdir
+from resnet_jax import UserError, command_line, data, provenance, results, workdir
 from resnet_jax.config import flat
 from resnet_jax.seeds import accuracy_interval
 
@@ -117,7 +117,8 @@ def parse(argv: list[str]) -> Sweep:
     if base.seeds > 1:
         raise UserError(f"config.seeds={base.seeds}: give --seeds instead")
     grid = parse_grid(values.grid, flat(base))
-    given = [arg for arg in argv[1:] if re.match("--?(config[.=]|flagfile=)", arg)]
+    of_runs = "--?(no)?(config[.=]|flagfile=)"
+    given = [arg for arg in argv[1:] if re.match(of_runs, arg)]
     shared = given.copy()
     if not base.dataset.validation_split:
         if base.dataset.train_split != "train" or "dataset.train_split" in grid:
@@ -140,7 +141,12 @@ def parse(argv: list[str]) -> Sweep:
             arguments = [*shared, *_changes(cell), f"--config.seed={seed}"]
             directory = out / title.replace("/", "-") / f"seed{seed}"
             members.append(Job(directory, _config(arguments), arguments))
-            workdir.check(directory, members[-1].config)
+            changed = workdir.check(directory, members[-1].config)
+            if lengths := results.of_length(changed):
+                raise UserError(
+                    f"{directory} holds a run of another length ({lengths[0]}), which "
+                    "would not compare with new ones: give another --out"
+                )
         cells.append((cell, members))
     return Sweep(
         grid, cells, out, ["python", "-m", "resnet_jax.main", *given], shared != given
@@ -162,18 +168,18 @@ def _config(arguments: list[str]) -> ConfigDict:
     return config
 
 
-def results(sweep: Sweep) -> list[dict]:
+def outcomes(sweep: Sweep) -> list[dict]:
     """The results of each cell, in the grid's order."""
     cells = []
     for cell, members in sweep.cells:
-        outcomes = [parallel_runs.outcome(job) for job in members]
-        finished = [result for result in outcomes if result]
+        found = [parallel_runs.outcome(job) for job in members]
+        finished = [result for result in found if result]
         accuracies = [result["validation_accuracy"] for result in finished]
         cells.append(
             {
                 "cell": cell,
                 "validation_accuracy": accuracies,
-                "diverged": len(outcomes) - len(finished),
+                "diverged": len(found) - len(finished),
                 **accuracy_interval(accuracies),
                 "test_accuracy": [result["test_accuracy"] for result in finished],
                 "seconds": [result["seconds"] for result in finished],
@@ -283,7 +289,7 @@ def main(argv: list[str]) -> None:
     workdir.make(sweep.out)
     if missing:
         parallel_runs.run_all(missing, parallel_runs.devices())
-    cells = results(sweep)
+    cells = outcomes(sweep)
     content = {"command": shlex.join(["python", "-m", "experiments.sweep", *argv[1:]])}
     content |= {"grid": sweep.grid, "cells": cells, **provenance.versions_and_commit()}
     workdir.write_json(sweep.out / "sweep.json", content)

@@ -286,10 +286,11 @@ def _damage(checkpoint: Path) -> str | None:
     try:
         read_record(checkpoint)
         expected = json.loads((checkpoint / "manifest.json").read_text())
+        listed = [(name, *about) for name, about in expected.items()]
         found = _files(checkpoint)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-    for name, (size, checksum) in expected.items():
+    for name, size, checksum in listed:
         if name not in found:
             return f"{name} is missing"
         if found[name][0] != size:

@@ -53,7 +53,8 @@ class Recorder:
         self._events = None
         self.write()
         if workdir:
-            (workdir / "tensorboard").mkdir(exist_ok=True)
+            with self._errors_as_write_error():
+                (workdir / "tensorboard").mkdir(exist_ok=True)
             self._board = _tensorboard()
             # Without SummaryWriter's thread, so that write errors are raised.
             writer = self._board.event_file_writer.EventsWriter
@@ -219,11 +220,15 @@ def read_rows(workdir: Path) -> list[dict]:
     try:
         lines = path.read_text().splitlines(keepends=True)
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        if not all(isinstance(row, dict) and "step" in row for row in rows):
+        if not all(isinstance(row, dict) and _has_step(row) for row in rows):
             raise ValueError("a line without a step")
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): restore or delete it") from None
     return rows
+
+
+def _has_step(row: dict) -> bool:
+    return isinstance(row.get("step"), int)
 
 
 def best_step(rows: list[dict]) -> int | None:

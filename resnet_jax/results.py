@@ -41,7 +41,14 @@ def print_start(
     plan, augment = trainer.plan, config.augment
     total, before = plan.total_steps, record["total_steps"]
     print(f"resumed   at step {step:,} of {total:,}")
-    if not step or total in (step, before):
+    if not step or total == before:
+        return
+    if total == step:
+        if config.schedule.name != "constant":
+            print(
+                f"warning   the {config.schedule.name} schedule spanned {before:,} "
+                f"steps, and is cut off at step {step:,}"
+            )
         return
     if config.schedule.name != "constant":
         print(
@@ -60,6 +67,20 @@ def print_start(
             f"warning   augment.plain_epochs={augment.plain_epochs:g} are now the last "
             f"of {total:,} steps: images are mixed until then"
         )
+
+
+def of_length(changed: list[str]) -> list[str]:
+    """Those of `workdir.differences`' sentences that are about a run's length."""
+    return [told for told in changed if told.startswith(("epochs ", "steps "))]
+
+
+def length_changes(summary: dict) -> str:
+    """When a run got another length: 'epochs 1 -> 3 at step 23'; '': never."""
+    return "; ".join(
+        f"{told} at step {change['step']:,}"
+        for change in summary.get("changes", ())
+        for told in of_length(change["changed"])
+    )
 
 
 def _warn_without_second_call(step: int, plan: Plan) -> None:

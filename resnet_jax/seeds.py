@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import UserError, bucket, divergence, hosts, workdir
+from resnet_jax import UserError, bucket, divergence, hosts, results, workdir
 from resnet_jax.divergence import DivergedError
 
 
@@ -29,8 +29,9 @@ def run_all(
       run: trains one, given its config and directory, and returns its summary.
 
     Returns:
-      The content of `seeds.json`: 'seeds', their 'test_accuracy' (None: diverged), and
-      the result of `accuracy_interval` for those.
+      The content of `seeds.json`: 'seeds', their 'test_accuracy' (None: diverged) and
+      'length_changes' (see `results.length_changes`), and the result of
+      `accuracy_interval` for those accuracies.
 
     Raises:
       UserError: a directory is not what it should be, or `run` raised it.
@@ -41,11 +42,13 @@ def run_all(
         one = configs[seed] = config.copy_and_resolve_references()
         one.update(seed=seed, seeds=1)
     hosts.run_on_first(lambda: _check(parent, configs))
-    accuracies = {}
+    accuracies, lengths = {}, {}
     for number, (seed, one) in enumerate(configs.items(), start=1):
         hosts.print_once(f"seed      {seed}, {number} of {len(configs)}")
         try:
-            accuracies[seed] = run(one, _directory(parent, seed))["test_accuracy"]
+            summary = run(one, _directory(parent, seed))
+            accuracies[seed] = summary["test_accuracy"]
+            lengths[seed] = results.length_changes(summary)
         except DivergedError as error:
             hosts.print_once(f"seed {seed}: {error}")
             accuracies[seed] = None
@@ -54,10 +57,18 @@ def run_all(
     result = {
         "seeds": list(accuracies),
         "test_accuracy": list(accuracies.values()),
+        "length_changes": [lengths.get(seed, "") for seed in accuracies],
         **accuracy_interval(finished),
     }
     hosts.run_on_first(lambda: workdir.write_json(parent / "seeds.json", result))
     hosts.print_once(_table(result))
+    if len(set(lengths.values())) > 1:
+        for seed, told in lengths.items():
+            if told:
+                hosts.print_once(
+                    f"warning   seed {seed} began with another length ({told}), so "
+                    "these are not samples of one training"
+                )
     hosts.print_once(f"written   {bucket.display_path(parent / 'seeds.json')}")
     if diverged:
         raise DivergedError(
@@ -81,13 +92,13 @@ def _check(parent: Path, configs: dict[int, ConfigDict]) -> None:
     new = not all(workdir.is_run(_directory(parent, seed)) for seed in configs)
     for seed, config in configs.items():
         directory = _directory(parent, seed)
-        for change in workdir.check(directory, config):
-            if new and change.startswith(("epochs ", "steps ")):
-                print(
-                    f"warning   {bucket.display_path(directory)} began with another "
-                    f"length ({change}), so it differs from a run of its seed alone: "
-                    "give another --workdir for that"
-                )
+        changed = workdir.check(directory, config)
+        for change in results.of_length(changed) if new else ():
+            print(
+                f"warning   {bucket.display_path(directory)} began with another length "
+                f"({change}), so it differs from a run of its seed alone: give another "
+                "--workdir for that"
+            )
 
 
 def mean_and_interval(values: list[float]) -> dict:

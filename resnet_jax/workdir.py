@@ -84,7 +84,7 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
     checkpoints = workdir / "checkpoints"
     if checkpoints.exists() and not checkpoints.is_dir():
         raise UserError(f"{checkpoints} is a file: move it, or give another --workdir")
-    saved = [path for path in checkpoints.glob("*") if path.name.isdigit()]
+    saved = _saved(workdir)
     if not saved and (workdir / "summary.json").exists():
         raise UserError(
             f"--workdir={workdir} holds the results of a run whose checkpoints are "
@@ -107,6 +107,12 @@ def check(workdir: Path, config: ConfigDict) -> list[str]:
             "resume that run"
         )
     return list(changed.values())
+
+
+def _saved(workdir: Path) -> list[Path]:
+    """A run's checkpoints, without those whose saving was cut off."""
+    paths = (workdir / "checkpoints").glob("*")
+    return [path for path in paths if path.name.isdigit()]
 
 
 def _left_by_a_start(workdir: Path) -> bool:
@@ -193,11 +199,11 @@ def read_config(workdir: Path) -> ConfigDict:
       UserError: there is no run, or its config cannot be read.
     """
     if not is_run(workdir):
-        records = (workdir / "checkpoints").glob("[0-9]*/record/metadata")
-        newest_first = sorted(records, key=lambda path: -int(path.parts[-3]))
-        for record in newest_first:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                return common.completed(json.loads(record.read_text())["config"])
+        newest_first = sorted(_saved(workdir), key=lambda path: -int(path.name))
+        for saved in newest_first:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads((saved / "record" / "metadata").read_text())
+                return common.completed(record["config"])
         near = ""
         if workdir.parent.is_dir():
             names = [path.name for path in workdir.parent.iterdir() if is_run(path)]
@@ -229,7 +235,7 @@ def read_summary(workdir: Path) -> dict | None:
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): restore or delete it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged (not a JSON object): restore or delete it")

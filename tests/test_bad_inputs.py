@@ -374,6 +374,14 @@ def edit(**dataset):
     return change
 
 
+def directory_for(path):
+    def change():
+        Path(path).unlink()
+        Path(path).mkdir()
+
+    return change
+
+
 def data(change, *named, before=None):
     return main.main, [*CIFAR, *changes(change)], list(named), before
 
@@ -507,6 +515,19 @@ COMMANDS = {
         "--workdir=run",
         named=["run/summary.json is damaged", "restore or delete it"],
         before=cut("run/summary.json"),
+    ),
+    "workdir whose summary is a directory": train(
+        *SMALL,
+        "--workdir=run",
+        named=["run/summary.json is damaged", "restore or delete it"],
+        before=directory_for("run/summary.json"),
+    ),
+    "workdir whose metrics have no step": train(
+        *SMALL,
+        "--config.steps=3",
+        "--workdir=run",
+        named=["run/metrics.jsonl is damaged (a line without a step)", "delete it"],
+        before=lambda: Path("run/metrics.jsonl").write_text('{"step": null}\n'),
     ),
     "workdir whose checkpoint is damaged": train(
         *SMALL,

@@ -12,7 +12,7 @@ import pytest
 
 from configs import common
 from experiments import parallel_runs, sweep
-from resnet_jax import UserError, command_line
+from resnet_jax import UserError, command_line, workdir
 from resnet_jax.config import flat
 from resnet_jax.preemption import StoppedError
 from resnet_jax.seeds import mean_and_interval
@@ -97,20 +97,39 @@ def test_a_tenth_is_held_back_by_default_and_the_command_trains_on_all(tmp_path)
     assert len({job.directory for job in asked.jobs}) == 4
 
 
+def test_runs_of_another_length_are_not_compared_with_new_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        workdir,
+        "check",
+        lambda path, _: ["epochs 1 -> 3"] if path.parent.name.endswith("8") else [],
+    )
+    argv = ["sweep", *CONFIG, "--grid=model.width=4,8", f"--out={tmp_path}"]
+    with pytest.raises(UserError, match=r"width=8/seed0 .* \(epochs 1 -> 3\), which"):
+        sweep.parse(argv)
+
+
 def test_splits_that_were_given_and_a_flagfile_are_those_of_every_run(tmp_path):
     (tmp_path / "flags").write_text("--config.epochs=3\n")
-    given = [*CONFIG, f"--flagfile={tmp_path}/flags"]
+    given = [*CONFIG, f"--flagfile={tmp_path}/flags", "--noconfig.optimizer.nesterov"]
     argv = ["sweep", *given, "--seeds=1", "--grid=model.width=4", f"--out={tmp_path}"]
     asked = sweep.parse(argv)
     assert not asked.on_all
     assert asked.command[3:] == given
     assert [job.config.epochs for job in asked.jobs] == [3]
+    assert not asked.jobs[0].config.optimizer.nesterov
     assert asked.jobs[0].config.dataset.train_split == "train[:200]"
 
 
 STAND_IN = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 out = pathlib.Path(sys.argv[1])
+
+def stop(*_):
+    time.sleep(1)  # while it saves
+    (out.parent / "saved").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, stop)
 with (out.parent / "order").open("a") as file:
     print(out.name, os.environ.get("CUDA_VISIBLE_DEVICES"), file=file, flush=True)
 time.sleep(float(sys.argv[2]))
@@ -145,14 +164,17 @@ def test_each_device_takes_a_run_at_a_time(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out.count("of 4") == 4
 
 
-def test_a_signal_ends_the_runs_and_is_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_ends_the_runs_and_is_told(tmp_path, monkeypatch, signals):
+    """A second one comes while the run saves, which it still does."""
     stand_ins(monkeypatch, 60)
-    kill = threading.Timer(1, signal.raise_signal, [signal.SIGTERM])
-    kill.start()
+    for number in range(signals):
+        threading.Timer(1 + 0.3 * number, signal.raise_signal, [signal.SIGTERM]).start()
     start = time.monotonic()
     with pytest.raises(StoppedError, match="by SIGTERM") as raised:
         parallel_runs.run_all(some_jobs(tmp_path, 2), [{}])
     assert raised.value.exit_status == 143
+    assert (tmp_path / "saved").exists()
     assert time.monotonic() - start < 30
     assert not (tmp_path / "run0").exists()
 

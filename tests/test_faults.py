@@ -329,6 +329,13 @@ def test_damaged_checkpoint_is_put_aside_for_the_one_before(
         assert_equal_runs(straight, run)
 
 
+def test_manifest_that_is_no_list_of_files_is_damage(run, capsys):
+    (run / "checkpoints" / "45" / "manifest.json").write_text("[]")
+    step, _ = checkpoint.Checkpoints(run / "checkpoints", keep=None).newest()
+    assert step == 23
+    assert "damaged   checkpoint of step 45" in capsys.readouterr().err
+
+
 def test_all_damaged_is_refused_and_nothing_changes(run):
     for step in (23, 45):
         (run / "checkpoints" / str(step) / "manifest.json").unlink()
@@ -408,6 +415,10 @@ def test_directory_that_turns_read_only_ends_the_run(straight, monkeypatch):
 
 def test_config_that_was_deleted_is_in_the_checkpoints(run, straight, capsys):
     (run / "config.json").unlink()
+    # A saving that was cut off is none of them.
+    cut_off = run / "checkpoints" / "46.orbax-checkpoint-tmp"
+    shutil.copytree(run / "checkpoints" / "45", cut_off)
+    assert workdir.read_config(run).to_json() == config().to_json()
     other = config(**{"model.width": 8})
     with pytest.raises(UserError, match=r"another config \(model.width 4 -> 8\)"):
         train.train_and_evaluate(other, run)

@@ -9,6 +9,7 @@ import pytest
 from resnet_jax import report
 from resnet_jax.metrics import Recorder, read_rows
 from resnet_jax.plan import Plan
+from resnet_jax.workdir import WriteError
 
 PLAN = Plan(examples=100, batch_size=10, total_steps=20, steps_per_call=4)
 
@@ -80,6 +81,12 @@ def scalars_of(path: Path) -> dict[int, dict[str, float]]:
         for value in event.summary.value:
             found[event.step][value.tag] = value.simple_value
     return dict(found)
+
+
+def test_a_file_in_the_place_of_tensorboards_is_a_sentence(tmp_path):
+    (tmp_path / "tensorboard").write_text("mine")
+    with pytest.raises(WriteError, match=r"tensorboard cannot be written .*exists"):
+        start(tmp_path, 0)
 
 
 def test_what_is_written_is_there_for_tensorboard_too(tmp_path):

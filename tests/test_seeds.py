@@ -79,6 +79,15 @@ def test_finished_ones_are_skipped_and_a_stopped_one_goes_on(
     assert "finished  at step 4 of 4" in told
     assert "resumed   at step 2 of 4" in told
     assert "seed1 began with another length (steps 2 -> 4), so it differs from" in told
+    # It is told at the end, too, and whenever the mean is printed again.
+    again = (
+        "seed 1 began with another length (steps 2 -> 4 at step 2), so these are not"
+    )
+    assert again in told
+    seeds.run_all(small(seeds=3), tmp_path, run)
+    assert again in capsys.readouterr().out
+    result = json.loads((tmp_path / "seeds.json").read_text())
+    assert result["length_changes"] == ["", "steps 2 -> 4 at step 2", ""]
     assert (tmp_path / "seed0" / "summary.json").read_bytes() == before
     assert names(tmp_path) == {"seed0", "seed1", "seed2", "seeds.json"}
 

@@ -120,7 +120,7 @@ class _Run(NamedTuple):
     """A finished run."""
 
     directory: Path
-    fields: dict  # of its config, by dotted names
+    fields: dict  # of its config, by dotted names, and what else makes it differ
     result: dict  # its summary.json
     history: list[dict]  # the rows of its metrics.jsonl
 
@@ -143,6 +143,7 @@ def compare(directories: list[Path], path: Path) -> None:
             for number, members in enumerate(groups, start=1)
         ],
         differing=differing,
+        other_seeds=len({run.fields["seed"] for run in runs}) > 1,
         same_data=len({run.result["dataset"] for run in runs}) == 1,
         curves=_compared_curves(groups),
     )
@@ -152,6 +153,8 @@ def compare(directories: list[Path], path: Path) -> None:
 def _read(directory: Path) -> _Run:
     result = _finished(directory)
     fields = flat(workdir.read_config(directory))
+    fields["build"] = result.get("build", "")
+    fields["another length"] = results.length_changes(result)
     return _Run(directory, fields, result, metrics.read_rows(directory))
 
 

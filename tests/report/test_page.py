@@ -11,10 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from configs import digits
-from resnet_jax import UserError, command_line, main, models, report, train, trained
+from resnet_jax import (
+    UserError,
+    command_line,
+    main,
+    models,
+    report,
+    train,
+    trained,
+    workdir,
+)
 from resnet_jax.augment import normalize
 from resnet_jax.explain import Explainer
 from resnet_jax.predict import Predictor
@@ -272,6 +282,19 @@ def test_a_seed_that_ran_twice_is_no_second_sample():
     assert (found, differing) == ([["a", "b"], ["c"]], [])
     _, differing = page._grouped([*runs, run("d", 0, epochs=2)])
     assert differing == ["epochs"]
+
+
+def test_other_networks_and_lengths_are_other_trainings(tmp_path, monkeypatch):
+    """Where the configs are the same, too."""
+    config = ConfigDict({"seed": 0, "epochs": 3})
+    changes = [{"step": 1234, "changed": ["jax 1 -> 2", "epochs 1 -> 3"]}]
+    summaries = {"a": {}, "b": {"build": "mine.py 1234"}, "c": {"changes": changes}}
+    monkeypatch.setattr(page, "_finished", lambda path: summaries[path.name])
+    monkeypatch.setattr(workdir, "read_config", lambda _: config)
+    groups, differing = page._grouped([page._read(tmp_path / name) for name in "abc"])
+    assert (len(groups), differing) == (3, ["another length", "build"])
+    told = [members[0].fields["another length"] for members in groups]
+    assert told == ["", "", "epochs 1 -> 3 at step 1,234"]
 
 
 BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
