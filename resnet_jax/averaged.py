@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from resnet_jax import data, freeze, models
@@ -14,6 +16,31 @@ from resnet_jax.step import epoch_order
 
 # Batches whose BatchNorm statistics are averaged.
 _STATISTICS_BATCHES = 50
+
+
+def other_statistics(net: models.ResNet, image_shape: tuple[int, int, int]) -> str:
+    """A module that keeps statistics other than the network's BatchNorms do; '': none.
+
+    Only those of a known momentum can be found for other params.
+    """
+    if not (net.norm_class or net.block_class):
+        return ""
+    net, known = net.clone(scan=False), set()
+
+    def note(method, args, kwargs, context):
+        module = context.module
+        own = isinstance(module, nn.BatchNorm) and not net.norm_class
+        if own and module.momentum == net.norm_momentum:
+            known.add(module.path)
+        return method(*args, **kwargs)
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    with nn.intercept_methods(note):
+        shapes = jax.eval_shape(net.init, jax.random.key(0), images)
+    for path in flatten_dict(shapes.get("batch_stats", {})):
+        if path[:-1] not in known:
+            return "/".join(path[:-1])
+    return ""
 
 
 def make_statistics_call(

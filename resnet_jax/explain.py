@@ -126,8 +126,11 @@ class Explainer:
 
 
 def enlarge(image: np.ndarray) -> Image.Image:
-    """An image as the network reads it, its pixels enlarged to visible squares."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    """An image as the network reads it, its pixels enlarged to visible squares.
+
+    Of neither one nor three channels, the first is shown.
+    """
+    picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     factor = -(-_PIXELS // min(picture.size))
     size = (picture.width * factor, picture.height * factor)
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)

@@ -38,7 +38,7 @@ class ResNet(nn.Module):
     The stages' blocks are named `stage<s>_block<b>`, counted from 1. Under `scan` the
     blocks of a stage after its first, which are identical, are stacked along a new
     first axis of each array in `stage<s>_blocks`; `stack` and `unstack` convert. Under
-    `stochastic_depth`, training draws from the RNG stream 'dropout'.
+    `stochastic_depth`, training draws from the RNG stream of that name.
 
     `net.clone(block_class=..., norm_class=...)` has other blocks, and other modules in
     place of BatchNorm. `block_class` is called like `PostActivationBlock`, with its
@@ -148,7 +148,7 @@ class ResNet(nn.Module):
         count = sum(self.blocks_per_stage)
         place = np.arange(1, count + 1, dtype=np.float32) / count
         survival = jnp.asarray(1 - self.stochastic_depth * place)
-        scales = layers.stochastic_depth(survival, self.make_rng("dropout"))
+        scales = layers.stochastic_depth(survival, self.make_rng("stochastic_depth"))
         ends = np.cumsum(self.blocks_per_stage)[:-1]
         return [[each] for each in jnp.split(scales, ends)]
 

@@ -111,8 +111,16 @@ def read_pictures(
     """Decodes pictures in parallel, in order; prints those that it cannot read.
 
     Yields names with images, uint8 of `image_shape`, or None for an unreadable one.
+
+    Raises:
+      UserError: the network reads no pictures.
     """
     height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"this network reads images of {channels} channels, which no picture has: "
+            "use it from Python, with trained.load"
+        )
 
     def read(name: str) -> np.ndarray | UnreadableError:
         try:

@@ -98,7 +98,7 @@ def make_train_step(
     `unmixed_from_step` on. A mixed example counts as the class of its larger part.
     """
 
-    def loss(params, batch_stats, images, targets, rng):
+    def loss(params, batch_stats, images, targets, rngs):
         params = freeze.stop_gradients(config.optimizer, params)
         with freeze.kept_statistics(config.optimizer):
             logits, changed = net.apply(
@@ -106,27 +106,31 @@ def make_train_step(
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": rng},
+                rngs=rngs,
             )
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         accuracy = (logits.argmax(-1) == targets.argmax(-1)).mean()
         metrics = {"loss": loss, "accuracy": accuracy}
         return loss, (changed["batch_stats"], metrics)
 
-    def gradients(params, batch_stats, images, targets, rng):
+    def gradients(params, batch_stats, images, targets, rngs):
         """Gradients, new statistics and metrics of one part of the batch."""
         gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
-            params, batch_stats, images, targets, rng
+            params, batch_stats, images, targets, rngs
         )
         return gradient, batch_stats, metrics
 
-    def accumulated(params, batch_stats, images, targets, rng):
+    def accumulated(params, batch_stats, images, targets, rngs):
         """The same for all parts, one after another: takes the memory of one."""
         parts = config.optimizer.accumulate
 
         def add(carry, part):
             batch_stats, total = carry
-            gradient, batch_stats, metrics = gradients(params, batch_stats, *part, rng)
+            number, *examples = part
+            own = rngs | {"dropout": jax.random.fold_in(rngs["dropout"], number)}
+            gradient, batch_stats, metrics = gradients(
+                params, batch_stats, *examples, own
+            )
             return (
                 batch_stats,
                 jax.tree.map(jnp.add, total, (gradient, metrics)),
@@ -137,12 +141,14 @@ def make_train_step(
             x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, targets)
         ]
         shapes = jax.eval_shape(
-            gradients, params, batch_stats, split[0][0], split[1][0], rng
+            gradients, params, batch_stats, split[0][0], split[1][0], rngs
         )
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2])
         )
-        (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, zeros), tuple(split))
+        (batch_stats, total), _ = jax.lax.scan(
+            add, (batch_stats, zeros), (jnp.arange(parts), *split)
+        )
         gradient, metrics = jax.tree.map(lambda x: x / parts, total)
         return gradient, batch_stats, metrics
 
@@ -165,9 +171,14 @@ def make_train_step(
             )
         compute = gradients if config.optimizer.accumulate == 1 else accumulated
         # A number after the examples', for networks that draw random numbers.
-        network_rng = jax.random.fold_in(rng, config.batch_size)
+        key = jax.random.fold_in(rng, config.batch_size)
+        # Branches are dropped for the whole batch, and units for each example.
+        rngs = {"stochastic_depth": key, "dropout": key}
+        if axis_name:
+            device = jax.lax.axis_index(axis_name)
+            rngs["dropout"] = jax.random.fold_in(key, device)
         gradient, batch_stats, metrics = compute(
-            state.params, state.batch_stats, images, targets, network_rng
+            state.params, state.batch_stats, images, targets, rngs
         )
         if axis_name:
             gradient, batch_stats, metrics = jax.lax.pmean(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import UserError, data, freeze, models, optimizers
 from resnet_jax.augment import normalization
-from resnet_jax.averaged import make_statistics_call
+from resnet_jax.averaged import make_statistics_call, other_statistics
 from resnet_jax.compilation import Program
 from resnet_jax.config import Build, build_network, get
 from resnet_jax.evaluator import Evaluator
@@ -186,10 +186,11 @@ class Trainer:
 
     def _compile_statistics(self, state: TrainState) -> Program:
         config, parallel = self._config, self.parallel
-        if self.net.norm_class and state.batch_stats:
+        if other := other_statistics(self.net, self._dataset.image_shape):
             raise UserError(
-                f"config.optimizer.ema={config.optimizer.ema} does not work with a "
-                "norm_class that keeps statistics: set it to 0"
+                f"config.optimizer.ema={config.optimizer.ema} does not work with the "
+                f"statistics that {other} keeps, which are not those of the network's "
+                "own BatchNorm: set it to 0"
             )
         return parallel.compile(
             make_statistics_call(

@@ -173,7 +173,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safetensors.safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
+    # NumPy has no such type as float8.
+    except (OSError, safetensors.SafetensorError, AttributeError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors ({error}): give another file"
         ) from None

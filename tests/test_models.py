@@ -899,7 +899,9 @@ def test_stochastic_depth_falls_linearly_from_block_to_block(scan, monkeypatch):
         scaled["params"][name]["bn2"]["scale"] *= 1 - 0.5 * (number + 1) / 9
     expected, _ = quick_apply(plain, scaled, images)
     used = models.stack(variables) if scan else variables
-    found, _ = quick_apply(net, used, images, rngs={"dropout": jax.random.key(0)})
+    found, _ = quick_apply(
+        net, used, images, rngs={"stochastic_depth": jax.random.key(0)}
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -922,7 +924,9 @@ def test_stochastic_depth_is_drawn_in_training_alone(kind):
         net.apply(variables, images), build(kind, depth).apply(variables, images)
     )
     train = partial(net.apply, train=True, mutable=["batch_stats"])
-    draw = quick_jit(lambda key: train(variables, images, rngs={"dropout": key})[0])
+    draw = quick_jit(
+        lambda key: train(variables, images, rngs={"stochastic_depth": key})[0]
+    )
     outcomes = {np.asarray(draw(jax.random.key(seed))).tobytes() for seed in range(40)}
     assert 3 <= len(outcomes) <= 2**3
 
@@ -941,8 +945,8 @@ def test_scan_and_remat_draw_the_same_blocks(kind):
         unrolled, stacked = variables, models.stack(variables)
         return jax.lax.map(
             lambda key: (
-                apply(net, unrolled, images, rngs={"dropout": key})[0],
-                apply(loop, stacked, images, rngs={"dropout": key})[0],
+                apply(net, unrolled, images, rngs={"stochastic_depth": key})[0],
+                apply(loop, stacked, images, rngs={"stochastic_depth": key})[0],
             ),
             keys,
         )

@@ -105,6 +105,7 @@ def test_examples_mixing_and_the_network_draw_from_keys_of_their_own(
         return images, targets
 
     def apply(self, variables, images, *, rngs, **_):
+        assert rngs["stochastic_depth"] == rngs["dropout"]
         keys.append(rngs["dropout"])
         return jnp.zeros((len(images), 10)), {"batch_stats": {}}
 
@@ -141,6 +142,41 @@ def test_a_device_augments_its_part_of_the_batch_as_one_device_would(
         with pytest.raises(InterruptedError):
             step(state, each, jax.random.key(1))
     np.testing.assert_array_equal(seen[0][16:], seen[1])
+
+
+def test_parts_of_a_batch_and_devices_drop_other_units_and_the_same_branches(
+    setting, monkeypatch
+):
+    config, net, _, batch, normalization = setting
+    config = config.copy_and_resolve_references()
+    config.optimizer.accumulate = 2
+
+    def apply(self, variables, images, *, rngs, **_):
+        """Keeps in the statistics what each part of the batch draws."""
+        seen = variables["batch_stats"]
+        drawn = {name: jax.random.uniform(key) for name, key in rngs.items()}
+        kept = {name: seen[name].at[seen["part"]].set(drawn[name]) for name in drawn}
+        logits = jnp.zeros((len(images), 10)) + variables["params"]["bias"]
+        return logits, {"batch_stats": {"part": seen["part"] + 1, **kept}}
+
+    monkeypatch.setattr(models.ResNet, "apply", apply)
+    seen = {"part": 0, "dropout": jnp.zeros(2), "stochastic_depth": jnp.zeros(2)}
+    state = TrainState(jnp.int32(0), {"bias": jnp.float32(0)}, seen, ())
+    step = make_train_step(net, optax.identity(), config, normalization)
+    alone = step(state, batch, jax.random.key(1))[0].batch_stats
+    on_both = jax.vmap(
+        partial(step, axis_name="devices"),
+        (None, Batch(0, 0, None, None), None),
+        axis_name="devices",
+    )
+    twice = Batch(*(jnp.stack([array] * 2) for array in batch[:2]), batch.positions)
+    means = on_both(state, twice, jax.random.key(1))[0].batch_stats
+    assert alone["dropout"][0] != alone["dropout"][1]
+    assert alone["stochastic_depth"][0] == alone["stochastic_depth"][1]
+    assert (means["dropout"][0] != alone["dropout"]).all()
+    np.testing.assert_array_equal(
+        means["stochastic_depth"][0], alone["stochastic_depth"]
+    )
 
 
 def test_seeds_begin_with_other_weights():

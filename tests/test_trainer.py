@@ -1,6 +1,7 @@
 """What a call to the devices may do besides its updates: nothing that costs time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import common, digits
-from resnet_jax import UserError, compilation, data, results
+from resnet_jax import UserError, blocks, compilation, data, results
+from resnet_jax.averaged import other_statistics
 from resnet_jax.config import build_network, validate
 from resnet_jax.parallel import Parallel
 from resnet_jax.plan import Plan
@@ -267,9 +269,27 @@ def test_averaged_weights_are_not_for_statistics_of_an_unknown_momentum():
     config = digits_config()
     config.optimizer.ema = 0.9
 
+    class Block(blocks.PostActivationBlock):
+        momentum: float = 0.9
+
+        @nn.compact
+        def __call__(self, x, train):
+            x = super().__call__(x, train)
+            norm = nn.BatchNorm(not train, momentum=self.momentum, name="mine")
+            return norm(x)
+
+    dataset = data.load(config.dataset)
+    for refused, changed in (
+        ("stage1_block1/bn1", {"norm_class": nn.BatchNorm}),
+        ("stage1_block1/mine", {"block_class": partial(Block, momentum=0.99)}),
+        ("", {"block_class": Block}),
+    ):
+        net = build_network(config, 10).clone(**changed)
+        assert other_statistics(net, dataset.image_shape) == refused
+
     def build(config, num_classes):
         return build_network(config, num_classes).clone(norm_class=nn.BatchNorm)
 
-    trainer = Trainer(config, data.load(config.dataset), build)
-    with pytest.raises(UserError, match=r"optimizer.ema=0.9 does .*: set it to 0"):
+    trainer = Trainer(config, dataset, build)
+    with pytest.raises(UserError, match=r"ema=0.9 does .*bn1 keeps.*: set it to 0"):
         trainer.compile()

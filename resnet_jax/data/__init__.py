@@ -16,7 +16,7 @@ from resnet_jax.data import dataset, digits, fake, image_folder, splits, tfds
 from resnet_jax.data.cache import cached
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.dataset import Split as Split
-from resnet_jax.data.picture import fit
+from resnet_jax.data.picture import DECODING, fit
 from resnet_jax.data.source import KNOWN as KNOWN
 from resnet_jax.data.source import Source
 from resnet_jax.data.stream import StreamedImages as StreamedImages
@@ -102,7 +102,8 @@ def load(config: ConfigDict) -> Dataset:
     chosen, size = list(selections.values()), config.image_size
     streams = _streams(config, source, chosen)
     arrays = cached(
-        source.key and f"{source.key} {chosen} {size} pixels, streams={streams}",
+        source.key
+        and f"{source.key} {DECODING} {chosen} {size} pixels, streams={streams}",
         lambda: dataset.read(source, chosen, size, streams=streams),
     )
     notes += dataset.notes_on_skipped(arrays["skipped"].tolist())

@@ -103,6 +103,10 @@ def read(
                     "them"
                 )
             continue
+        if image.dtype != np.uint8:
+            raise UserError(
+                f"the images of {source.name} are {image.dtype}: give uint8, 0 to 255"
+            )
         image = fit(image, size)
         if not rows:
             shape = image.shape
@@ -117,6 +121,11 @@ def read(
             raise UserError(
                 f"{source.name} has examples without a label in split '{split}': "
                 "choose other splits"
+            )
+        if label >= len(source.class_names):
+            raise UserError(
+                f"{source.name} has the label {label} in split '{split}', but "
+                f"{len(source.class_names)} classes: number them from 0"
             )
         if not streams:
             images[len(rows)] = image

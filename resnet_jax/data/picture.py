@@ -1,11 +1,13 @@
 """Decodes a picture file: any size, mode and orientation to RGB of one size."""
 
 import contextlib
+import hashlib
 import warnings
 from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000
@@ -15,6 +17,10 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 )
 
+# Changes whenever the pixels that are read may: of this file and of Pillow.
+DECODING = hashlib.sha256(
+    Path(__file__).read_bytes() + PIL.__version__.encode()
+).hexdigest()
 # Seconds: reading a picture in less is mostly Python's work, whose lock makes several
 # threads take longer than one.
 QUICK = 5e-4
@@ -76,12 +82,19 @@ def decode(
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
     """An image with channels; unless `size` is 0, its middle resized to that square."""
-    if size and image.shape[:2] != (size, size):
-        grey = image.ndim == 3 and image.shape[-1] == 1
-        whole = Image.fromarray(image[..., 0] if grey else image)
-        middle = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
-        image = np.asarray(middle)
-    return image[..., None] if image.ndim == 2 else image
+    image = image[..., None] if image.ndim == 2 else image
+    if not size or image.shape[:2] == (size, size):
+        return image
+
+    def middle(pixels: np.ndarray) -> np.ndarray:
+        whole = Image.fromarray(pixels)
+        return np.asarray(ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR))
+
+    if image.shape[-1] == 3:
+        return middle(image)
+    # Pillow would take the last of two or four channels for transparency.
+    channels = [middle(channel) for channel in np.moveaxis(image, -1, 0)]
+    return np.stack(channels, axis=-1)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -89,7 +102,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
         grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
+        clear = grey == image.info.get("transparency")
+        pixels = np.where(clear, 255, (grey >> 8).clip(0, 255))
+        image = Image.fromarray(pixels.astype(np.uint8))
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         image = Image.new("RGBA", image.size, "white")

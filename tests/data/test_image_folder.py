@@ -240,6 +240,32 @@ def test_pictures_are_kept_until_a_file_changes(load, root, monkeypatch):
     assert len(decoded) == 16
 
 
+def test_two_folders_of_files_of_one_size_and_time_are_two(load, root):
+    other = write(
+        root.with_name("other"), train={"a": 2, "b": 2}, test={"a": 1, "b": 1}
+    )
+    write(root, train={"a": 2, "b": 2}, test={"a": 1, "b": 1})
+    for number, folder in enumerate((root, other)):
+        for path in folder.rglob("*.png"):
+            path.unlink()
+            grey = Image.new("L", (SIZE, SIZE), 50 + 100 * number)
+            grey.save(path.with_suffix(".bmp"))
+            os.utime(path.with_suffix(".bmp"), ns=(1, 1))
+    found = [load(path=str(path))[0].train.images for path in (root, other)]
+    assert (found[0] == 50).all()
+    assert (found[1] == 150).all()
+
+
+def test_pixels_are_read_again_by_other_code(load, root, monkeypatch):
+    write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})
+    load(stream="never")
+    monkeypatch.setattr(data, "DECODING", "other")
+    monkeypatch.setattr(
+        picture, "decode", lambda *_: np.full((SIZE, SIZE, 3), 7, np.uint8)
+    )
+    assert (load(stream="never")[0].train.images == 7).all()
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "one gone", "text"])
 def test_damaged_cache_is_made_again(load, root, damage):
     write(root, train={"a": 3, "b": 3}, test={"a": 1, "b": 1})

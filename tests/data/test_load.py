@@ -124,6 +124,16 @@ def test_resizing_reads_the_middle_as_predictions_do(shape):
         np.testing.assert_array_equal(picture.fit(image, size), predicted)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_channels_that_are_no_colours_are_resized_one_by_one(channels):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (9, 12, channels), np.uint8)
+    image[..., -1] = 0  # transparent, if it were that
+    alone = [picture.fit(image[..., [n]], 6)[..., 0] for n in range(channels)]
+    np.testing.assert_array_equal(picture.fit(image, 6), np.stack(alone, -1))
+    assert channels == 1 or picture.fit(image, 6)[..., 0].any()
+
+
 def test_image_size_in_colour(config):
     fake = data.load(
         config("fake", image_size=8, train_split="train[:3]", eval_split="test[:1]")
@@ -157,6 +167,21 @@ def test_examples_without_a_label(config, monkeypatch):
     monkeypatch.setitem(data.SOURCES, "mixed", source_of(images, [0, -1]))
     with pytest.raises(UserError, match=r"without a label in split 'train'"):
         data.load(config("mixed"))
+
+
+def test_labels_that_count_from_one(config, monkeypatch):
+    images = [np.zeros((4, 4), np.uint8)] * 2
+    monkeypatch.setitem(data.SOURCES, "mixed", source_of(images, [1, 2]))
+    with pytest.raises(UserError, match=r"the label 2 in split .* number them from 0"):
+        data.load(config("mixed"))
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_images_that_are_not_bytes(config, monkeypatch, stream):
+    images = [np.full((4, 4, 3), 0.7, np.float32)] * 2
+    monkeypatch.setitem(data.SOURCES, "mixed", source_of(images, [0, 1]))
+    with pytest.raises(UserError, match="mixed are float32: give uint8, 0 to 255"):
+        data.load(config("mixed", stream=stream))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def test_sixteen_bits_of_grey_keep_the_upper_eight():
     np.testing.assert_array_equal(read[..., 1], grey >> 8)
 
 
+def test_sixteen_bits_of_grey_that_are_clear_are_white():
+    grey = np.array([[0, 300, 300, 60_000]], np.uint16)
+    file = encoded(Image.fromarray(grey), "PNG", transparency=300)
+    assert picture.decode(file)[..., 0].tolist() == [[0, 255, 255, 60_000 >> 8]]
+
+
 def test_what_is_clear_is_white():
     colour = smooth(8, 8)
     alpha = np.full((8, 8, 1), 255, np.uint8)
