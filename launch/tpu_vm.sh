@@ -71,6 +71,7 @@ fi
 
 workdir='' previous=''
 for argument; do
+    [[ $argument != -workdir* ]] || argument=-$argument # one dash is as good as two
     [[ $previous$argument != --workdir?* ]] || workdir=${argument#--workdir=}
     if [[ $argument == --workdir ]]; then previous=--workdir; else previous=''; fi
 done

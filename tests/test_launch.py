@@ -599,6 +599,7 @@ def test_interrupt_leaves_the_training_running(cloud, long_command):
         ([], "resnet-jax:resnet_jax/runs", "."),
         (["--workdir=runs/a/b"], "resnet-jax:resnet_jax/runs", "."),
         (["--workdir=out/a"], "resnet-jax:resnet_jax/out/a", "runs/"),
+        (["-workdir=out/a"], "resnet-jax:resnet_jax/out/a", "runs/"),
         (["--workdir=/mnt/a"], "resnet-jax:/mnt/a", "runs/"),
         (["--workdir=~/a"], "resnet-jax:a", "runs/"),
     ],

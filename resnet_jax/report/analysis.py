@@ -11,7 +11,7 @@ from jax.tree_util import keystr
 from scipy.special import softmax
 from scipy.stats import binomtest
 
-from resnet_jax import data, explain, models, trained
+from resnet_jax import data, explain, freeze, models, trained
 from resnet_jax.augment import normalize
 from resnet_jax.predict import Predictor
 from resnet_jax.report import calibration
@@ -136,19 +136,25 @@ def gradient_norms(
     Returns:
       'at the start', unless the run began with other weights (`config.init_from`), and
       'at the end': for each convolution and the classifier, the norm of its kernel's
-      gradient.
+      gradient, unless it is frozen.
     """
     config, net = run.config, models.in_float32(run.net.clone(stochastic_depth=0.0))
+    variables = {"at the end": run.variables}
+    if config.optimizer.freeze:  # it names layers as the unrolled network does
+        net = net.clone(scan=False)
+        variables = {"at the end": models.unstack(run.variables)}
 
     @jax.jit
     def norms(variables, images, labels):
         def loss(params):
-            logits, _ = net.apply(
-                {**variables, "params": params},
-                normalize(images, *run.inputs.normalization),
-                train=True,
-                mutable=["batch_stats"],
-            )
+            with freeze.kept_statistics(config.optimizer):
+                logits, _ = net.apply(
+                    {**variables, "params": params},
+                    normalize(images, *run.inputs.normalization),
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": jax.random.key(config.seed)},
+                )
             targets = jax.nn.one_hot(labels, net.num_classes, dtype=logits.dtype)
             targets = optax.smooth_labels(targets, config.label_smoothing)
             return optax.softmax_cross_entropy(logits, targets).mean()
@@ -158,9 +164,9 @@ def gradient_norms(
             keystr(path[:-1], simple=True, separator="/"): jnp.linalg.norm(leaf.ravel())
             for path, leaf in jax.tree.leaves_with_path(gradients)
             if path[-1].key == "kernel"
+            and not freeze.is_frozen(config.optimizer, freeze.joined(path))
         }
 
-    variables = {"at the end": run.variables}
     if not config.init_from:
         key = jax.random.key(config.seed)
         first = models.initialize(net, key, run.inputs.image_shape)

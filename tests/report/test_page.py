@@ -10,14 +10,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from configs import digits
+from experiments import arrangements
 from resnet_jax import (
     UserError,
     command_line,
+    freeze,
     main,
     models,
     report,
@@ -158,6 +161,37 @@ def test_gradients_are_of_the_loss_of_training(runs):
     gradient = jax.jit(jax.grad(loss))(run.variables["params"])["classifier"]["kernel"]
     found = analysis.gradient_norms(smoothed, images, labels)["at the end"]
     assert found["classifier"] == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_gradients_are_of_what_trains_as_it_trains(runs):
+    """A frozen layer has none, and is there as in evaluation; units are dropped."""
+    run = trained.load(runs / "a")
+    images, labels = (x[:32] for x in trained.load_data(run).train)
+    config = run.config.copy_and_resolve_references()
+    config.optimizer.freeze = "^stem|^stage1"
+    net = arrangements.with_shortcut("dropout 0.5", config, 10)
+    frozen = dataclasses.replace(run, config=config, net=net)
+    variables = models.unstack(run.variables)
+
+    def loss(params):
+        with freeze.kept_statistics(config.optimizer):
+            logits, _ = net.apply(
+                {**variables, "params": params},
+                normalize(jnp.asarray(images), *run.inputs.normalization),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(config.seed)},
+            )
+        return optax.losses.softmax_cross_entropy_with_integer_labels(
+            logits, labels
+        ).mean()
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])["classifier"]["kernel"]
+    found = analysis.gradient_norms(frozen, images, labels)["at the end"]
+    assert found["classifier"] == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
+    assert not any(name.startswith(("stem", "stage1")) for name in found)
+    assert len(found) == 5
 
 
 @pytest.mark.slow
