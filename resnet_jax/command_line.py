@@ -90,8 +90,8 @@ def parse(
       define: defines the command's flags on the values that it is given.
 
     Raises:
-      UserError: an argument that is not a flag, an unknown flag or config field, or an
-        invalid value.
+      UserError: an argument that is not a flag, an unknown flag or config field, an
+        invalid value, or several directories for one run.
     """
     values, arguments = parse_with_arguments(argv, doc, define)
     if arguments:
@@ -130,6 +130,9 @@ def parse_with_arguments(
             told = f" (default: {default[1:-1]})" if values[name].default else ""
             print(f"  --{name}: {values[name].help}{told}")
         sys.exit(0)
+    given = [argument for argument in argv if re.match("--?workdir=", argument)]
+    if len(given) > 1 and isinstance(values.workdir, str):
+        raise UserError(f"{given[-2]} and {given[-1]} are two directories: give one")
     return values, rest[1:]
 
 

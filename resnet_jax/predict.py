@@ -93,13 +93,19 @@ def find_pictures(arguments: list[str]) -> list[str]:
         if argument == STDIN or path.is_file():
             pictures.append(argument)
         elif path.is_dir():
-            inside, _ = listing.pictures(path)
+            inside, rest = listing.pictures(path)
             if not inside:
                 suffixes = ", ".join(sorted(SUFFIXES))
                 raise UserError(
                     f"{argument} contains no pictures ({suffixes}): give another"
                 )
             pictures += inside
+            if rest:
+                print(
+                    f"ignored   {len(rest):,} other files in {argument}, such as "
+                    f"{rest[0]}",
+                    file=sys.stderr,
+                )
         else:
             raise UserError(f"{argument} does not exist: name a file or a folder")
     return pictures

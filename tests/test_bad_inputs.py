@@ -488,6 +488,9 @@ COMMANDS = {
     "workdir below a file": train(
         *SMALL, "--workdir=file/a/b", named=["file/a/b: file is a file", "directory"]
     ),
+    "two workdirs": train(
+        *SMALL, "--workdir=a", "--workdir=b", named=["--workdir=a and --workdir=b"]
+    ),
     "workdir with other files": train(
         *SMALL, "--workdir=thesis", named=["--workdir=thesis", "new or empty directory"]
     ),

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +93,14 @@ def test_reads_a_picture_from_standard_input(run, expected, capsys, monkeypatch)
     (row,) = json.loads(capsys.readouterr().out)
     assert row["file"] == "-"
     assert row["classes"][0]["class"] == str(expected[6].argmax())
+
+
+def test_other_files_of_a_folder_are_told(run, tmp_path, capsys):
+    shutil.copy(run / "pictures" / "00.png", tmp_path)
+    (tmp_path / "scan.tiff").touch()
+    assert predict.find_pictures([str(tmp_path)]) == [str(tmp_path / "00.png")]
+    told = f"ignored   1 other files in {tmp_path}, such as {tmp_path}/scan.tiff\n"
+    assert capsys.readouterr().err == told
 
 
 def test_unreadable_pictures_are_told_and_skipped(run, tmp_path, capsys):
