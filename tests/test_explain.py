@@ -15,7 +15,7 @@ from tests.test_train import digits_config
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, quick_trainings):
     """A run that has learned, and three test images as files beside it."""
-    config = digits_config(steps=0, epochs=4)
+    config = digits_config(steps=0, epochs=4, **{"model.width": 8})
     root = tmp_path_factory.mktemp("explain")
     train.train_and_evaluate(config, root / "run")
     dataset = data.load(config.dataset)
