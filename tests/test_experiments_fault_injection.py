@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+import subprocess
 
 import pytest
 
@@ -56,6 +57,27 @@ def test_differences_are_found(untouched, tmp_path):
     other.parent.mkdir()
     fault_injection.start(other, arguments=(*SHORT, "--config.seed=1"))
     assert "arrays" in fault_injection.differences(untouched, other)
+
+
+def test_a_run_that_ignores_its_signal_was_not_finished_before(tmp_path, monkeypatch):
+    class Ignores:
+        returncode = 0
+
+        def poll(self):
+            return None
+
+        def send_signal(self, _):
+            (tmp_path / "run" / "summary.json").touch()
+
+        def wait(self):
+            return 0
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: Ignores())
+    aim = ("start-up", 1, 0.0)
+    ended = fault_injection.start(tmp_path / "run", signal.SIGTERM, aim)
+    assert not ended["finished"]
+    assert fault_injection.faults([ended], signal.SIGTERM) == ["exit status 0"]
 
 
 def test_wrong_ends_are_found():

@@ -111,6 +111,15 @@ def test_any_number_of_images_and_the_check(run):
     assert abs(rows[-1]["integrated_gradients"]) < 0.5
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_of_channels_that_are_no_colours_the_first_is_shown(channels):
+    image = np.full((8, 8, channels), 9, np.uint8)
+    image[..., 0] = 70
+    shown = explain.enlarge(image)
+    assert shown.mode == "RGB"
+    assert (np.asarray(shown) == 70).all()
+
+
 def test_overlay_is_coloured_where_the_map_is():
     image = np.full((8, 8, 1), 100, np.uint8)
     values = np.zeros((8, 8))

@@ -311,6 +311,9 @@ def test_what_cannot_be_begun_with_is_a_sentence(network, tmp_path, monkeypatch)
     assert "convert --source" in sentence("x.pt", b"")
     assert "convert --source" in sentence("x.h5", b"")
     assert "cannot be read as safetensors" in sentence("x.safetensors", b"text")
+    about = b'{"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}'
+    float8 = len(about).to_bytes(8, "little") + about + b"0"
+    assert "cannot be read as safetensors" in sentence("x.safetensors", float8)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         begin_with("~/x.safetensors")

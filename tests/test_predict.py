@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from resnet_jax import command_line, data, predict, train, trained
+from resnet_jax import UserError, command_line, data, predict, train, trained
 from resnet_jax.augment import normalize, statistics
 from tests.test_train import digits_config
 
@@ -101,6 +101,11 @@ def test_other_files_of_a_folder_are_told(run, tmp_path, capsys):
     assert predict.find_pictures([str(tmp_path)]) == [str(tmp_path / "00.png")]
     told = f"ignored   1 other files in {tmp_path}, such as {tmp_path}/scan.tiff\n"
     assert capsys.readouterr().err == told
+
+
+def test_networks_of_other_channels_read_no_pictures():
+    with pytest.raises(UserError, match="images of 5 channels, which no picture has"):
+        next(predict.read_pictures(["a.png"], (8, 8, 5)))
 
 
 def test_unreadable_pictures_are_told_and_skipped(run, tmp_path, capsys):
